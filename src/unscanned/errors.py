@@ -1,0 +1,109 @@
+"""Every error that a user can meet, with the exit code that the command line gives it.
+
+A message has four parts: what went wrong, where, what was found against what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BusyError",
+    "CheckpointError",
+    "DatasetError",
+    "DownloadError",
+    "PartialFailure",
+    "ResourceError",
+    "SettingsError",
+    "TrainingError",
+    "UnscannedError",
+    "VolumeError",
+]
+
+
+class UnscannedError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: One clause that says what is wrong.
+        where: The file, subject, setting or step that it is about.
+        found: What was there.
+        expected: What should have been there.
+        do: What the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        expected: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        if self.found is not None:
+            text += f"; found {self.found}"
+        if self.expected is not None:
+            text += f"{', expected' if self.found is not None else '; expected'} {self.expected}"
+        if self.do is not None:
+            text += f". {self.do}"
+        return text
+
+
+class SettingsError(UnscannedError):
+    """A setting, an option or a combination of them that cannot be."""
+
+    exit_code = 2
+
+
+class VolumeError(UnscannedError):
+    """An image file that is refused. Nothing was written."""
+
+    exit_code = 3
+
+
+class DatasetError(UnscannedError):
+    """A dataset, split or archive that is refused. Nothing was written."""
+
+    exit_code = 3
+
+
+class PartialFailure(UnscannedError):
+    """Some cases failed; the others were written."""
+
+    exit_code = 4
+
+
+class CheckpointError(UnscannedError):
+    """A model or checkpoint that is refused."""
+
+    exit_code = 5
+
+
+class TrainingError(UnscannedError):
+    """Training diverged or collapsed; the best model so far is kept."""
+
+    exit_code = 6
+
+
+class ResourceError(UnscannedError):
+    """A resource is missing: disk space, memory, a device."""
+
+    exit_code = 7
+
+
+class BusyError(UnscannedError):
+    """The output is in use by another run."""
+
+    exit_code = 8
+
+
+class DownloadError(UnscannedError):
+    """A download failed, or its checksum differs."""
+
+    exit_code = 9

@@ -1,0 +1,156 @@
+"""Generators: networks that make the target patch from the source patch.
+
+A generator maps (batch, in_channels, i, j, k) to (batch, 1, i, j, k), in z-scores; channel 0 is the source. To add one,
+write a module with that contract and name it in `GENERATORS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unscanned.errors import SettingsError
+
+__all__ = ["GENERATORS", "NieGenerator", "Residual", "UNetGenerator", "build"]
+
+
+class NieGenerator(nn.Module):
+    """The nine-layer fully convolutional generator of Nie et al. (IEEE TBME 2018, fig. 2) as the report has it.
+
+    Kernels 9, 3, 3, 3, 9, 3, 3, 7, 3; dilation 1 in the first and last layer, 2 in the seven between; same padding; batch
+    norm and LeakyReLU after each but the last, which is linear. No pooling. The receptive field is 59 voxels a side.
+
+    Args:
+        in_channels: 1, or 2 in an auto-context chain (source, previous synthetic target).
+        filters: Output channels of the layers but the last.
+        kernels: Edge of each layer's cubic kernel, odd.
+        slope: Negative slope of LeakyReLU.
+
+    Example:
+        >>> NieGenerator(filters=(4,) * 8)(torch.zeros(1, 1, 8, 8, 8)).shape
+        torch.Size([1, 1, 8, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        *,
+        filters: Sequence[int] = (32, 32, 32, 64, 64, 64, 32, 32),
+        kernels: Sequence[int] = (9, 3, 3, 3, 9, 3, 3, 7, 3),
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *filters, 1]
+        last = len(kernels) - 1
+        self.convolutions = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        for layer, kernel in enumerate(kernels):
+            dilation = 1 if layer in (0, last) else 2
+            convolution = nn.Conv3d(
+                widths[layer], widths[layer + 1], kernel, padding=dilation * (kernel // 2), dilation=dilation
+            )
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(torch.as_tensor(convolution.bias))
+            self.convolutions.append(convolution)
+            if layer < last:
+                self.norms.append(nn.BatchNorm3d(widths[layer + 1]))
+        self.activation = nn.LeakyReLU(slope)
+
+    @property
+    def context(self) -> int:
+        """Voxels on each side that can change an output voxel: half the receptive field."""
+        return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in self.convolutions)  # type: ignore[union-attr,index,operator,misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
+        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
+            x = self.activation(norm(convolution(x)))
+        return self.convolutions[-1](x)
+
+
+class UNetGenerator(nn.Module):
+    """MONAI's residual 3D U-Net (Kerfoot et al., STACOM 2018): the strong baseline, not part of the report's method.
+
+    Args:
+        in_channels: As for `NieGenerator`.
+        slope: Negative slope of LeakyReLU.
+    """
+
+    context: int | None = None
+    "Strided convolutions: the output depends on where the window starts, so no exact tiling exists."
+
+    def __init__(self, in_channels: int = 1, *, slope: float = 0.2) -> None:
+        super().__init__()
+        from monai.networks.nets import UNet  # MONAI takes seconds to import
+
+        self.network = UNet(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=1,
+            channels=(32, 64, 128, 256),
+            strides=(2, 2, 2),
+            num_res_units=2,
+            act=("LeakyReLU", {"negative_slope": slope}),
+            norm="BATCH",
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, i, j, k), edges multiples of 8, to (batch, 1, i, j, k)."""
+        return self.network(x)
+
+
+class Residual(nn.Module):
+    """ResGAN: the source is added voxel by voxel to the output of the last convolution (report, section VII).
+
+    Args:
+        generator: A generator; channel 0 of its input is the source.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    @property
+    def context(self) -> int | None:
+        """That of the generator inside."""
+        return self.generator.context  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
+        return x[:, :1] + self.generator(x)
+
+
+def small(in_channels: int = 1, *, slope: float = 0.2) -> NieGenerator:
+    """Return a generator of the same shape for the demo: four layers, 8 filters, a receptive field of 17 voxels."""
+    return NieGenerator(in_channels, filters=(8, 16, 16), kernels=(5, 3, 3, 3), slope=slope)
+
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"nie": NieGenerator, "small": small, "unet": UNetGenerator}
+
+
+def build(name: str, *, in_channels: int = 1, residual: bool = False, slope: float = 0.2) -> nn.Module:
+    """Return the generator of that name, with fresh weights from torch's global random state.
+
+    Args:
+        name: A key of `GENERATORS`.
+        in_channels: 1, or 2 in an auto-context chain.
+        residual: Whether the source is added to the output.
+        slope: Negative slope of LeakyReLU.
+
+    Raises:
+        SettingsError: Unknown name; lists the known ones.
+    """
+    if name not in GENERATORS:
+        near = difflib.get_close_matches(name, GENERATORS, n=1)
+        raise SettingsError(
+            "no such generator",
+            where="generator.name",
+            found=name,
+            expected=f"one of {', '.join(GENERATORS)}",
+            do=f"Did you mean {near[0]}?" if near else None,
+        )
+    generator = GENERATORS[name](in_channels, slope=slope)
+    return Residual(generator) if residual else generator
