@@ -1,0 +1,287 @@
+"""How far a synthetic volume is from the acquired one: plain functions of two arrays, and one dict of them.
+
+Every function takes the acquired target, the synthetic volume and an optional mask; the two arrays must lie on one grid
+and one intensity scale. None guesses a data range, and none lets a NaN through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from unscanned.errors import DatasetError, SettingsError
+
+__all__ = ["METRICS", "mae", "mse", "psnr", "psnr_nie", "seam_index", "slice_mse", "ssim", "ssim_map"]
+
+Array = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+_SSIM_SIGMA = 1.5
+_SSIM_RADIUS = 5
+
+
+def mae(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return the mean absolute error, in the unit of the arrays.
+
+    Args:
+        target: Acquired volume, any shape.
+        synthetic: Synthetic volume, same shape.
+        mask: Voxels to count, same shape; all when unset.
+
+    Raises:
+        DatasetError: Different shapes, a voxel that is not finite, or an empty mask.
+
+    Example:
+        >>> mae(np.zeros((2, 2, 2)), np.full((2, 2, 2), 0.5))
+        0.5
+    """
+    target, synthetic = _voxels(target, synthetic, mask)
+    return float(np.mean(np.abs(synthetic - target), dtype=np.float64))
+
+
+def mse(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return the mean squared error, in the squared unit of the arrays.
+
+    Args and errors are those of `mae`.
+    """
+    target, synthetic = _voxels(target, synthetic, mask)
+    return float(np.mean(np.square(synthetic - target), dtype=np.float64))
+
+
+def psnr_nie(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return the peak signal-to-noise ratio in dB as the authors of the method compute it.
+
+    The peak is the larger of the two volumes' maxima, so one bright synthetic voxel raises its own score, and the value
+    depends on where the scale has its zero. It serves to compare with the report; `psnr` serves to compare methods.
+
+    Args and errors are those of `mae`. Equal volumes give infinity.
+
+    Raises:
+        DatasetError: Also when neither volume has a positive voxel, so that there is no peak.
+
+    References:
+        D. Nie et al., IEEE TBME 65(12), 2018; `psnr` in github.com/ginobilinie/medSynthesis.
+    """
+    target, synthetic = _voxels(target, synthetic, mask)
+    peak = float(max(target.max(), synthetic.max()))
+    if peak <= 0:
+        raise DatasetError(
+            "no voxel is positive, so this PSNR has no peak", where="psnr_nie", found=f"maximum {peak:g}"
+        )
+    return _decibel(peak, float(np.mean(np.square(synthetic - target), dtype=np.float64)))
+
+
+def psnr(target: Array, synthetic: Array, mask: Mask | None = None, *, data_range: float) -> float:
+    """Return the peak signal-to-noise ratio in dB for a declared range of the data.
+
+    Args:
+        target: Acquired volume, any shape.
+        synthetic: Synthetic volume, same shape.
+        mask: Voxels to count, same shape; all when unset.
+        data_range: Peak, in the unit of the arrays; the same for every volume that is compared.
+
+    Returns:
+        20 log10(data_range / RMSE); infinity for equal volumes.
+
+    Raises:
+        DatasetError: Different shapes, a voxel that is not finite, or an empty mask.
+        SettingsError: `data_range` is not positive and finite.
+    """
+    _check_range(data_range)
+    return _decibel(data_range, mse(target, synthetic, mask))
+
+
+def ssim(target: Array, synthetic: Array, mask: Mask | None = None, *, data_range: float) -> float:
+    """Return the mean structural similarity, with a Gaussian window of sigma 1.5 voxels.
+
+    With a mask the whole map is averaged inside it. Without one, the mean is over the voxels whose 11-voxel window lies
+    inside the volume, which is what scikit-image and MONAI return.
+
+    Args:
+        target: Acquired volume, at least 11 voxels along each axis.
+        synthetic: Synthetic volume, same shape.
+        mask: Voxels to average the map over, same shape.
+        data_range: Range of the data, in the unit of the arrays.
+
+    Returns:
+        At most 1, which equal volumes have.
+
+    Raises:
+        DatasetError: Different shapes, a voxel that is not finite, an empty mask, or a volume smaller than the window.
+        SettingsError: `data_range` is not positive and finite.
+
+    References:
+        Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 13(4), 2004.
+    """
+    if mask is None:
+        inner = (slice(_SSIM_RADIUS, -_SSIM_RADIUS),) * np.ndim(target)
+        return float(ssim_map(target, synthetic, data_range=data_range)[inner].mean(dtype=np.float64))
+    _check(target, synthetic, mask)
+    box = _box(mask, margin=_SSIM_RADIUS, least=2 * _SSIM_RADIUS + 1)
+    # A margin of one window's radius makes the map inside the mask the same as that of the whole volume.
+    values = ssim_map(target[box], synthetic[box], data_range=data_range)
+    return float(values[mask[box]].mean(dtype=np.float64))
+
+
+def ssim_map(target: Array, synthetic: Array, *, data_range: float) -> Array:
+    """Return the structural similarity at every voxel; borders are reflected. See `ssim`."""
+    from skimage.metrics import structural_similarity
+
+    _check_range(data_range)
+    _check(target, synthetic, None)
+    if min(target.shape) <= 2 * _SSIM_RADIUS:
+        raise DatasetError(
+            "the volume is smaller than the window of SSIM",
+            where="ssim",
+            found=f"shape {target.shape}",
+            expected=f"at least {2 * _SSIM_RADIUS + 1} voxels along each axis",
+        )
+    _, values = structural_similarity(
+        np.asarray(target, np.float32),
+        np.asarray(synthetic, np.float32),
+        data_range=data_range,
+        gaussian_weights=True,
+        sigma=_SSIM_SIGMA,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return values
+
+
+def slice_mse(target: Array, synthetic: Array, mask: Mask | None = None, *, axis: int) -> npt.NDArray[np.float64]:
+    """Return the mean squared error of every slice across one axis.
+
+    Args:
+        target: Acquired volume, shape (i, j, k).
+        synthetic: Synthetic volume, same shape.
+        mask: Voxels to count, same shape; all when unset.
+        axis: Axis that the slices are counted along: in RAS+, 0 is sagittal, 1 coronal, 2 axial.
+
+    Returns:
+        One value for each index along `axis`; NaN where a slice has no voxel in the mask.
+
+    Raises:
+        DatasetError: Different shapes, a voxel that is not finite, or an empty mask.
+    """
+    _check(target, synthetic, mask)
+    others = tuple(other for other in range(target.ndim) if other != axis)
+    squared = np.square(np.asarray(synthetic, np.float32) - np.asarray(target, np.float32))
+    if mask is None:
+        return squared.mean(axis=others, dtype=np.float64)
+    count = np.count_nonzero(mask, axis=others)
+    total = np.sum(squared, axis=others, dtype=np.float64, where=mask)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def seam_index(
+    target: Array,
+    synthetic: Array,
+    mask: Mask | None = None,
+    *,
+    stride: int,
+    offset: tuple[int, int, int] = (0, 0, 0),
+) -> float:
+    """Return how much more a synthetic volume changes across patch borders than elsewhere, relative to the target.
+
+    Patches that start every `stride` voxels, of an edge that is a multiple of it, have their borders between the voxels
+    p - 1 and p for every p with (p - offset) divisible by `stride`. Along each axis,
+
+        ratio = mean |v[p] - v[p - 1]| over border planes / the same mean over all other planes,
+
+    where both voxels lie in the mask. The index is the ratio of the synthetic volume divided by that of the target,
+    which removes what anatomy does at those planes, averaged over the axes that have borders. 1 means that there is no
+    seam; 1.2 that steps across borders are 20 % larger than the anatomy explains. A last patch that was moved inwards
+    to fit adds borders off this grid; they count as other planes.
+
+    Args:
+        target: Acquired volume, shape (i, j, k).
+        synthetic: Synthetic volume, same shape.
+        mask: Voxels to count, same shape; all when unset.
+        stride: Voxels between neighbouring patches, at least 2.
+        offset: Voxel of each axis at which the first patch starts; may be negative.
+
+    Raises:
+        DatasetError: Different shapes, a voxel that is not finite, an empty mask, or a region without borders or
+            without any change of intensity.
+        SettingsError: `stride` is smaller than 2.
+    """
+    if stride < 2:
+        raise SettingsError("every plane is a border", where="stride", found=stride, expected="at least 2")
+    _check(target, synthetic, mask)
+    ratios = []
+    for axis in range(target.ndim):
+        border = (np.arange(1, target.shape[axis]) - offset[axis]) % stride == 0
+        before, after = _border_ratio(target, mask, axis, border), _border_ratio(synthetic, mask, axis, border)
+        if before is not None and after is not None and before > 0:
+            ratios.append(after / before)
+    if not ratios:
+        raise DatasetError(
+            "no patch border to look at", where="seam_index", found=f"shape {target.shape}, stride {stride}"
+        )
+    return float(np.mean(ratios))
+
+
+def _border_ratio(volume: Array, mask: Mask | None, axis: int, border: npt.NDArray[np.bool_]) -> float | None:
+    """Mean step across the border planes over the mean step across the others; None where one of them is missing."""
+    others = tuple(other for other in range(volume.ndim) if other != axis)
+    steps = np.abs(np.diff(np.asarray(volume, np.float32), axis=axis))
+    if mask is None:
+        count = np.full(border.shape, steps.size // max(border.size, 1))
+        total = steps.sum(axis=others, dtype=np.float64)
+    else:
+        length = volume.shape[axis]
+        both = np.take(mask, range(1, length), axis) & np.take(mask, range(length - 1), axis)
+        count = np.count_nonzero(both, axis=others)
+        total = np.sum(steps, axis=others, dtype=np.float64, where=both)
+    if not count[border].sum() or not count[~border].sum() or not total[~border].sum():
+        return None
+    return float(total[border].sum() / count[border].sum() / (total[~border].sum() / count[~border].sum()))
+
+
+def _decibel(peak: float, squared_error: float) -> float:
+    return math.inf if squared_error == 0 else 20 * math.log10(peak / math.sqrt(squared_error))
+
+
+def _voxels(target: Array, synthetic: Array, mask: Mask | None) -> tuple[Array, Array]:
+    _check(target, synthetic, mask)
+    return (target, synthetic) if mask is None else (target[mask], synthetic[mask])
+
+
+def _check(target: Array, synthetic: Array, mask: Mask | None) -> None:
+    for name, array in (("synthetic volume", synthetic), ("mask", mask)):
+        if array is not None and np.shape(array) != np.shape(target):
+            raise DatasetError(
+                f"the {name} has another shape than the target", found=np.shape(array), expected=np.shape(target)
+            )
+    if mask is not None and not mask.any():
+        raise DatasetError("the mask is empty, so there is nothing to score", where="mask")
+    if not np.size(target):
+        raise DatasetError("the volume has no voxels", found=f"shape {np.shape(target)}")
+    for name, array in (("target", target), ("synthetic volume", synthetic)):
+        # Summing is several times faster than testing each voxel, and is finite only if every voxel is.
+        if not math.isfinite(float(np.sum(array, dtype=np.float64))):
+            count = int(np.count_nonzero(~np.isfinite(array)))
+            raise DatasetError(f"the {name} has voxels that are not finite", found=f"{count} of {np.size(array)}")
+
+
+def _check_range(data_range: float) -> None:
+    if not (math.isfinite(data_range) and data_range > 0):
+        raise SettingsError("the data range must be positive", where="data_range", found=data_range)
+
+
+def _box(mask: Mask, *, margin: int, least: int) -> tuple[slice, ...]:
+    """The mask's bounding box, widened by `margin` and to at least `least` voxels where the volume allows."""
+    box = []
+    for axis, length in enumerate(mask.shape):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        start, stop = max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, length)
+        stop = min(max(stop, start + least), length)
+        start = max(min(start, stop - least), 0)
+        box.append(slice(start, stop))
+    return tuple(box)
+
+
+METRICS: dict[str, Callable[..., float]] = {"mae": mae, "mse": mse, "psnr_nie": psnr_nie, "psnr": psnr, "ssim": ssim}
