@@ -1,0 +1,245 @@
+"""What a NIfTI-1 header claims, checked before anything is believed or allocated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from unscanned.errors import VolumeError
+
+__all__ = ["HEADER_BYTES", "Header", "corner_distance_mm", "parse_header"]
+
+HEADER_BYTES = 348
+
+_FIRST_VOXEL_BYTE = 352
+_TRANSFORM_TOLERANCE_MM = 0.1
+_CONVERT = "Convert the file to a single NIfTI-1 file, for example with `nibabel.save` or `mri_convert`."
+
+_DTYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
+_REFUSED_TYPES = {
+    1: "one bit a voxel",
+    32: "complex numbers",
+    128: "RGB colours",
+    1536: "128-bit floats",
+    1792: "complex numbers",
+    2048: "complex numbers",
+    2304: "RGBA colours",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """The facts of a NIfTI-1 header that hold after all checks.
+
+    Attributes:
+        shape: Number of voxels along each axis, three or more axes, those behind the third possibly 1.
+        dtype: Type of a stored voxel, with its byte order.
+        offset: Position of the first voxel in the decompressed file, bytes.
+        slope: Factor from the stored to the true intensity; 1 where the file states none.
+        intercept: Added after the factor; 0 where the file states none.
+        affine: float64 (4, 4), voxel to world, mm, RAS+.
+        warnings: What is odd and was accepted.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    warnings: tuple[str, ...] = ()
+
+
+def parse_header(block: bytes, path: Path) -> Header:
+    """Read the 348 bytes of a NIfTI-1 header.
+
+    Args:
+        block: The first 348 bytes of the decompressed file.
+        path: The file, for messages.
+
+    Raises:
+        VolumeError: The header is not one of a single NIfTI-1 file, contradicts itself, or has no usable transform.
+    """
+    fields = nibabel.Nifti1Header(block, endianness=_byte_order(block, path), check=False)
+    if bytes(fields["magic"]) != b"n+1\0":
+        raise VolumeError(
+            "the file is not a single NIfTI-1 file",
+            where=path,
+            found=f"magic {bytes(fields['magic'])!r}",
+            expected=r"b'n+1\x00'",
+            do=_CONVERT,
+        )
+    shape = _shape(fields, path)
+    slope, intercept = _scaling(fields, path)
+    affine, warnings = _affine(fields, shape, path)
+    return Header(
+        shape=shape,
+        dtype=_dtype(fields, path),
+        offset=_offset(fields, path),
+        slope=slope,
+        intercept=intercept,
+        affine=affine,
+        warnings=(*warnings, *_unit_warnings(fields)),
+    )
+
+
+def corner_distance_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far apart two affines put the same corner voxel of a grid, at most, in mm."""
+    corners = [[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in shape[:3]))]
+    return float(np.linalg.norm(((first - second) @ np.array(corners).T)[:3], axis=0).max())
+
+
+def _byte_order(block: bytes, path: Path) -> str:
+    size = {order: struct.unpack_from(f"{order}i", block)[0] for order in "<>"}
+    for order, found in size.items():
+        if found == HEADER_BYTES:
+            return order
+    is_nifti2 = 540 in size.values()
+    raise VolumeError(
+        "the file is NIfTI-2, which this program does not read" if is_nifti2 else "the file is not NIfTI",
+        where=path,
+        found=f"a header size of {540 if is_nifti2 else size['<']}",
+        expected=HEADER_BYTES,
+        do=_CONVERT,
+    )
+
+
+def _shape(fields: nibabel.Nifti1Header, path: Path) -> tuple[int, ...]:
+    dim = [int(value) for value in fields["dim"]]
+    shape = tuple(dim[1 : 1 + dim[0]]) if 1 <= dim[0] <= 7 else ()
+    if len(shape) < 3 or min(shape) < 1:
+        raise VolumeError(
+            "the header's dimensions cannot be those of a volume",
+            where=path,
+            found=f"dim = {dim}",
+            expected="3 to 7 axes of 1 to 32,767 voxels",
+            do="Export the scan again as one 3D volume.",
+        )
+    return shape
+
+
+def _dtype(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
+    code, bits = int(fields["datatype"]), int(fields["bitpix"])
+    if code not in _DTYPES:
+        raise VolumeError(
+            "the voxels' type cannot be used",
+            where=path,
+            found=_REFUSED_TYPES.get(code, f"the unknown datatype {code}"),
+            expected="integers of 8 to 64 bits, or floats of 32 or 64",
+            do="Save the volume as int16 or float32.",
+        )
+    dtype = np.dtype(fields.endianness + _DTYPES[code])
+    if bits != 8 * dtype.itemsize:
+        raise VolumeError(
+            "the header contradicts itself about the size of a voxel",
+            where=path,
+            found=f"bitpix {bits} with datatype {code} ({dtype.name})",
+            expected=f"bitpix {8 * dtype.itemsize}",
+            do="Export the scan again; this header is damaged.",
+        )
+    return dtype
+
+
+def _offset(fields: nibabel.Nifti1Header, path: Path) -> int:
+    offset = float(fields["vox_offset"])
+    if not (math.isfinite(offset) and offset.is_integer() and offset >= _FIRST_VOXEL_BYTE):
+        raise VolumeError(
+            "the header's position of the first voxel cannot be",
+            where=path,
+            found=f"vox_offset {offset:g}",
+            expected=f"a whole number of at least {_FIRST_VOXEL_BYTE}",
+            do="Export the scan again; this header is damaged.",
+        )
+    return int(offset)
+
+
+def _scaling(fields: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
+    slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if (slope == 0 or math.isnan(slope)) and (intercept == 0 or math.isnan(intercept)):
+        return 1.0, 0.0  # The standard's 0 and nibabel's NaN both say that no scaling is stored.
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise VolumeError(
+            "the header's intensity scaling cannot be applied",
+            where=path,
+            found=f"slope {slope:g} with intercept {intercept:g}",
+            expected="finite numbers and a slope other than 0",
+            do="Export the scan again, or write its true slope and intercept into the header.",
+        )
+    return slope, intercept
+
+
+def _unit_warnings(fields: nibabel.Nifti1Header) -> tuple[str, ...]:
+    unit = {1: "metres", 3: "micrometres"}.get(int(fields["xyzt_units"]) & 7)
+    return (f"the header says {unit}; its numbers are taken as millimetres, as other software does",) if unit else ()
+
+
+def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    sform = np.array(fields.get_sform(), dtype=np.float64) if int(fields["sform_code"]) > 0 else None
+    qform = _qform(fields) if int(fields["qform_code"]) > 0 else None
+    chosen = qform if sform is None else sform
+    if chosen is None or not _is_usable(chosen):
+        raise VolumeError(
+            "the file does not say where its voxels lie in space"
+            if chosen is None
+            else "the transform from voxels to space is singular or not finite",
+            where=path,
+            found=f"sform {_text(sform)} and qform {_text(qform)}",
+            expected="an invertible sform or qform",
+            do="Export the scan again from DICOM, or copy the header of a scan on the same grid.",
+        )
+    warnings = []
+    if sform is not None and qform is not None:
+        distance = corner_distance_mm(sform, qform, shape) if _is_usable(qform) else math.inf
+        if distance > _TRANSFORM_TOLERANCE_MM:
+            warnings.append(
+                f"sform and qform differ by up to {distance:.3g} mm; the sform is used: "
+                f"sform {_text(sform)}, qform {_text(qform)}"
+            )
+    if _is_sheared(chosen):
+        warnings.append(f"the voxels' axes are not at right angles: {_text(chosen)}")
+    return chosen, tuple(warnings)
+
+
+def _qform(fields: nibabel.Nifti1Header) -> np.ndarray:
+    if float(fields["pixdim"][0]) == 0:
+        fields["pixdim"][0] = 1  # The standard's reading of a handedness that was never set.
+    try:
+        with np.errstate(all="ignore"):
+            return np.array(fields.get_qform(), dtype=np.float64)
+    except (ValueError, ArithmeticError, nibabel.spatialimages.HeaderDataError):
+        return np.full((4, 4), np.nan)
+
+
+def _is_usable(affine: np.ndarray) -> bool:
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
+
+
+def _is_sheared(affine: np.ndarray) -> bool:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
+
+
+def _text(affine: np.ndarray | None) -> str:
+    if affine is None:
+        return "not set"
+    return "[" + "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3]) + "]"
