@@ -1,0 +1,207 @@
+"""Which scans lie where: file names and tables of the layouts that datasets come in, nothing opened but tables."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from unscanned.errors import DatasetError
+
+__all__ = ["Inventory", "Layout", "Scan", "contrast_key", "take_inventory"]
+
+Layout = Literal["auto", "bids", "ixi", "csv"]
+
+_BIDS_NAME = re.compile(
+    r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"
+)
+_IXI_NAME = re.compile(r"(?P<subject>IXI\d+)-[A-Za-z]+-\d+-(?P<contrast>[A-Za-z0-9]+)")
+_LABEL = re.compile(r"[^\W_]+")
+_SUFFIXES = (".nii", ".nii.gz")
+_SYNTHETIC = "_desc-synthetic"
+_NOT_RAW = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file that, by its name or its place in a table, holds one contrast of one session.
+
+    Attributes:
+        subject: Label without "sub-", such as "ms07" or "IXI012".
+        session: Label without "ses-", or None.
+        contrast: Key of the contrast, see `contrast_key`.
+        entities: Further BIDS entities of the name, such as "_acq-mprage_run-1".
+        path: The file; not opened, it may not exist.
+    """
+
+    subject: str
+    session: str | None
+    contrast: str
+    entities: str
+    path: Path
+
+
+@dataclass
+class Inventory:
+    """The scans of a dataset, and the places where some could have been missed.
+
+    Attributes:
+        scans: All scans, of whatever contrast, sorted by path.
+        oddities: (path, message) of names, folders and links that could not be followed.
+    """
+
+    scans: list[Scan] = field(default_factory=list)
+    oddities: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def contrast_key(name: str) -> str:
+    """Return the key under which "T2", "T2w" and "t2w" are one contrast.
+
+    Example:
+        >>> contrast_key("PDw"), contrast_key("FLAIR")
+        ('pd', 'flair')
+    """
+    return re.sub(r"(?<=.)w$", "", name.strip().lower())
+
+
+def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str) -> Inventory:
+    """List the scans of a dataset.
+
+    Args:
+        root: A folder, or a table of paths ending in `.csv` or `.tsv`.
+        layout: "auto" decides by the names: a table, BIDS, then IXI.
+        source: Contrast; for a table, a column.
+        target: Contrast; for a table, a column.
+
+    Raises:
+        DatasetError: The root does not exist, or no name in it fits the layout.
+    """
+    root = Path(root)
+    is_table = root.suffix.lower() in (".csv", ".tsv")
+    if layout == "csv" or (layout == "auto" and is_table):
+        return Inventory(scans=list(_table_scans(root, source, target)))
+    if not root.is_dir():
+        raise DatasetError(
+            "the dataset is not there",
+            where=root,
+            expected="a folder of scans, or a table ending in .csv or .tsv",
+            do="Check the path.",
+        )
+    inventory = Inventory()
+    paths = [path for path in _walk(root, inventory, {}) if path.name.lower().endswith(_SUFFIXES)]
+    parsers = {"bids": _bids_scan, "ixi": _ixi_scan}
+    for name in parsers if layout == "auto" else (layout,):
+        inventory.scans = [scan for path in paths if (scan := parsers[name](path)) is not None]
+        if inventory.scans:
+            known = {scan.path for scan in inventory.scans}
+            inventory.oddities += [
+                (path, "this file's name does not fit the layout, so it is not used")
+                for path in paths
+                if path not in known and not _is_synthetic(path)
+            ]
+            return inventory
+    raise DatasetError(
+        "no scan was found by its name",
+        where=root,
+        found=f"{len(paths)} NIfTI files" + (f", the first {paths[0].name}" if paths else ""),
+        expected="names such as sub-01_T2w.nii.gz (BIDS) or IXI012-HH-1211-T2.nii.gz (IXI)",
+        do="For other names, list the files in a CSV with the columns subject, session, and the two contrasts.",
+    )
+
+
+def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path]) -> Iterator[Path]:
+    is_root = not seen
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        inventory.oddities.append((folder, f"this folder cannot be read: {error.strerror}"))
+        return
+    first = seen.setdefault((status.st_dev, status.st_ino), folder)
+    if first != folder:
+        inventory.oddities.append(
+            (folder, f"this link leads to {first}, which is searched already; it was not followed")
+        )
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or (is_root and entry.name in _NOT_RAW):
+            continue
+        if path.name.lower().endswith(_SUFFIXES):
+            yield path
+        elif path.is_symlink() and not path.exists():
+            inventory.oddities.append((path, "this link leads nowhere; it was not followed"))
+        elif path.is_dir():
+            yield from _walk(path, inventory, seen)
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _is_synthetic(path: Path) -> bool:
+    return _SYNTHETIC in _stem(path)
+
+
+def _bids_scan(path: Path) -> Scan | None:
+    match = _BIDS_NAME.fullmatch(_stem(path))
+    if match is None or _is_synthetic(path):
+        return None
+    return Scan(match["subject"], match["session"], contrast_key(match["contrast"]), match["entities"], path)
+
+
+def _ixi_scan(path: Path) -> Scan | None:
+    match = _IXI_NAME.fullmatch(_stem(path))
+    return None if match is None else Scan(match["subject"], None, contrast_key(match["contrast"]), "", path)
+
+
+def _table_scans(table: Path, source: str, target: str) -> Iterator[Scan]:
+    columns, rows = _read_table(table)
+    wanted = {contrast_key(name): columns.get(contrast_key(name)) for name in (source, target)}
+    if "subject" not in columns or None in wanted.values():
+        raise DatasetError(
+            "the table lacks a column",
+            where=table,
+            found=", ".join(columns.values()) or "no columns",
+            expected=f"subject, {source}, {target}, and session where there is more than one",
+        )
+    seen: dict[tuple[str, str | None], int] = {}
+    for line, row in rows:
+        subject = (row.get(columns["subject"]) or "").strip().removeprefix("sub-")
+        session = (row.get(columns.get("session", "")) or "").strip().removeprefix("ses-") or None
+        for label in (subject, session):
+            if label is not None and not _LABEL.fullmatch(label):
+                raise DatasetError(
+                    "a label in the table cannot be part of a file name",
+                    where=f"{table}, line {line}",
+                    found=repr(label),
+                    expected="letters and digits only, as in BIDS",
+                )
+        first = seen.setdefault((subject, session), line)
+        if first != line:
+            raise DatasetError(
+                f"a session is listed twice, in lines {first} and {line}",
+                where=table,
+                found=f"subject {subject}, session {session}",
+                do="Keep one line, or give the two a session each.",
+            )
+        for key, column in wanted.items():
+            name = (row.get(column or "") or "").strip()
+            if name:
+                yield Scan(subject, session, key, "", table.parent / name)
+
+
+def _read_table(table: Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = {contrast_key(name): name for name in reader.fieldnames or ()}
+    except (OSError, ValueError, csv.Error) as error:
+        raise DatasetError("the table cannot be read", where=table, found=error, expected="UTF-8 text") from error
+    return columns, rows
