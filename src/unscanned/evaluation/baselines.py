@@ -1,0 +1,109 @@
+"""Two predictions that need no network, and that every network has to beat: the source, and a voxelwise regression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unscanned.errors import DatasetError
+
+__all__ = ["Regression", "fit_regression", "source_as_target"]
+
+_FINE_BINS = 8192
+_FINE_LOW, _FINE_HIGH = -0.5, 3.0
+
+
+def source_as_target(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the source as a prediction: inside the head with the target's own mean and standard deviation.
+
+    Knowing the target's mean and standard deviation is more than any method has, so the baseline is a generous one.
+    Outside the head the source stays as it is.
+
+    Args:
+        source: (i, j, k), unit scale (1 = 99.9th percentile in the head).
+        target: Acquired target, same shape, unit scale.
+        mask: Head, same shape.
+
+    Raises:
+        DatasetError: The head is empty, or the source is constant inside it.
+    """
+    inside = source[mask].astype(np.float64)
+    if inside.size == 0 or inside.std() == 0:
+        raise DatasetError("the source has no contrast inside the head", found=f"{inside.size} voxels, SD 0")
+    wanted = target[mask].astype(np.float64)
+    gain = wanted.std() / inside.std()
+    return np.where(mask, (source - inside.mean()) * gain + wanted.mean(), source).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """Conditional mean of the target given the source's intensity, interpolated linearly and constant beyond the ends.
+
+    Attributes:
+        source: Mean source intensity of each bin, ascending, unit scale.
+        target: Mean target intensity of the same voxels, unit scale.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+
+    def __call__(self, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return the predicted target, unit scale; outside the head the source stays as it is.
+
+        Args:
+            source: (i, j, k), unit scale.
+            mask: Head, same shape.
+        """
+        predicted = np.array(source, np.float32)
+        predicted[mask] = np.interp(source[mask], self.source, self.target)
+        return predicted
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values that `from_json` reads back."""
+        return {"source": self.source.tolist(), "target": self.target.tolist()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Regression:
+        """Return the regression that `to_json` wrote."""
+        return cls(np.array(content["source"], np.float64), np.array(content["target"], np.float64))
+
+
+def fit_regression(pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, bins: int = 256) -> Regression:
+    """Fit the target as a function of the source's intensity at the same voxel, on the training subjects.
+
+    The curve need not be monotone: in T1 to T2 it is not. Memory does not grow with the number of pairs.
+
+    Args:
+        pairs: (source, target, head mask) of each training subject, same shape, unit scale.
+        bins: Bins with about the same number of voxels each.
+
+    Raises:
+        DatasetError: No voxel to fit on.
+
+    Example:
+        >>> ramp = np.linspace(0, 1, 1000).reshape(10, 10, 10)
+        >>> curve = fit_regression([(ramp, 1 - ramp, ramp >= 0)])
+        >>> bool(abs(curve(np.array([0.25]), np.array([True]))[0] - 0.75) < 1e-3)
+        True
+    """
+    counts, sources, targets = (np.zeros(_FINE_BINS) for _ in range(3))
+    for source, target, mask in pairs:
+        inside, wanted = source[mask].astype(np.float64), target[mask].astype(np.float64)
+        place = (inside - _FINE_LOW) / (_FINE_HIGH - _FINE_LOW) * _FINE_BINS
+        fine = np.clip(place, 0, _FINE_BINS - 1).astype(np.intp)
+        counts += np.bincount(fine, minlength=_FINE_BINS)
+        sources += np.bincount(fine, weights=inside, minlength=_FINE_BINS)
+        targets += np.bincount(fine, weights=wanted, minlength=_FINE_BINS)
+    if not counts.any():
+        raise DatasetError("no voxel to fit the regression on", expected="training pairs with a head")
+    # A fine bin goes whole to the quantile bin that holds the middle of its voxels.
+    middle = (np.cumsum(counts) - counts / 2) / counts.sum()
+    coarse = np.minimum((middle * bins).astype(np.intp), bins - 1)
+    count, source_sum, target_sum = (
+        np.bincount(coarse, weights=sums, minlength=bins) for sums in (counts, sources, targets)
+    )
+    filled = count > 0
+    return Regression(source_sum[filled] / count[filled], target_sum[filled] / count[filled])

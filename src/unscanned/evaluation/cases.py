@@ -1,0 +1,224 @@
+"""The images of one case, brought together: on the target's grid in RAS+, in unit scale, with the target's head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from unscanned.data.dataset import Pair
+from unscanned.data.grid import onto_grid
+from unscanned.data.intensity import head_mask, head_scale
+from unscanned.data.volume import Volume, read_volume
+from unscanned.errors import DatasetError, UnscannedError
+from unscanned.evaluation.baselines import Regression, source_as_target
+from unscanned.files import read_json
+
+__all__ = [
+    "BASELINES",
+    "Images",
+    "Intensity",
+    "find_synthetic",
+    "list_volumes",
+    "load_images",
+    "read_intensity",
+    "training_pair",
+]
+
+BASELINES = ("source", "regression")
+"Arms that are made here and need no synthetic volume."
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std."""
+
+    scale: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of one case on the target's grid in RAS+, in unit scale (1 = a percentile inside the head).
+
+    Attributes:
+        target: Acquired target, (i, j, k) float32.
+        source: Acquired source on the same grid; None when there is none.
+        head: Head of the target, bool; the same for every arm.
+        arms: What each arm made, baselines included, same shape.
+        spacing_mm: Voxel size along (i, j, k).
+        failures: Reason for each arm that has no image.
+        warnings: What a reader should know.
+    """
+
+    target: np.ndarray
+    source: np.ndarray | None
+    head: np.ndarray
+    arms: dict[str, np.ndarray]
+    spacing_mm: tuple[float, float, float]
+    failures: dict[str, str]
+    warnings: list[str]
+
+
+def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
+    """Return the NIfTI files below a folder, at any depth, by file name."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(Path(folder).rglob("*.nii*")):
+        found.setdefault(path.name, []).append(path)
+    return found
+
+
+def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) -> Path | None:
+    """Return the synthetic volume of a case among the volumes of an arm; None when there is none.
+
+    Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast with
+    or without BIDS' trailing w, `.nii.gz` or `.nii`.
+
+    Args:
+        volumes: What `list_volumes` found in the arm's folder.
+        case: Case, such as `sub-01_ses-1`.
+        contrast: Contrast of the volumes.
+
+    Raises:
+        DatasetError: Several files fit equally well.
+    """
+    suffixes = dict.fromkeys((contrast, contrast + "w", contrast.removesuffix("w")))
+    for stem in (f"{case}_desc-synthetic_", f"{case}_"):
+        names = [stem + suffix + ending for suffix in suffixes for ending in (".nii.gz", ".nii")]
+        found = [path for name in names for path in volumes.get(name, ())]
+        if len(found) > 1:
+            raise DatasetError(
+                "several synthetic volumes of one case", where=case, found=", ".join(map(str, found)), expected="one"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def read_intensity(path: Path) -> Intensity | None:
+    """Return the intensity constants of a synthetic volume's sidecar; None when it has no sidecar or none in it.
+
+    Raises:
+        DatasetError: There is a sidecar, and it cannot be used.
+    """
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    try:
+        content = read_json(sidecar)
+        if "Intensity" not in content:
+            return None
+        values = Intensity(*(float(content["Intensity"][name]) for name in ("scale", "mean", "std")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
+    if not (values.scale > 0 and values.std > 0 and all(map(math.isfinite, (values.scale, values.mean, values.std)))):
+        raise DatasetError(
+            "the sidecar's intensity constants cannot be used",
+            where=sidecar,
+            found=values,
+            expected="finite numbers with a positive scale and std",
+        )
+    return values
+
+
+def load_images(
+    pair: Pair,
+    synthetic: Mapping[str, Path | None],
+    *,
+    regression: Regression | None = None,
+    percentile: float = 99.9,
+    resample: bool = False,
+) -> Images:
+    """Read a case and bring everything to the target's grid and to unit scale.
+
+    Args:
+        pair: The acquired scans.
+        synthetic: File of each arm; None when it is missing.
+        regression: The voxelwise baseline; left out when unset.
+        percentile: Percentile inside the head that becomes 1.
+        resample: Whether an image on another grid than the target's is resampled to it, linearly.
+
+    Raises:
+        VolumeError: The target is refused.
+        DatasetError: There is no target, or its head is empty.
+    """
+    if pair.target is None:
+        raise DatasetError("there is no acquired target to compare with", where=pair.case)
+    original = read_volume(pair.target)
+    target = _ras(original)
+    head = head_mask(target.array)
+    unit = target.array / np.float32(head_scale(target.array, head, percentile))
+    warnings = list(original.warnings)
+    failures: dict[str, str] = {}
+    makers: dict[str, Callable[[], np.ndarray]] = {}
+    source = None
+    try:
+        array = _onto(target, read_volume(pair.source), resample)
+        source = array / np.float32(head_scale(array, head, percentile))
+    except UnscannedError as error:
+        failures = dict.fromkeys(BASELINES if regression else BASELINES[:1], str(error))
+    else:
+        makers["source"] = partial(source_as_target, source, unit, head)
+        if regression:
+            makers["regression"] = partial(regression, source, head)
+    for arm, path in synthetic.items():
+        makers[arm] = partial(_read_synthetic, path, target, head, percentile, resample, warnings)
+    arms = {}
+    for arm, make in makers.items():
+        try:
+            arms[arm] = make()
+        except UnscannedError as error:
+            failures[arm] = str(error)
+    i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
+    return Images(unit, source, head, arms, (i, j, k), failures, warnings)
+
+
+def training_pair(
+    pair: Pair, *, percentile: float = 99.9, resample: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (source, target, head) of a training case in unit scale, for `fit_regression`.
+
+    Raises:
+        VolumeError: A scan is refused.
+        DatasetError: The target is missing or lies on another grid.
+    """
+    images = load_images(pair, {}, percentile=percentile, resample=resample)
+    if images.source is None:
+        raise DatasetError(images.failures["source"], where=pair.case)
+    return images.source, images.target, images.head
+
+
+def _read_synthetic(
+    path: Path | None, target: Volume, head: np.ndarray, percentile: float, resample: bool, warnings: list[str]
+) -> np.ndarray:
+    if path is None:
+        raise DatasetError("the synthetic volume is missing")
+    intensity = read_intensity(path)
+    array = _onto(target, read_volume(path), resample)
+    if intensity is None:
+        warnings.append(f"{path.name} has no intensity constants: its own percentile inside the head is its scale")
+    return array / np.float32(intensity.scale if intensity else head_scale(array, head, percentile))
+
+
+def _ras(volume: Volume) -> Volume:
+    image = nib.as_closest_canonical(nib.Nifti1Image(volume.array, volume.affine))
+    return Volume(np.ascontiguousarray(image.dataobj, np.float32), np.asarray(image.affine), volume.path)
+
+
+def _onto(target: Volume, other: Volume, resample: bool) -> np.ndarray:
+    try:
+        return onto_grid(target, other, str(other.path), resample=resample)
+    except DatasetError as error:
+        raise DatasetError(
+            "different grid: the volume does not lie on the target's grid",
+            where=error.where,
+            found=error.found,
+            expected=error.expected,
+            do="If the two are aligned in world space, allow resampling; if not, register them first.",
+        ) from error

@@ -1,0 +1,344 @@
+"""Score arms against the acquired target, on the same subjects, the same grid and the same scale.
+
+The target of each case is divided by its own 99.9th percentile inside its head ("unit scale"). A synthetic volume is
+divided by the scale in its sidecar, which its model knew before it saw the case. MAE, MSE and `psnr_nie` are those of
+z-scores, (unit - mean) / std with the constants of the training set, as in the report; `psnr` and SSIM are those of the
+unit scale with a data range of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unscanned.data.dataset import Pair, find_pairs
+from unscanned.data.layout import Layout
+from unscanned.errors import DatasetError, SettingsError, UnscannedError
+from unscanned.evaluation.baselines import Regression, fit_regression
+from unscanned.evaluation.cases import (
+    BASELINES,
+    Images,
+    find_synthetic,
+    list_volumes,
+    load_images,
+    read_intensity,
+    training_pair,
+)
+from unscanned.evaluation.metrics import METRICS, slice_mse
+from unscanned.evaluation.tables import (
+    Failure,
+    Score,
+    SliceError,
+    comparisons,
+    finite,
+    scores_csv,
+    slices_csv,
+    summaries,
+)
+from unscanned.files import write_json, write_text
+
+__all__ = ["DEFINITIONS", "PLANES", "REGIONS", "Evaluation", "case_constants", "evaluate", "score"]
+
+Progress = Callable[[int, int, str], None]
+Scores = dict[str, dict[str, float]]
+
+PLANES = ("sagittal", "coronal", "axial")
+"Planes by the RAS+ axis that their slices are counted along."
+
+REGIONS = {
+    "head": "voxels inside the head of the acquired target, the same for every arm",
+    "volume": "all voxels of the target's grid, background included",
+}
+
+DEFINITIONS = {
+    "mae": "mean absolute error of z-scores; lower is better",
+    "mse": "mean squared error of z-scores; lower is better",
+    "psnr_nie": "20 log10(largest z-score of either volume / root mean squared error), dB, as the authors of the "
+    "method and the report compute it; higher is better, but a bright synthetic voxel raises it",
+    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = 99.9th percentile of the target inside the "
+    "head), dB; higher is better",
+    "ssim": "structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1, higher "
+    "is better",
+}
+
+_UNIT_SCALE = {"psnr", "ssim"}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of all arms, as they stand in the files of `folder`.
+
+    Attributes:
+        folder: Holds scores.csv, slices.csv and evaluation.json.
+        arms: Baselines first, then the arms in the order given.
+        scores: One entry for each case, arm and region that was scored.
+        failures: One entry for each case and arm that was not.
+        content: What evaluation.json says, summaries and comparisons included.
+    """
+
+    folder: Path
+    arms: tuple[str, ...]
+    scores: tuple[Score, ...]
+    failures: tuple[Failure, ...]
+    content: dict[str, Any]
+
+
+def score(target: np.ndarray, synthetic: np.ndarray, head: np.ndarray, *, mean: float, std: float) -> Scores:
+    """Score one volume in every region with every metric.
+
+    Args:
+        target: Acquired target, (i, j, k), unit scale.
+        synthetic: Synthetic volume, same shape, unit scale.
+        head: Head of the target, same shape.
+        mean: Mean of the target contrast in unit scale, which becomes 0.
+        std: Its standard deviation, which becomes 1.
+
+    Returns:
+        {region: {metric: value}} for the `REGIONS` and the `METRICS`.
+
+    Raises:
+        DatasetError: A volume cannot be scored; see `unscanned.evaluation.metrics`.
+    """
+    z_target, z_synthetic = ((array - np.float32(mean)) / np.float32(std) for array in (target, synthetic))
+    return {
+        region: {
+            name: metric(target, synthetic, mask, data_range=1.0)
+            if name in _UNIT_SCALE
+            else metric(z_target, z_synthetic, mask)
+            for name, metric in METRICS.items()
+        }
+        for region, mask in (("head", head), ("volume", None))
+    }
+
+
+def evaluate(
+    dataset: str | Path,
+    synthetic: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    source: str = "PD",
+    target: str = "T2",
+    layout: Layout = "auto",
+    subjects: Sequence[str] | None = None,
+    training: Sequence[str] = (),
+    percentile: float = 99.9,
+    resample: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
+
+    A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
+    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`.
+
+    Args:
+        dataset: Folder or CSV file with the acquired pairs.
+        synthetic: Folder of synthetic volumes for each arm, by the arm's name.
+        out: Folder for the three files.
+        source: Source contrast.
+        target: Target contrast.
+        layout: Layout of the dataset; see `find_pairs`.
+        subjects: Subjects to score; when unset, those for which any arm has a volume.
+        training: Subjects that the arms were trained on, never scored.
+        percentile: Percentile inside the head that becomes 1; the models' own.
+        resample: Whether an image on another grid than the target's is resampled to it.
+        progress: Called with (done, total, case).
+
+    Raises:
+        SettingsError: No arm, or an arm with the name of a baseline.
+        DatasetError: No case to score, or a subject that is both trained on and scored.
+    """
+    _check_arms(synthetic)
+    pairs = find_pairs(dataset, source=source, target=target, layout=layout)
+    volumes = {arm: list_volumes(folder) for arm, folder in synthetic.items()}
+    files, failures = _find_files(pairs, volumes, target, subjects)
+    if not files:
+        raise DatasetError(
+            "no case to score",
+            where=", ".join(map(str, synthetic.values())),
+            expected=f"files such as {pairs[0].case if pairs else 'sub-01'}_desc-synthetic_{target}.nii.gz",
+            do="Check the folders of the arms, and that their names match the subjects of the dataset.",
+        )
+    _check_split({pair.subject for pair, _ in files}, training)
+    trained = [pair for pair in pairs if pair.subject in set(training)]
+    total = len(trained) + len(files)
+    regression, warnings = _fit(trained, percentile, resample, progress, total)
+    constants = _constants(files, warnings)
+    arms = (*BASELINES[: 2 if regression else 1], *synthetic)
+    scores: list[Score] = []
+    slices: list[SliceError] = []
+    for index, (pair, paths) in enumerate(files):
+        if progress:
+            progress(len(trained) + index, total, pair.case)
+        try:
+            images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
+        except UnscannedError as error:
+            failures.append(Failure(pair.case, "target", str(error)))
+            continue
+        warnings += [f"{pair.case}: {text}" for text in images.warnings]
+        _score_case(pair, images, constants, scores, slices, failures)
+    if progress:
+        progress(total, total, "scored")
+    content = {
+        "format": 1,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": source,
+        "target": target,
+        "dataset": str(dataset),
+        "percentile": percentile,
+        "resample": resample,
+        "constants": constants,
+        "definitions": DEFINITIONS,
+        "regions": REGIONS,
+        "training_subjects": sorted(training),
+        "folders": {arm: str(folder) for arm, folder in synthetic.items()},
+        "arms": summaries(arms, scores, {pair.subject for pair, _ in files}),
+        "comparisons": comparisons(arms, next(iter(synthetic)), scores),
+        "cases": [_describe(pair, paths) for pair, paths in files],
+        "scores": [asdict(row) for row in scores],
+        "failures": [asdict(failure) for failure in failures],
+        "warnings": list(dict.fromkeys(warnings)),
+        "regression": regression.to_json() if regression else None,
+    }
+    out = Path(out)
+    write_text(out / "scores.csv", scores_csv(scores, failures))
+    write_text(out / "slices.csv", slices_csv(slices))
+    write_json(out / "evaluation.json", finite(content))
+    return Evaluation(out, arms, tuple(scores), tuple(failures), finite(content))
+
+
+def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
+    if not synthetic:
+        raise SettingsError("no arm to score", expected="at least one folder of synthetic volumes")
+    for arm, folder in synthetic.items():
+        if arm in (*BASELINES, "target"):
+            raise SettingsError("the name is taken", where=f"arm {arm}", do="Give the arm another name.")
+        if not Path(folder).is_dir():
+            raise DatasetError("no such folder", where=f"arm {arm}: {folder}")
+
+
+def _check_split(scored: set[str], training: Sequence[str]) -> None:
+    both = sorted(scored.intersection(training))
+    if both:
+        raise DatasetError(
+            "subjects to score were trained on",
+            found=", ".join(both),
+            expected="no subject in both",
+            do="Score the test subjects of the split only.",
+        )
+
+
+def _find_files(
+    pairs: Sequence[Pair], volumes: Mapping[str, dict[str, list[Path]]], contrast: str, subjects: Sequence[str] | None
+) -> tuple[list[tuple[Pair, dict[str, Path | None]]], list[Failure]]:
+    """The files of each case to score; a case with several candidates in an arm counts as a failure of that arm."""
+    wanted = None if subjects is None else set(subjects)
+    files, failures = [], []
+    for pair in pairs:
+        if wanted is not None and pair.subject not in wanted:
+            continue
+        paths: dict[str, Path | None] = {}
+        for arm, names in volumes.items():
+            try:
+                paths[arm] = find_synthetic(names, pair.case, contrast)
+            except DatasetError as error:
+                failures.append(Failure(pair.case, arm, str(error)))
+        if wanted is not None or any(paths.values()) or len(paths) < len(volumes):
+            files.append((pair, paths))
+    missing = sorted((wanted or set()) - {pair.subject for pair, _ in files})
+    return files, failures + [Failure(subject, "target", "the dataset has no pair of it") for subject in missing]
+
+
+def _fit(
+    pairs: Sequence[Pair], percentile: float, resample: bool, progress: Progress | None, total: int
+) -> tuple[Regression | None, list[str]]:
+    """The voxelwise baseline of the training pairs, and a warning for each that could not be used."""
+    warnings: list[str] = []
+
+    def usable() -> Any:
+        for index, pair in enumerate(pairs):
+            if progress:
+                progress(index, total, f"regression: {pair.case}")
+            try:
+                yield training_pair(pair, percentile=percentile, resample=resample)
+            except UnscannedError as error:
+                warnings.append(f"left out of the regression: {error}")
+
+    try:
+        return fit_regression(usable()), warnings
+    except DatasetError as error:
+        return None, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
+
+
+def _constants(files: Sequence[tuple[Pair, dict[str, Path | None]]], warnings: list[str]) -> dict[str, Any]:
+    """The mean and SD that make z-scores: one pair of numbers for all arms and cases, from the first sidecar."""
+    found: dict[tuple[float, float], str] = {}
+    for _, paths in files:
+        for path in filter(None, paths.values()):
+            try:
+                intensity = read_intensity(path)
+            except DatasetError:
+                continue
+            if intensity:
+                found.setdefault((intensity.mean, intensity.std), path.name)
+    if not found:
+        warnings.append("no sidecar has intensity constants: z-scores use each target's own mean and SD in the head")
+        return {"mean": None, "std": None, "origin": "each target's own, inside its head"}
+    (mean, std), name = next(iter(found.items()))
+    if len(found) > 1:
+        warnings.append(f"the arms have different intensity constants; those of {name} make the z-scores of all")
+    return {"mean": mean, "std": std, "origin": f"training set, from the sidecar of {name}"}
+
+
+def case_constants(images: Images, constants: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the mean and SD that make z-scores of a case: the evaluation's, or the target's own inside its head."""
+    if constants["std"] is not None:
+        return constants["mean"], constants["std"]
+    inside = images.target[images.head].astype(np.float64)
+    return float(inside.mean()), float(inside.std())
+
+
+def _score_case(
+    pair: Pair,
+    images: Images,
+    constants: Mapping[str, Any],
+    scores: list[Score],
+    slices: list[SliceError],
+    failures: list[Failure],
+) -> None:
+    """Score every arm of a case, and add the rows to the three lists."""
+    failures += [Failure(pair.case, arm, reason) for arm, reason in images.failures.items()]
+    mean, std = case_constants(images, constants)
+    for arm, image in images.arms.items():
+        try:
+            regions = score(images.target, image, images.head, mean=mean, std=std)
+        except UnscannedError as error:
+            failures.append(Failure(pair.case, arm, str(error)))
+            continue
+        scores += [
+            Score(pair.case, pair.subject, pair.session, arm, region, values) for region, values in regions.items()
+        ]
+        # A mean squared error in unit scale becomes that of z-scores by the square of the standard deviation.
+        for axis, plane in enumerate(PLANES):
+            head = slice_mse(images.target, image, images.head, axis=axis) / std**2
+            whole = slice_mse(images.target, image, axis=axis) / std**2
+            slices += [
+                SliceError(pair.case, arm, plane, int(index), float(head[index]), float(whole[index]))
+                for index in np.flatnonzero(np.isfinite(head))
+            ]
+
+
+def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> dict[str, Any]:
+    """The files of a case, so that a report finds them again."""
+    return {
+        "case": pair.case,
+        "subject": pair.subject,
+        "session": pair.session,
+        "source": str(pair.source.resolve()),
+        "target": None if pair.target is None else str(pair.target.resolve()),
+        "synthetic": {arm: None if path is None else str(path.resolve()) for arm, path in paths.items()},
+    }

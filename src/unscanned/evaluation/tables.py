@@ -1,0 +1,132 @@
+"""From scores to tables: rows for programs, summaries and paired comparisons for readers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unscanned.evaluation.cases import BASELINES
+from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.statistics import compare, subject_means, summarize
+
+__all__ = ["Failure", "Score", "SliceError", "comparisons", "finite", "scores_csv", "slices_csv", "summaries"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value for each metric of one arm's image of one case in one region."""
+
+    case: str
+    subject: str
+    session: str | None
+    arm: str
+    region: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An arm's image of a case that has no scores, and why. The arm is `target` when the whole case has none."""
+
+    case: str
+    arm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SliceError:
+    """Mean squared error of z-scores in one slice; the index counts along the plane's axis in RAS+."""
+
+    case: str
+    arm: str
+    plane: str
+    index: int
+    mse_head: float
+    mse_volume: float
+
+
+def summaries(arms: Sequence[str], scores: Sequence[Score], subjects: Collection[str]) -> dict[str, Any]:
+    """Return {arm: {region: {metric: mean, sd, n, of}}}, sessions of a subject averaged first.
+
+    Args:
+        arms: Arms in order.
+        scores: All scores.
+        subjects: Subjects that should have been scored.
+    """
+    regions = list(dict.fromkeys(row.region for row in scores))
+    return {
+        arm: {
+            region: {
+                metric: asdict(summarize(_by_subject(scores, arm, region, metric).values(), len(subjects)))
+                for metric in METRICS
+            }
+            for region in regions
+        }
+        for arm in arms
+    }
+
+
+def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Return the paired difference of every arm from the first arm and from each baseline, per region and metric.
+
+    A difference is that of `arm` minus `against`, over the subjects that both have.
+
+    Args:
+        arms: Arms in order, baselines included.
+        first: The arm that the others are compared with.
+        scores: All scores.
+    """
+    rows = []
+    for region in dict.fromkeys(row.region for row in scores):
+        for metric in METRICS:
+            values = {arm: _by_subject(scores, arm, region, metric) for arm in arms}
+            for against in (first, *(baseline for baseline in BASELINES if baseline in arms)):
+                for arm in arms:
+                    if arm != against and (arm not in BASELINES or against == "source"):
+                        result = compare(values[against], values[arm])
+                        rows.append(
+                            {"arm": arm, "against": against, "region": region, "metric": metric} | asdict(result)
+                        )
+    return rows
+
+
+def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
+    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead."""
+    rows: list[Sequence[Any]] = [
+        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values[m] for m in METRICS), None)
+        for row in scores
+    ]
+    blank = (None,) * len(METRICS)
+    rows += [(row.case, None, None, row.arm, None, "failed", *blank, row.reason) for row in failures]
+    return _csv(("case", "subject", "session", "arm", "region", "status", *METRICS, "reason"), rows)
+
+
+def slices_csv(slices: Iterable[SliceError]) -> str:
+    """Return one line for each slice that holds some of the head."""
+    names = ("case", "arm", "plane", "index", "mse_head", "mse_volume")
+    return _csv(names, ([getattr(row, name) for name in names] for row in slices))
+
+
+def finite(content: Any) -> Any:
+    """Return JSON content with null in place of infinity and NaN, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _by_subject(scores: Iterable[Score], arm: str, region: str, metric: str) -> dict[str, float]:
+    return subject_means((row.subject, row.values[metric]) for row in scores if row.arm == arm and row.region == region)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    return text.getvalue()

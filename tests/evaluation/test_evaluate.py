@@ -1,0 +1,216 @@
+import csv
+import json
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cohort import MEAN, SCALE, SHAPE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+
+from unscanned.data.intensity import head_mask
+from unscanned.errors import DatasetError, SettingsError
+from unscanned.evaluation.evaluate import evaluate, score
+from unscanned.evaluation.metrics import METRICS, mae
+
+SUBJECTS = ("01", "02", "03", "04")
+ARMS = {"good": 0.02, "poor": 0.1}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"), SUBJECTS, ARMS)
+
+
+@pytest.fixture(scope="module")
+def evaluated(cohort, tmp_path_factory):
+    return evaluate(*cohort, tmp_path_factory.mktemp("out"), subjects=("02", "03", "04"), training=("01",))
+
+
+def values(evaluation, arm, region, metric):
+    return {row.case: row.values[metric] for row in evaluation.scores if row.arm == arm and row.region == region}
+
+
+def test_every_case_arm_and_region_has_every_metric(evaluated):
+    assert evaluated.arms == ("source", "regression", "good", "poor")
+    assert not evaluated.failures
+    assert len(evaluated.scores) == 3 * 4 * 2
+    assert all(set(row.values) == set(METRICS) for row in evaluated.scores)
+
+
+def test_the_better_arm_scores_better_and_both_beat_the_source(evaluated):
+    for case, good in values(evaluated, "good", "head", "mae").items():
+        assert good < values(evaluated, "poor", "head", "mae")[case]
+        assert good < values(evaluated, "source", "head", "mae")[case]
+    assert values(evaluated, "good", "head", "ssim")["sub-02"] > values(evaluated, "poor", "head", "ssim")["sub-02"]
+
+
+def test_the_regression_is_better_than_the_source_where_contrast_is_not_linear(evaluated):
+    regression, source = (values(evaluated, arm, "head", "mse") for arm in ("regression", "source"))
+    assert all(regression[case] < source[case] for case in source)
+
+
+def test_the_mae_is_that_of_z_scores_with_the_sidecars_constants(evaluated, cohort):
+    _, target = head_phantom(1)
+    head = head_mask(target)
+    written = nib.load(cohort[1]["good"] / "sub-02/anat/sub-02_desc-synthetic_T2w.nii.gz").get_fdata()
+    z_target = (target / np.percentile(target[head], 99.9) - MEAN) / STD
+    z_synthetic = (written / SCALE - MEAN) / STD
+    assert values(evaluated, "good", "head", "mae")["sub-02"] == pytest.approx(
+        mae(z_target, z_synthetic, head), rel=1e-4
+    )
+    assert values(evaluated, "good", "volume", "mae")["sub-02"] == pytest.approx(mae(z_target, z_synthetic), rel=1e-4)
+
+
+def test_the_json_holds_summaries_comparisons_and_definitions(evaluated):
+    content = json.loads((evaluated.folder / "evaluation.json").read_text())
+    assert content == evaluated.content
+    summary = content["arms"]["good"]["head"]["mae"]
+    scored = list(values(evaluated, "good", "head", "mae").values())
+    assert summary == pytest.approx({"mean": np.mean(scored), "sd": np.std(scored, ddof=1), "n": 3, "of": 3})
+    pairs = {(row["arm"], row["against"]) for row in content["comparisons"]}
+    assert pairs == {
+        ("poor", "good"), ("good", "source"), ("poor", "source"), ("regression", "source"),
+        ("good", "regression"), ("poor", "regression"),
+    }  # fmt: skip
+    assert set(content["definitions"]) == set(METRICS)
+    assert content["constants"]["mean"] == MEAN
+
+
+def test_a_difference_is_that_of_the_arm_minus_what_it_is_compared_with(evaluated):
+    row = next(
+        row for row in evaluated.content["comparisons"]
+        if (row["arm"], row["against"], row["region"], row["metric"]) == ("poor", "good", "head", "mae")
+    )  # fmt: skip
+    assert row["difference"] > 0
+    assert row["low"] < row["difference"] < row["high"]
+
+
+def test_the_tables_read_back(evaluated):
+    with open(evaluated.folder / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(evaluated.scores)
+    assert float(rows[0]["mae"]) == pytest.approx(evaluated.scores[0].values["mae"], rel=1e-5)
+    with open(evaluated.folder / "slices.csv", newline="") as file:
+        slices = list(csv.DictReader(file))
+    assert {row["plane"] for row in slices} == {"sagittal", "coronal", "axial"}
+
+
+def test_the_mse_of_slices_averages_to_that_of_the_volume(evaluated):
+    with open(evaluated.folder / "slices.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["case"], row["arm"]) == ("sub-02", "poor")]
+    _, target = head_phantom(1)
+    head = head_mask(target)
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        weights = np.count_nonzero(head, axis=tuple({0, 1, 2} - {axis}))
+        total = sum(float(row["mse_head"]) * weights[int(row["index"])] for row in rows if row["plane"] == plane)
+        assert total / head.sum() == pytest.approx(values(evaluated, "poor", "head", "mse")["sub-02"], rel=1e-3)
+
+
+def test_a_synthetic_volume_in_another_orientation_is_the_same(evaluated, cohort, tmp_path):
+    raw, arms = cohort
+    original = nib.as_closest_canonical(nib.load(arms["good"] / "sub-02/anat/sub-02_desc-synthetic_T2w.nii.gz"))
+    write_synthetic(tmp_path / "arm", "sub-02", original.get_fdata(dtype=np.float32) / SCALE, orientation="PIR")
+    again = evaluate(raw, {"good": tmp_path / "arm"}, tmp_path / "out")
+    for metric in METRICS:
+        expected = values(evaluated, "good", "head", metric)["sub-02"]
+        assert values(again, "good", "head", metric)["sub-02"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_synthetic_volume_on_another_grid_is_refused_unless_resampling_is_asked_for(cohort, tmp_path):
+    raw, arms = cohort
+    _, target = head_phantom(1)
+    write_synthetic(tmp_path / "arm", "sub-02", target / 1000, orientation="RAS", shift_mm=3.0)
+    refused = evaluate(raw, {"good": arms["good"], "moved": tmp_path / "arm"}, tmp_path / "out")
+    reasons = {failure.case: failure.reason for failure in refused.failures if failure.arm == "moved"}
+    assert "different grid" in reasons["sub-02"]
+    allowed = evaluate(raw, {"moved": tmp_path / "arm"}, tmp_path / "out", resample=True)
+    assert values(allowed, "moved", "head", "mae").keys() == {"sub-02"}
+
+
+def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constants_are_used_and_said(cohort, tmp_path):
+    raw, _ = cohort
+    _, target = head_phantom(1)
+    write_synthetic(tmp_path / "arm", "sub-02", 17 * target, sidecar=False)
+    evaluation = evaluate(raw, {"other": tmp_path / "arm"}, tmp_path / "out")
+    assert values(evaluation, "other", "head", "mae")["sub-02"] == pytest.approx(0, abs=1e-5)
+    assert any("no intensity constants" in text for text in evaluation.content["warnings"])
+    assert evaluation.content["constants"]["mean"] is None
+
+
+def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp_path):
+    raw, arms = cohort
+    _, target = head_phantom(0)
+    arm = tmp_path / "arm"
+    write_synthetic(arm, "sub-01", target / 1000)
+    write_synthetic(arm, "sub-02", target / 1000)
+    write_synthetic(arm, "sub-03", target / 1000)
+    broken = arm / "sub-02/anat/sub-02_desc-synthetic_T2w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:500])
+    (arm / "sub-03/anat/sub-03_desc-synthetic_T2w.json").write_text('{"Intensity": {"scale": 0, "mean": 0, "std": 1}}')
+    evaluation = evaluate(raw, {"good": arms["good"], "odd": arm}, tmp_path / "out")
+    failed = {failure.case: failure.reason for failure in evaluation.failures}
+    assert failed.keys() == {"sub-02", "sub-03", "sub-04"}
+    assert str(broken) in failed["sub-02"]
+    assert "cannot be used" in failed["sub-03"]
+    assert "missing" in failed["sub-04"]
+    assert evaluation.content["arms"]["odd"]["head"]["mae"]["n"] == 1
+    assert evaluation.content["arms"]["odd"]["head"]["mae"]["of"] == 4
+    assert evaluation.content["arms"]["good"]["head"]["mae"]["n"] == 4
+    table = (tmp_path / "out" / "scores.csv").read_text()
+    assert table.count("failed") == 3
+
+
+def test_a_target_that_cannot_be_read_fails_its_case_only(tmp_path):
+    raw, arms = write_cohort(tmp_path, ("01", "02"), {"good": 0.02})
+    path = raw / "sub-01/anat/sub-01_T2w.nii.gz"
+    path.write_bytes(path.read_bytes()[:900])
+    evaluation = evaluate(raw, arms, tmp_path / "out")
+    assert [(failure.case, failure.arm) for failure in evaluation.failures] == [("sub-01", "target")]
+    assert values(evaluation, "good", "head", "mae").keys() == {"sub-02"}
+
+
+def test_a_subject_to_score_that_is_not_in_the_dataset_is_a_failure(cohort, tmp_path):
+    evaluation = evaluate(*cohort, tmp_path, subjects=("02", "77"))
+    assert [(failure.case, failure.arm) for failure in evaluation.failures] == [("77", "target")]
+
+
+def test_a_perfect_volume_has_no_number_in_json_where_its_psnr_is_infinite(cohort, tmp_path):
+    raw, _ = cohort
+    _, target = head_phantom(1)
+    write_oriented(tmp_path / "arm" / "sub-02_desc-synthetic_T2w.nii.gz", target)
+    evaluation = evaluate(raw, {"same": tmp_path / "arm"}, tmp_path / "out")
+    assert values(evaluation, "same", "head", "psnr")["sub-02"] == math.inf
+    assert evaluation.content["arms"]["same"]["head"]["psnr"]["mean"] is None
+
+
+def test_a_subject_that_was_trained_on_is_never_scored(cohort, tmp_path):
+    with pytest.raises(DatasetError, match="trained on"):
+        evaluate(*cohort, tmp_path / "out", training=("01",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_without_volumes_are_refused(cohort, tmp_path):
+    (tmp_path / "arm").mkdir()
+    with pytest.raises(DatasetError, match="no case to score"):
+        evaluate(cohort[0], {"empty": tmp_path / "arm"}, tmp_path / "out")
+    with pytest.raises(DatasetError, match="no such folder"):
+        evaluate(cohort[0], {"nowhere": tmp_path / "nowhere"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("arms", [{}, {"source": "arm"}, {"regression": "arm"}])
+def test_no_arm_or_an_arm_named_like_a_baseline_is_refused(cohort, tmp_path, arms):
+    with pytest.raises(SettingsError):
+        evaluate(cohort[0], dict.fromkeys(arms, tmp_path), tmp_path / "out")
+
+
+def test_progress_counts_to_its_end(cohort, tmp_path):
+    calls = []
+    evaluate(*cohort, tmp_path, subjects=("02",), training=("01",), progress=lambda *call: calls.append(call))
+    assert [call[0] for call in calls] == [0, 1, 2]
+    assert {call[1] for call in calls} == {2}
+
+
+def test_score_refuses_an_empty_head():
+    volume = np.random.default_rng(0).random(SHAPE)
+    with pytest.raises(DatasetError, match="empty"):
+        score(volume, volume, np.zeros(SHAPE, bool), mean=0, std=1)
