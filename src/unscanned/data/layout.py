@@ -133,8 +133,8 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
             continue
         if path.name.lower().endswith(_SUFFIXES):
             yield path
-        elif path.is_symlink() and not path.exists():
-            inventory.oddities.append((path, "this link leads nowhere; it was not followed"))
+        elif not os.path.exists(path):
+            inventory.oddities.append((path, "this link leads nowhere, or may not be followed"))
         elif path.is_dir():
             yield from _walk(path, inventory, seen)
 
