@@ -1,0 +1,615 @@
+"""Section A of the table of faults: input volumes. Each test causes the real fault and is named by its row."""
+
+import errno
+import gzip
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
+
+from unscanned.data.dataset import check_dataset, find_pairs
+from unscanned.data.volume import read_volume, write_volume
+from unscanned.errors import DatasetError, VolumeError
+
+INVALID = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+ROTATED_3_DEGREES = np.array(
+    [
+        [np.cos(np.pi / 60), -np.sin(np.pi / 60), 0, 0],
+        [np.sin(np.pi / 60), np.cos(np.pi / 60), 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
+)
+
+
+def refusal(path: Path, **options) -> VolumeError:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path, **options)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+def write_pair(root: Path, subject: str, seed: int, **target_facts) -> Path:
+    folder = root / f"sub-{subject}" / "anat"
+    write_nifti(folder / f"sub-{subject}_PDw.nii.gz", some_voxels(seed=seed))
+    target = {"voxels": some_voxels(seed=seed + 100), **target_facts}
+    return write_nifti(folder / f"sub-{subject}_T2w.nii.gz", **target)
+
+
+def errors_of(root: Path) -> list[tuple[str, str]]:
+    findings = check_dataset(root, source="PD", target="T2")
+    return [(finding.case, finding.fault) for finding in findings if finding.severity == "error"]
+
+
+def peak_growth_mib(paths: list[Path]) -> float:
+    """Memory that a fresh process needs to refuse the files, beyond its imports, in MiB."""
+    program = """
+import resource, sys
+from unscanned.data.volume import read_volume
+from unscanned.errors import VolumeError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_volume(path)
+    except VolumeError:
+        continue
+    raise SystemExit(path + " was read")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, *map(str, paths)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout)
+
+
+# A1: a truncated file
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
+def test_a01_a_file_cut_at_every_percent_is_refused_with_the_share_read(tmp_path, name):
+    content = write_nifti(tmp_path / name, some_voxels((32, 32, 20))).read_bytes()
+    shares = []
+    for percent in range(100):
+        path = tmp_path / f"{percent}-{name}"
+        path.write_bytes(content[: len(content) * percent // 100])
+        told = re.search(r"cut short \(read (\d+) % of (\d+,?\d+) bytes of (header|voxels)\)", str(refusal(path)))
+        assert told is not None
+        shares.append((told[3], int(told[1])))
+    assert shares == sorted(shares)
+    assert shares[0] == ("header", 0)
+    assert shares[-1] >= ("voxels", 97)
+
+
+def test_a01_a_missing_checksum_is_refused_though_all_voxels_are_there(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    path.write_bytes(path.read_bytes()[:-4])
+    assert "cut short; found all voxels but no gzip checksum" in str(refusal(path))
+
+
+def test_a01_one_truncated_scan_does_not_stop_the_others(tmp_path):
+    path = write_pair(tmp_path, "01", seed=1)
+    path.write_bytes(path.read_bytes()[:-100])
+    write_pair(tmp_path, "02", seed=2)
+    assert errors_of(tmp_path) == [("sub-01", "unreadable")]
+
+
+# A2: the right length, wrong bits
+
+
+def test_a02_every_flipped_bit_in_a_stored_gzip_is_refused_or_harmless(tmp_path):
+    voxels = some_voxels((4, 5, 6))
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels, level=0)
+    content = path.read_bytes()
+    refused = 0
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            volume = read_volume(path)
+        except VolumeError:
+            refused += 1
+            continue
+        assert bit // 8 <= 10, "only gzip's header and the padding of its stored block may change without harm"
+        np.testing.assert_array_equal(volume.array, voxels)
+    assert refused > 8 * (len(content) - 11)
+
+
+def test_a02_a_wrong_checksum_says_that_the_data_are_damaged(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    content = bytearray(path.read_bytes())
+    for position in range(-8, 0):
+        flipped = content.copy()
+        flipped[position] ^= 1
+        path.write_bytes(flipped)
+        assert "compressed data are damaged" in str(refusal(path))
+
+
+# A3: a header that claims too much
+
+
+def test_a03_huge_dimensions_are_refused_before_anything_is_allocated(tmp_path):
+    paths = []
+    for size in (1024, 32767):
+        for name in ("scan.nii", "scan.nii.gz"):
+            fields = {"dim": [3, size, size, size, 1, 1, 1, 1]}
+            paths.append(write_nifti(tmp_path / str(size) / name, fields=fields))
+            assert "claims more than the budget" in str(refusal(paths[-1]))
+    assert peak_growth_mib(paths) < 100
+
+
+def test_a03_the_budget_counts_the_float32_volume_too(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", some_voxels(dtype="u1"))
+    assert read_volume(path, limit_bytes=4 * 720).shape == (8, 9, 10)
+    assert "at most 2,879" in str(refusal(path, limit_bytes=4 * 720 - 1))
+
+
+def test_a03_a_claim_within_the_budget_costs_no_more_than_the_file_holds(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", fields={"dim": [3, 512, 512, 500, 1, 1, 1, 1]})
+    assert peak_growth_mib([path]) < 100
+
+
+# A4: a bomb
+
+
+def test_a04_bombs_inside_and_after_the_data_stay_within_memory(tmp_path):
+    zeros = gzip.compress(bytes(2**24), mtime=0)
+    after = write_nifti(tmp_path / "after.nii.gz")
+    after.write_bytes(after.read_bytes() + 128 * zeros)
+    assert "too many bytes follow the last voxel" in str(refusal(after))
+    inside = tmp_path / "inside.nii.gz"
+    fields = {"dim": [3, 1024, 1024, 1024, 1, 1, 1, 1]}
+    inside.write_bytes(gzip.compress(nifti_bytes(fields=fields)) + 128 * zeros)
+    before = tmp_path / "before.nii.gz"
+    before.write_bytes(gzip.compress(nifti_bytes(fields={"vox_offset": 2.0**31})) + 128 * zeros)
+    assert peak_growth_mib([after, inside, before]) < 100
+
+
+def test_a04_millions_of_empty_gzip_members_are_refused_at_once(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz")
+    path.write_bytes(path.read_bytes() + 500_000 * gzip.compress(b"", mtime=0))
+    assert "gzip members" in str(refusal(path))
+
+
+@pytest.mark.parametrize("compressed", [True, False], ids=["decompressed", "behind gzip"])
+def test_a04_a_little_padding_is_accepted_with_a_warning(tmp_path, compressed):
+    path = write_nifti(tmp_path / "scan.nii.gz", tail=bytes(65536) if compressed else b"")
+    if not compressed:
+        path.write_bytes(path.read_bytes() + bytes(65536))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, some_voxels())
+    assert volume.warnings == ("65,536 bytes follow the last voxel; they were ignored",)
+    path.write_bytes(path.read_bytes() + (gzip.compress(b"0") if compressed else b"0"))
+    assert "too many bytes" in str(refusal(path))
+
+
+# A5: a malformed header
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dim": [3, -8, 9, 10, 1, 1, 1, 1]}, "dimensions"),
+        ({"dim": [3, 8, 0, 10, 1, 1, 1, 1]}, "dimensions"),
+        ({"dim": [0, 8, 9, 10, 1, 1, 1, 1]}, "dimensions"),
+        ({"dim": [8, 8, 9, 10, 1, 1, 1, 1]}, "dimensions"),
+        ({"dim": [-3, 8, 9, 10, 1, 1, 1, 1]}, "dimensions"),
+        ({"dim": [2, 8, 90, 1, 1, 1, 1, 1]}, "dimensions"),
+        ({"vox_offset": np.nan}, "first voxel"),
+        ({"vox_offset": -np.inf}, "first voxel"),
+        ({"vox_offset": 0}, "first voxel"),
+        ({"vox_offset": 352.5}, "first voxel"),
+        ({"vox_offset": 1e30}, "budget"),
+        ({"datatype": 999}, "unknown datatype 999"),
+        ({"datatype": 0}, "unknown datatype 0"),
+        ({"datatype": 1, "bitpix": 1}, "one bit a voxel"),
+        ({"datatype": 32, "bitpix": 64}, "complex"),
+        ({"datatype": 128, "bitpix": 24}, "RGB"),
+        ({"datatype": 2304, "bitpix": 32}, "RGBA"),
+        ({"datatype": 1536, "bitpix": 128}, "128-bit"),
+        ({"bitpix": 8}, "contradicts itself"),
+        ({"magic": b"ni1"}, "not a single NIfTI-1 file"),
+        ({"magic": b""}, "not a single NIfTI-1 file"),
+        ({"sizeof_hdr": 0}, "not NIfTI"),
+        ({"sizeof_hdr": 540}, "NIfTI-2"),
+    ],
+)
+def test_a05_a_malformed_header_is_refused_with_the_reason(tmp_path, fields, reason):
+    assert reason in str(refusal(write_nifti(tmp_path / "scan.nii.gz", fields=fields)))
+
+
+@pytest.mark.parametrize("name", ["scan.hdr", "scan.img", "scan.mgz", "scan.dcm", "scan"])
+def test_a05_other_formats_are_refused_by_their_names(tmp_path, name):
+    assert "does not say NIfTI" in str(refusal(write_nifti(tmp_path / name)))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f", b"\x1f\x8b", b"not an image", bytes(348), 400 * b"\xff"])
+def test_a05_a_file_that_is_no_image_is_refused(tmp_path, content):
+    for name in ("scan.nii", "scan.nii.gz"):
+        (tmp_path / name).write_bytes(content)
+        refusal(tmp_path / name)
+
+
+def test_a05_nifti2_is_refused_and_says_what_to_do(tmp_path):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti2Image(some_voxels(), AFFINE), tmp_path / "scan.nii.gz")
+    error = refusal(tmp_path / "scan.nii.gz")
+    assert "NIfTI-2" in str(error)
+    assert "Convert" in str(error)
+
+
+def read_or_refuse(content: bytes, folder: Path) -> None:
+    path = folder / "scan.nii"
+    path.write_bytes(content)
+    try:
+        volume = read_volume(path)
+    except VolumeError as error:
+        message = str(error)
+    else:
+        assert volume.array.dtype == np.float32
+        assert np.isfinite(volume.array).all()
+        assert abs(np.linalg.det(volume.affine[:3, :3])) > 0
+        assert volume.array.nbytes <= 4 * (len(content) - 352)
+        return
+    assert message.startswith(str(path))
+
+
+@settings(max_examples=300, deadline=5000)
+@given(block=st.binary(min_size=348, max_size=348))
+@example(block=b"\x5c\x01\0\0" + 344 * b"\xff")
+def test_a05_any_348_bytes_are_read_or_refused(tmp_path_factory, block):
+    read_or_refuse(block + nifti_bytes()[348:], tmp_path_factory.mktemp("any"))
+
+
+@settings(max_examples=300, deadline=5000)
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.integers(4, 346),
+            st.one_of(
+                st.binary(min_size=1, max_size=4),
+                st.sampled_from([np.float32(v).tobytes() for v in (np.nan, np.inf, -np.inf, 0, -1, 1e38, 1e-42)]),
+                st.sampled_from([np.int16(v).tobytes() for v in (-1, 0, 1, 7, 32767, -32768)]),
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a05_a_good_header_with_any_field_overwritten_is_read_or_refused(tmp_path_factory, edits):
+    content = bytearray(nifti_bytes(qform=AFFINE))
+    for position, value in edits:
+        content[position : position + len(value)] = value
+    read_or_refuse(bytes(content), tmp_path_factory.mktemp("edited"))
+
+
+# A6: more than three axes
+
+
+def test_a06_several_volumes_are_refused_and_the_option_is_named(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", some_voxels((16, 16, 20, 2)))
+    assert "--volume-index 0 to 1" in str(refusal(path))
+
+
+def test_a06_trailing_axes_of_one_are_dropped(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", some_voxels((16, 16, 20, 1, 1)))
+    assert read_volume(path).shape == (16, 16, 20)
+
+
+# A7: NaN and infinity
+
+
+@pytest.mark.parametrize("value", INVALID.values(), ids=INVALID)
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+def test_a07_a_single_voxel_that_is_no_number_is_refused(tmp_path, value, dtype):
+    voxels = some_voxels(dtype=dtype)
+    voxels[3, 4, 5] = value
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels)
+    assert "found 1 of 720 voxels NaN or infinite" in str(refusal(path))
+
+
+def test_a07_replacing_is_explicit_and_counted(tmp_path):
+    voxels = some_voxels(dtype="<f4")
+    voxels[0, 0, :3] = [np.nan, np.inf, -np.inf]
+    volume = read_volume(write_nifti(tmp_path / "scan.nii.gz", voxels), replace_nonfinite=True)
+    assert volume.array[0, 0, :3].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(volume.array[1:], voxels[1:])
+    assert volume.warnings == ("3 of 720 voxels were NaN or infinite and were replaced by 0",)
+
+
+def test_a07_a_volume_of_nan_is_refused_even_with_replacement(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii.gz", np.full((4, 4, 4), np.nan, "<f4"))
+    assert "no contrast" in str(refusal(path, replace_nonfinite=True))
+
+
+def test_a07_a_number_too_large_for_float32_is_refused(tmp_path):
+    voxels = some_voxels(dtype="<f8")
+    voxels[0, 0, 0] = 1e39
+    assert "not finite" in str(refusal(write_nifti(tmp_path / "a.nii", voxels)))
+    assert "not finite" in str(refusal(write_nifti(tmp_path / "b.nii", fields={"scl_slope": 3e38})))
+
+
+# A8: no contrast
+
+
+def test_a08_volumes_without_contrast_are_refused(tmp_path):
+    single = np.zeros((4, 4, 4), "<f4")
+    single[1, 2, 3] = 7
+    for voxels in (np.zeros((4, 4, 4), "<i2"), np.full((4, 4, 4), 5.0, "<f4"), single):
+        assert "no contrast" in str(refusal(write_nifti(tmp_path / "scan.nii.gz", voxels)))
+
+
+# A9: slope and intercept
+
+
+@pytest.mark.parametrize("slope", [2.0, -0.5, 1e-3])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "<i4", "<f4"])
+def test_a09_scaled_intensities_are_right_to_float32(tmp_path, slope, dtype):
+    voxels = some_voxels(dtype=dtype)
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels, fields={"scl_slope": slope, "scl_inter": 5})
+    expected = voxels.astype(np.float64) * np.float64(np.float32(slope)) + 5
+    np.testing.assert_allclose(read_volume(path).array, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a09_wide_integers_keep_their_contrast_under_a_large_intercept(tmp_path):
+    voxels = 2**30 + some_voxels(dtype="<i4")
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels, fields={"scl_slope": 1, "scl_inter": -(2.0**30)})
+    np.testing.assert_array_equal(read_volume(path).array, some_voxels())
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (np.nan, 0), (np.nan, np.nan), (0, np.nan)])
+def test_a09_a_scaling_that_was_never_set_leaves_the_voxels_alone(tmp_path, slope, intercept):
+    path = write_nifti(tmp_path / "scan.nii.gz", fields={"scl_slope": slope, "scl_inter": intercept})
+    np.testing.assert_array_equal(read_volume(path).array, some_voxels())
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [(0, 5), (np.nan, 5), (np.inf, 5), (np.inf, 0), (-np.inf, 0), (1, np.nan), (1, np.inf)]
+)
+def test_a09_a_scaling_that_cannot_be_applied_is_refused(tmp_path, slope, intercept):
+    path = write_nifti(tmp_path / "scan.nii.gz", fields={"scl_slope": slope, "scl_inter": intercept})
+    assert "intensity scaling cannot be applied" in str(refusal(path))
+
+
+def test_a09_fractions_from_an_int16_source_are_not_quantised_on_output(tmp_path):
+    source = read_volume(write_nifti(tmp_path / "source.nii.gz", fields={"scl_slope": 2, "scl_inter": 5}))
+    array = source.array / 7
+    write_volume(tmp_path / "out.nii.gz", array, source.affine)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.nii.gz").array, array)
+
+
+# A10: the affine
+
+
+SINGULAR = AFFINE.copy()
+SINGULAR[:, 1] = SINGULAR[:, 0]
+MOVED = AFFINE.copy()
+MOVED[0, 3] += 3
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"affine": None}, "does not say where its voxels lie"),
+        ({"affine": SINGULAR}, "singular"),
+        ({"affine": np.zeros((4, 4))}, "singular"),
+        ({"affine": SINGULAR, "qform": AFFINE}, "singular"),
+        ({"fields": {"srow_x": [np.nan, 0, 0, 0]}}, "not finite"),
+        ({"fields": {"srow_z": [0, 0, np.inf, 0]}}, "not finite"),
+        ({"affine": None, "qform": AFFINE, "fields": {"quatern_b": np.nan}}, "not finite"),
+        ({"affine": None, "qform": AFFINE, "fields": {"quatern_b": 3}}, "not finite"),
+        ({"affine": None, "qform": AFFINE, "fields": {"pixdim": [1, 1, 0, 1, 1, 1, 1, 1]}}, "singular"),
+    ],
+)
+def test_a10_an_unusable_transform_is_refused_and_printed(tmp_path, facts, reason):
+    error = refusal(write_nifti(tmp_path / "scan.nii.gz", **facts))
+    assert reason in str(error)
+    assert "sform " in str(error)
+    assert "qform " in str(error)
+
+
+def test_a10_of_two_transforms_the_sform_wins_with_a_warning_that_prints_both(tmp_path):
+    volume = read_volume(write_nifti(tmp_path / "scan.nii.gz", qform=MOVED))
+    np.testing.assert_array_equal(volume.affine, AFFINE)
+    (warning,) = volume.warnings
+    assert "differ by up to 3 mm" in warning
+    assert "sform [-1.5 0 0 30; " in warning
+    assert "qform [-1.5 0 0 33; " in warning
+
+
+def test_a10_two_transforms_that_agree_to_a_tenth_of_a_millimetre_are_not_reported(tmp_path):
+    near = AFFINE.copy()
+    near[0, 3] += 0.09
+    assert read_volume(write_nifti(tmp_path / "scan.nii.gz", qform=near)).warnings == ()
+
+
+def test_a10_shear_is_accepted_with_a_warning_and_kept(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 0.25
+    volume = read_volume(write_nifti(tmp_path / "scan.nii.gz", affine=sheared))
+    np.testing.assert_array_equal(volume.affine, sheared)
+    assert "right angles" in volume.warnings[0]
+
+
+# A11, A12: pairs on different grids
+
+
+def shifted_5_mm() -> np.ndarray:
+    affine = AFFINE.copy()
+    affine[1, 3] += 5
+    return affine
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [AFFINE @ np.diag([-1.0, 1, 1, 1]), shifted_5_mm(), ROTATED_3_DEGREES @ AFFINE],
+    ids=["an axis flipped", "shifted 5 mm", "rotated 3 degrees"],
+)
+def test_a11_a_pair_apart_in_space_is_refused_and_the_others_are_not(tmp_path, affine):
+    write_pair(tmp_path, "01", seed=1)
+    write_pair(tmp_path, "02", seed=2, affine=affine)
+    assert errors_of(tmp_path) == [("sub-02", "grid")]
+
+
+def test_a11_the_same_space_in_another_order_of_axes_is_no_fault(tmp_path):
+    affine = AFFINE.copy()
+    affine[:, 0] *= -1
+    affine[0, 3] = AFFINE[0, 0] * 7 + AFFINE[0, 3]
+    write_pair(tmp_path, "01", seed=1, affine=affine)
+    assert errors_of(tmp_path) == []
+
+
+def test_a12_another_spacing_is_refused_with_both_grids_named(tmp_path):
+    thick = AFFINE @ np.diag([1.0, 1, 3, 1])
+    write_pair(tmp_path, "01", seed=1, voxels=some_voxels((8, 9, 4)), affine=thick)
+    findings = [f for f in check_dataset(tmp_path, source="PD", target="T2") if f.severity == "error"]
+    assert [finding.fault for finding in findings] == ["grid"]
+    assert "8x9x10 of 1.5x1.25x2 mm against 8x9x4 of 1.5x1.25x6 mm" in findings[0].message
+    assert "prepare.resample" in findings[0].message
+
+
+# A14: duplicates
+
+
+def test_a14_a_scan_copied_under_a_new_id_is_an_error(tmp_path):
+    original = write_pair(tmp_path, "01", seed=1)
+    copy = write_pair(tmp_path, "02", seed=2)
+    copy.write_bytes(original.read_bytes())
+    assert errors_of(tmp_path) == [("sub-02", "duplicate")]
+
+
+def test_a14_a_copy_that_was_compressed_again_is_found_too(tmp_path):
+    original = write_pair(tmp_path, "01", seed=1)
+    copy = write_pair(tmp_path, "02", seed=2)
+    copy.write_bytes(gzip.compress(gzip.decompress(original.read_bytes()), 1, mtime=1))
+    assert errors_of(tmp_path) == [("sub-02", "duplicate")]
+
+
+def test_a14_a_target_that_is_its_own_source_is_an_error(tmp_path):
+    write_pair(tmp_path, "01", seed=1, voxels=some_voxels(seed=1))
+    assert errors_of(tmp_path) == [("sub-01", "duplicate")]
+
+
+# A15: paths
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a15_any_name_is_read_and_written_in_any_locale(tmp_path, locale):
+    root = tmp_path / "días_磁共振" / "体 积" / ("long " * 40)
+    write_pair(root, "01", seed=1)
+    program = """
+import sys
+from pathlib import Path
+from unscanned.data.dataset import check_dataset, find_pairs
+from unscanned.data.volume import read_volume, write_volume
+root = Path(sys.argv[1])
+assert check_dataset(root, source="PD", target="T2") == []
+(pair,) = find_pairs(root)
+volume = read_volume(pair.source)
+write_volume(root / chr(233) / "scan.nii.gz", volume.array, volume.affine)
+assert (read_volume(root / chr(233) / "scan.nii.gz").array == volume.array).all()
+"""
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, env=environment, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+
+
+def test_a15_links_in_circles_are_reported(tmp_path):
+    write_pair(tmp_path, "01", seed=1)
+    (tmp_path / "sub-01" / "again").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "nowhere")
+    scan = tmp_path / "sub-02" / "anat" / "sub-02_PDw.nii.gz"
+    write_nifti(scan.with_name("sub-02_T2w.nii.gz"), some_voxels(seed=3))
+    scan.symlink_to(scan)
+    assert os.strerror(errno.ELOOP) in str(refusal(scan))
+    found = {(f.case, f.severity, f.path) for f in check_dataset(tmp_path, source="PD", target="T2")}
+    assert found == {
+        ("dataset", "warning", tmp_path / "sub-01" / "again"),
+        ("dataset", "warning", tmp_path / "nowhere"),
+        ("sub-02", "error", scan),
+    }
+
+
+def test_a15_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    assert "not a file" in str(refusal(tmp_path / "pipe.nii.gz"))
+    assert "not a file" in str(refusal(tmp_path / "folder.nii.gz"))
+    assert "No such file" in str(refusal(tmp_path / "missing.nii.gz"))
+    assert "null" in str(refusal(tmp_path / "a\0b.nii.gz"))
+
+
+# A16: a folder that may not be written to
+
+
+def as_ordinary_user(action) -> int:
+    """Run an action in a child process that has no right to ignore permissions; return its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a16_a_read_only_dataset_is_read_and_nothing_is_written_into_it():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write_pair(root, "01", seed=1)
+        folders = [root, root / "sub-01", root / "sub-01" / "anat"]
+        for folder in folders:
+            folder.chmod(0o555)
+
+        def read_everything() -> None:
+            assert check_dataset(root, source="PD", target="T2") == []
+            assert not os.access(root, os.W_OK)
+
+        before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+        try:
+            assert as_ordinary_user(read_everything) == 0
+            assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+        finally:
+            for folder in folders:
+                folder.chmod(0o755)
+
+
+def test_a16_a_file_and_a_folder_that_may_not_be_read_are_reported():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        write_pair(root, "01", seed=1).chmod(0)
+        write_pair(root, "02", seed=2)
+        (root / "sub-03").mkdir(0)
+
+        def see_what_is_wrong() -> None:
+            findings = check_dataset(root, source="PD", target="T2")
+            assert {(f.case, f.fault) for f in findings} == {("sub-01", "unreadable"), ("dataset", "name")}
+            assert all("ermi" in f.message for f in findings)
+
+        assert as_ordinary_user(see_what_is_wrong) == 0
+
+
+def test_a_refusal_of_every_scan_still_leaves_a_readable_message(tmp_path):
+    write_nifti(tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    with pytest.raises(DatasetError, match="no pair of PD and T2 was found; found 1 problems"):
+        find_pairs(tmp_path)
