@@ -520,7 +520,7 @@ volume = read_volume(pair.source)
 write_volume(root / chr(233) / "scan.nii.gz", volume.array, volume.affine)
 assert (read_volume(root / chr(233) / "scan.nii.gz").array == volume.array).all()
 """
-    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0"}
+    environment = {**os.environ, "LC_ALL": locale}
     result = subprocess.run(
         [sys.executable, "-c", program, str(root)], capture_output=True, env=environment, timeout=60, check=False
     )

@@ -191,8 +191,9 @@ def _unit_warnings(fields: nibabel.Nifti1Header) -> tuple[str, ...]:
 
 
 def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    sform = np.array(fields.get_sform(), dtype=np.float64) if int(fields["sform_code"]) > 0 else None
-    qform = _qform(fields) if int(fields["qform_code"]) > 0 else None
+    with np.errstate(all="ignore"):
+        sform = np.array(fields.get_sform(), dtype=np.float64) if int(fields["sform_code"]) > 0 else None
+        qform = _qform(fields) if int(fields["qform_code"]) > 0 else None
     chosen = qform if sform is None else sform
     if chosen is None or not _is_usable(chosen):
         raise VolumeError(
@@ -221,8 +222,7 @@ def _qform(fields: nibabel.Nifti1Header) -> np.ndarray:
     if float(fields["pixdim"][0]) == 0:
         fields["pixdim"][0] = 1  # The standard's reading of a handedness that was never set.
     try:
-        with np.errstate(all="ignore"):
-            return np.array(fields.get_qform(), dtype=np.float64)
+        return np.array(fields.get_qform(), dtype=np.float64)
     except (ValueError, ArithmeticError, nibabel.spatialimages.HeaderDataError):
         return np.full((4, 4), np.nan)
 
