@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
+from unscanned.models.folding import FrozenLayers, folded_forward
 
-__all__ = ["GENERATORS", "NieGenerator", "Residual", "UNetGenerator", "build"]
+__all__ = ["CONVOLUTIONS", "GENERATORS", "FastGenerator", "NieGenerator", "Residual", "UNetGenerator", "build"]
+
+CONVOLUTIONS = ("auto", "plain", "spectral")
+"Ways to compute the same function: `plain` is `Conv3d`, `spectral` the frequency domain, `auto` the faster one."
 
 
 class NieGenerator(nn.Module):
@@ -58,14 +62,27 @@ class NieGenerator(nn.Module):
             if layer < last:
                 self.norms.append(nn.BatchNorm3d(widths[layer + 1]))
         self.activation = nn.LeakyReLU(slope)
+        self.convolution = "auto"
 
     @property
     def context(self) -> int:
         """Voxels on each side that can change an output voxel: half the receptive field."""
         return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in self.convolutions)  # type: ignore[union-attr,index,operator,misc]
 
+    def takes_spectral(self, x: Tensor) -> bool:
+        """Return whether an input like this goes through the frequency domain, as `convolution` and its size ask for."""
+        if self.convolution == "plain" or x.dtype not in (torch.float32, torch.float64):
+            return False
+        if any(n % 2 for n in x.shape[2:]) or any(type(norm) is not nn.BatchNorm3d for norm in self.norms):
+            return False
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type):
+            return False
+        return self.convolution == "spectral" or x.device.type == "cpu"
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
+        if self.takes_spectral(x):
+            return folded_forward(x, self.convolutions, self.norms, self.activation.negative_slope)
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):
             x = self.activation(norm(convolution(x)))
         return self.convolutions[-1](x)
@@ -123,6 +140,35 @@ class Residual(nn.Module):
         return x[:, :1] + self.generator(x)
 
 
+class FastGenerator:
+    """A generator in evaluation mode, prepared once for many patches: the same function without gradients.
+
+    Batch norm is folded into the kernels and their spectra are kept, for each shape of patch that comes. It holds a copy: make a
+    new one after the weights change. What the frequency domain cannot take goes through the generator itself.
+
+    Args:
+        generator: As `build` returns it; put into evaluation mode.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        self.generator = generator.eval()
+        self._layers: dict[tuple[object, ...], FrozenLayers] = {}
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
+        residual = isinstance(self.generator, Residual)
+        inner = self.generator.generator if residual else self.generator  # type: ignore[union-attr]
+        if not isinstance(inner, NieGenerator) or not inner.takes_spectral(x):
+            return self.generator(x)
+        key = (*x.shape[2:], x.dtype, x.device)
+        if key not in self._layers:
+            slope = inner.activation.negative_slope
+            self._layers[key] = FrozenLayers(inner.convolutions, inner.norms, slope, tuple(x.shape[2:]))  # type: ignore[arg-type]
+        y = self._layers[key](x)
+        return x[:, :1] + y if residual else y
+
+
 def small(in_channels: int = 1, *, slope: float = 0.2) -> NieGenerator:
     """Return a generator of the same shape for the demo: four layers, 8 filters, a receptive field of 17 voxels."""
     return NieGenerator(in_channels, filters=(8, 16, 16), kernels=(5, 3, 3, 3), slope=slope)
@@ -131,7 +177,9 @@ def small(in_channels: int = 1, *, slope: float = 0.2) -> NieGenerator:
 GENERATORS: dict[str, Callable[..., nn.Module]] = {"nie": NieGenerator, "small": small, "unet": UNetGenerator}
 
 
-def build(name: str, *, in_channels: int = 1, residual: bool = False, slope: float = 0.2) -> nn.Module:
+def build(
+    name: str, *, in_channels: int = 1, residual: bool = False, slope: float = 0.2, convolution: str = "auto"
+) -> nn.Module:
     """Return the generator of that name, with fresh weights from torch's global random state.
 
     Args:
@@ -139,9 +187,10 @@ def build(name: str, *, in_channels: int = 1, residual: bool = False, slope: flo
         in_channels: 1, or 2 in an auto-context chain.
         residual: Whether the source is added to the output.
         slope: Negative slope of LeakyReLU.
+        convolution: One of `CONVOLUTIONS`; the weights and the function are the same in all.
 
     Raises:
-        SettingsError: Unknown name; lists the known ones.
+        SettingsError: Unknown name or convolution; lists the known ones.
     """
     if name not in GENERATORS:
         near = difflib.get_close_matches(name, GENERATORS, n=1)
@@ -152,5 +201,14 @@ def build(name: str, *, in_channels: int = 1, residual: bool = False, slope: flo
             expected=f"one of {', '.join(GENERATORS)}",
             do=f"Did you mean {near[0]}?" if near else None,
         )
+    if convolution not in CONVOLUTIONS:
+        raise SettingsError(
+            "no such way to convolve",
+            where="generator.convolution",
+            found=convolution,
+            expected=f"one of {', '.join(CONVOLUTIONS)}",
+        )
     generator = GENERATORS[name](in_channels, slope=slope)
+    if isinstance(generator, NieGenerator):
+        generator.convolution = convolution
     return Residual(generator) if residual else generator

@@ -1,0 +1,181 @@
+"""The generator on parity sub-grids: a convolution of dilation 2 is eight dense ones that never meet.
+
+A patch of even edges splits by the parity of each index into eight sub-grids. All layers but the first and the last have
+dilation 2 and work on each sub-grid alone. The first and the last, of dilation 1, mix them: they are dense convolutions from
+sub-grids to sub-grids, with the kernel's taps sorted by parity. So the whole network runs on (i, j, k, channel, parity,
+batch), where parity belongs to the batch in between and to the channels at both ends, and nothing is rearranged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
+
+__all__ = ["FrozenLayers", "fold", "folded_forward", "polyphase", "unfold"]
+
+PARITIES = 8
+
+
+def fold(x: Tensor) -> Tensor:
+    """Split (batch, channel, 2i, 2j, 2k) by parity: (i, j, k, 8 channel, batch), parities of a channel side by side."""
+    b, c, i, j, k = x.shape
+    x = x.reshape(b, c, i // 2, 2, j // 2, 2, k // 2, 2).permute(2, 4, 6, 1, 3, 5, 7, 0)
+    return x.reshape(i // 2, j // 2, k // 2, PARITIES * c, b)
+
+
+def unfold(x: Tensor) -> Tensor:
+    """Undo `fold`: (i, j, k, 8 channel, batch) to (batch, channel, 2i, 2j, 2k)."""
+    i, j, k, c, b = x.shape
+    c //= PARITIES
+    return x.reshape(i, j, k, c, 2, 2, 2, b).permute(7, 3, 0, 4, 1, 5, 2, 6).reshape(b, c, 2 * i, 2 * j, 2 * k)
+
+
+def polyphase(weight: Tensor) -> Tensor:
+    """Rewrite a kernel of dilation 1 as one from sub-grids to sub-grids.
+
+    From input parity q to output parity p, a step d between sub-grid indices is the full grid's step 2 d + q - p.
+
+    Args:
+        weight: (out, in, K, K, K), K odd.
+
+    Returns:
+        (8 out, 8 in, k, k, k) with k = 2 ((K // 2 + 1) // 2) + 1, in the order of channels of `fold`.
+    """
+    out, into, taps = weight.shape[:3]
+    radius = (taps // 2 + 1) // 2
+    parity = torch.arange(2, device=weight.device)
+    step = torch.arange(-radius, radius + 1, device=weight.device)
+    tap = 2 * step + parity[None, :, None] - parity[:, None, None] + taps // 2  # (p, q, step)
+    tap = torch.where((tap < 0) | (tap >= taps), taps, tap).flatten()
+    weight = F.pad(weight, (0, 1) * 3)  # one tap of zeros, for steps outside the kernel
+    for axis in (2, 3, 4):
+        weight = weight.index_select(axis, tap)
+    k = len(step)
+    weight = weight.view(out, into, 2, 2, k, 2, 2, k, 2, 2, k).permute(0, 2, 5, 8, 1, 3, 6, 9, 4, 7, 10)
+    return weight.reshape(PARITIES * out, PARITIES * into, k, k, k)
+
+
+class _NormActivation(torch.autograd.Function):
+    """Batch norm with the batch's own statistics, then LeakyReLU, of (position, channel, batch): also the mean and variance."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        variances, means = torch.var_mean(x, 0, correction=0)
+        mean = means.mean(1)
+        variance = variances.mean(1) + (means - mean[:, None]).square().mean(1)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        y = torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+        F.leaky_relu_(y, slope)
+        ctx.save_for_backward(x, y, weight, mean, inverse)
+        ctx.slope = slope
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, mean, inverse = ctx.saved_tensors
+        g = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
+        count = x.shape[0] * x.shape[2]
+        of_bias = g.sum(0).sum(1)
+        of_weight = ((g * x).sum(0).sum(1) - mean * of_bias) * inverse
+        scale = weight * inverse
+        slope = -scale * inverse * of_weight / count
+        offset = -scale * of_bias / count - slope * mean
+        of_x = g.mul_(scale[:, None]).addcmul_(x, slope[:, None]).add_(offset[:, None])
+        return of_x, of_weight, of_bias, None, None
+
+
+def _norm_activation(x: Tensor, norm: nn.BatchNorm3d, slope: float) -> Tensor:
+    """Apply the norm in its own mode (and move its running statistics), then LeakyReLU, to (i, j, k, channel, batch)."""
+    if not norm.training:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return F.leaky_relu(torch.addcmul((norm.bias - norm.running_mean * scale)[:, None], x, scale[:, None]), slope)
+    flat = x.reshape(-1, *x.shape[3:])
+    y, mean, variance = _NormActivation.apply(flat, norm.weight, norm.bias, norm.eps, slope)
+    with torch.no_grad():
+        count = flat.shape[0] * flat.shape[2]
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    return y.view(x.shape)
+
+
+def folded_forward(x: Tensor, convolutions: nn.ModuleList, norms: nn.ModuleList, slope: float) -> Tensor:
+    """Run the plain generator's function on sub-grids, in training or evaluation mode, with gradients.
+
+    Args:
+        x: (batch, in_channels, i, j, k), i, j and k even.
+        convolutions: Same-padded; dilation 1 in the first and last, 2 between.
+        norms: One after each convolution but the last.
+        slope: Negative slope of LeakyReLU.
+
+    Returns:
+        (batch, 1, i, j, k).
+    """
+    batch = x.shape[0]
+    h = fold(x)
+    last = len(convolutions) - 1
+    for layer, convolution in enumerate(convolutions):
+        weight, bias = convolution.weight, convolution.bias
+        if layer in (0, last):
+            h = h.view(*h.shape[:3], -1, batch)
+            h = spectral_convolution(h, polyphase(weight), bias.repeat_interleave(PARITIES))
+        else:
+            h = spectral_convolution(h, weight, bias)
+        if layer < last:
+            h = _norm_activation(h.view(*h.shape[:3], -1, PARITIES * batch), norms[layer], slope)
+    return unfold(h)
+
+
+class FrozenLayers:
+    """The generator in evaluation mode for one patch shape: batch norm inside the kernels, their spectra computed once.
+
+    Args:
+        convolutions: As for `folded_forward`.
+        norms: As for `folded_forward`; their running statistics are used.
+        slope: Negative slope of LeakyReLU.
+        shape: Spatial shape of the patches, even.
+    """
+
+    def __init__(
+        self, convolutions: nn.ModuleList, norms: nn.ModuleList, slope: float, shape: tuple[int, int, int]
+    ) -> None:
+        self.slope = slope
+        self.kernels: list[Kernel] = []
+        last = len(convolutions) - 1
+        grid = tuple(n // 2 for n in shape)
+        for layer, convolution in enumerate(convolutions):
+            weight, bias = convolution.weight.detach(), convolution.bias.detach()
+            if layer < last:
+                weight, bias = _absorb(weight, bias, norms[layer])
+            if layer in (0, last):
+                weight, bias = polyphase(weight), bias.repeat_interleave(PARITIES)
+            self.kernels.append(kernel_spectrum(weight, bias, grid))  # type: ignore[arg-type]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
+        batch = x.shape[0]
+        first, *middle, last = self.kernels
+        h = F.leaky_relu_(first(fold(x)), self.slope)
+        h = h.view(*h.shape[:3], -1, PARITIES * batch)
+        for kernel in middle:
+            h = F.leaky_relu_(kernel(h), self.slope)
+        return unfold(last(h.view(*h.shape[:3], -1, batch)))
+
+
+def _absorb(weight: Tensor, bias: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Return the kernel and bias that do a convolution and the norm in evaluation mode in one."""
+    scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
+    bias = norm.bias.detach().double() + (bias.double() - norm.running_mean.double()) * scale
+    weight_ = weight.double() * scale[:, None, None, None, None]
+    return weight_.to(weight.dtype), bias.to(weight.dtype)
