@@ -18,6 +18,7 @@ __all__ = ["HEADER_BYTES", "Header", "corner_distance_mm", "parse_header"]
 HEADER_BYTES = 348
 
 _FIRST_VOXEL_BYTE = 352
+_TRANSFORM_CODES = 6
 _TRANSFORM_TOLERANCE_MM = 0.1
 _CONVERT = "Convert the file to a single NIfTI-1 file, for example with `nibabel.save` or `mri_convert`."
 
@@ -191,9 +192,14 @@ def _unit_warnings(fields: nibabel.Nifti1Header) -> tuple[str, ...]:
 
 
 def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    warnings = [
+        f"{name} {int(fields[name])} is not of the standard; its transform was not used"
+        for name in ("sform_code", "qform_code")
+        if int(fields[name]) not in range(_TRANSFORM_CODES)
+    ]
     with np.errstate(all="ignore"):
-        sform = np.array(fields.get_sform(), dtype=np.float64) if int(fields["sform_code"]) > 0 else None
-        qform = _qform(fields) if int(fields["qform_code"]) > 0 else None
+        sform = np.array(fields.get_sform(), dtype=np.float64) if _is_set(fields, "sform_code") else None
+        qform = _qform(fields) if _is_set(fields, "qform_code") else None
     chosen = qform if sform is None else sform
     if chosen is None or not _is_usable(chosen):
         raise VolumeError(
@@ -205,7 +211,6 @@ def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) ->
             expected="an invertible sform or qform",
             do="Export the scan again from DICOM, or copy the header of a scan on the same grid.",
         )
-    warnings = []
     if sform is not None and qform is not None:
         distance = corner_distance_mm(sform, qform, shape) if _is_usable(qform) else math.inf
         if distance > _TRANSFORM_TOLERANCE_MM:
@@ -216,6 +221,10 @@ def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) ->
     if _is_sheared(chosen):
         warnings.append(f"the voxels' axes are not at right angles: {_text(chosen)}")
     return chosen, tuple(warnings)
+
+
+def _is_set(fields: nibabel.Nifti1Header, code: str) -> bool:
+    return 0 < int(fields[code]) < _TRANSFORM_CODES
 
 
 def _qform(fields: nibabel.Nifti1Header) -> np.ndarray:

@@ -289,7 +289,7 @@ def _cut_short(path: Path, count: int, expected: int, what: str) -> VolumeError:
 
 def _scale(stored: np.ndarray, header: Header) -> np.ndarray:
     if (header.slope, header.intercept) == (1.0, 0.0):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return stored.astype(np.float32, copy=False)
     # Integers of up to 16 bits are exact in float32; wider types may lose digits in the sum.
     working = np.float32 if stored.dtype.itemsize <= 2 else np.float64
