@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nifti_files import AFFINE, nifti_bytes, some_voxels
 
 
-@settings(max_examples=400, deadline=5000)
+@settings(max_examples=250, deadline=5000)
 @given(seed=st.integers(0, 2**64))
 def test_a_mutated_file_is_read_as_it_is_or_refused(tmp_path_factory, seed):
     _, name, file, content = mutate(random.Random(seed))
