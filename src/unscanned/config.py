@@ -31,6 +31,8 @@ __all__ = [
     "Split",
     "Synthesis",
     "Training",
+    "decisive",
+    "difference",
     "fingerprint",
     "preset_names",
     "resolve",
@@ -59,6 +61,8 @@ class Prepare:
     "Voxels along (i, j, k) in RAS+ that training volumes are cropped or padded to, around the head's centre."
     spacing_mm: float | None = None
     "Isotropic voxel size to resample to; unset keeps each scan's own."
+    resample: bool = False
+    "Resample the target onto the source's grid where the two differ; otherwise such a pair is refused."
     percentile: float = 99.9
     "Percentile of the intensities inside the head that becomes 1."
 
@@ -259,6 +263,34 @@ def fingerprint(settings: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+INDIFFERENT = {
+    "training": ("epochs", "workers", "checkpoint_minutes", "device", "threads"),
+    "generator": ("convolution",),
+    "data": ("layout",),
+}
+
+
+def decisive(settings: Settings | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what a training step does; an epoch more or another worker does not."""
+    content = settings if isinstance(settings, Mapping) else to_dict(settings)
+    kept = {
+        table: {key: value for key, value in values.items() if key not in INDIFFERENT.get(table, ())}
+        for table, values in content.items()
+        if table not in ("preset", "split")
+    }
+    return kept
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return in words where two `decisive` settings differ; empty where they do not."""
+    return "; ".join(
+        f"{table}.{key} = {found.get(table, {}).get(key)!r}, now {value!r}"
+        for table, values in wanted.items()
+        for key, value in values.items()
+        if found.get(table, {}).get(key) != value
+    )
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -319,16 +351,25 @@ def _describe(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if not isinstance(hint, types.UnionType) else str(hint)
 
 
-_POSITIVE = ["split.train", "training.epochs", "training.steps_per_epoch", "training.batch", "training.patch", "training.learning_rate", "training.validation_stride", "training.threads", "context.stages", "context.stride", "synthesis.stride", "synthesis.batch", "prepare.spacing_mm", "prepare.shape", "training.checkpoint_minutes"]
+_POSITIVE = {
+    "split": ("train",),
+    "prepare": ("shape", "spacing_mm"),
+    "training": (
+        *("epochs", "steps_per_epoch", "batch", "patch", "learning_rate"),
+        *("validation_stride", "checkpoint_minutes", "threads"),
+    ),
+    "context": ("stages", "stride"),
+    "synthesis": ("stride", "batch"),
+}
 
 
 def _validate(settings: Settings) -> None:
-    for name in _POSITIVE:
-        table, key = name.split(".")
-        value = getattr(getattr(settings, table), key)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number <= 0:
-                raise SettingsError("must be positive", where=name, found=value)
+    for table, keys in _POSITIVE.items():
+        for key in keys:
+            value = getattr(getattr(settings, table), key)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number <= 0:
+                    raise SettingsError("must be positive", where=f"{table}.{key}", found=value)
     if settings.training.patch % 8 and settings.loss.adversarial > 0:
         raise SettingsError(
             "the discriminator halves a patch three times",

@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "DownloadError",
+    "Interrupted",
     "PartialFailure",
     "ResourceError",
     "SettingsError",
@@ -107,3 +108,9 @@ class DownloadError(UnscannedError):
     """A download failed, or its checksum differs."""
 
     exit_code = 9
+
+
+class Interrupted(UnscannedError):
+    """A signal asked to stop; the state was saved. SIGTERM makes it 143."""
+
+    exit_code = 130

@@ -12,7 +12,7 @@ from typing import Literal
 
 from unscanned.errors import DatasetError
 
-__all__ = ["Inventory", "Layout", "Scan", "contrast_key", "take_inventory"]
+__all__ = ["Inventory", "Layout", "Scan", "bids_suffix", "contrast_key", "identify", "take_inventory"]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
@@ -66,6 +66,22 @@ def contrast_key(name: str) -> str:
         ('pd', 'flair')
     """
     return re.sub(r"(?<=.)w$", "", name.strip().lower())
+
+
+def bids_suffix(name: str) -> str:
+    """Return the BIDS suffix of a contrast: "T2w" for "T2", "FLAIR" as it is.
+
+    Example:
+        >>> bids_suffix("PD"), bids_suffix("T1w"), bids_suffix("FLAIR")
+        ('PDw', 'T1w', 'FLAIR')
+    """
+    key = contrast_key(name)
+    return f"{key.upper()}w" if key in ("pd", "t1", "t2") else name.strip()
+
+
+def identify(path: str | Path) -> Scan | None:
+    """Return what the name of one file says, by BIDS or by IXI; None where it follows neither."""
+    return _bids_scan(Path(path)) or _ixi_scan(Path(path))
 
 
 def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str) -> Inventory:

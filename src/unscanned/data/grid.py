@@ -1,0 +1,169 @@
+"""Where a scan's voxels go on the way to the model's grid, and back: axes to RAS+, resampling if asked, crop or pad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+
+from unscanned.data.volume import Volume
+from unscanned.errors import DatasetError
+
+__all__ = ["Frame", "frame", "onto_grid"]
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Where a scan's voxels go on the way to the model's grid, and back.
+
+    Attributes:
+        shape: The scan's own grid.
+        affine: Its affine, (4, 4), mm.
+        working_shape: The grid after reorientation to RAS+ and resampling.
+        working_affine: Its affine.
+        start: First voxel of the crop in the working grid; negative where the crop pads.
+        crop: Shape of the crop: the model's grid.
+    """
+
+    shape: Triple
+    affine: np.ndarray
+    working_shape: Triple
+    working_affine: np.ndarray
+    start: Triple
+    crop: Triple
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the working grid has another spacing than the scan."""
+        return self.working_shape != _ras_grid(self.shape, self.affine)[0] or not np.allclose(
+            self.working_affine, _ras_grid(self.shape, self.affine)[1]
+        )
+
+    def forward(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array on the scan's grid to the model's grid; outside the scan it is 0."""
+        array = _to_ras(array, self.affine)
+        if self.resampled:
+            affine = _ras_grid(self.shape, self.affine)[1]
+            array = _resample(array, affine, self.working_shape, self.working_affine)
+        return _window(array, self.start, self.crop)
+
+    def inverse(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array on the model's grid back to the scan's own grid; outside the crop it is 0."""
+        array = _window(array, tuple(-s for s in self.start), self.working_shape)
+        shape, affine = _ras_grid(self.shape, self.affine)
+        if self.resampled:
+            array = _resample(array, self.working_affine, shape, affine)
+        return _from_ras(array, self.affine)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values that `from_json` reads back."""
+        return {k: np.asarray(v).tolist() for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Frame:
+        """Return the frame that `to_json` wrote."""
+        values: dict[str, Any] = {
+            k: np.array(v, float) if k.endswith("affine") else tuple(v) for k, v in content.items()
+        }
+        return cls(**values)
+
+
+def frame(
+    volume: Volume, *, shape: Triple | None = None, spacing_mm: float | None = None, head: np.ndarray | None = None
+) -> Frame:
+    """Return the frame that brings a scan to RAS+, to an isotropic spacing if asked, and to a shape if asked.
+
+    Args:
+        volume: The scan.
+        shape: Voxels of the model's grid; None keeps the whole scan.
+        spacing_mm: Isotropic voxel size of the working grid; None keeps the scan's own.
+        head: Mask of the head on the scan's grid; the crop is centred on its bounding box. None centres on the grid.
+    """
+    native: Triple = tuple(volume.array.shape)  # type: ignore[assignment]
+    grid_shape, affine = _ras_grid(native, volume.affine)
+    if spacing_mm is not None:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        zoom = spacing / spacing_mm
+        grid_shape = tuple(max(1, int(np.ceil(n * z - 1e-6))) for n, z in zip(grid_shape, zoom, strict=True))  # type: ignore[assignment]
+        affine = affine @ np.diag([*(1 / zoom), 1.0])
+    start, crop = (0, 0, 0), grid_shape
+    if shape is not None:
+        centre = [(n - 1) / 2 for n in grid_shape]
+        if head is not None and head.any():
+            index = np.argwhere(_to_ras(head, volume.affine))
+            middle = np.append((index.min(0) + index.max(0)) / 2, 1)
+            centre = list((np.linalg.inv(affine) @ _ras_grid(native, volume.affine)[1] @ middle)[:3])
+        start = tuple(int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, shape, strict=True))  # type: ignore[assignment]
+        crop = shape
+    return Frame(native, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
+
+
+def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = False) -> np.ndarray:
+    """Return the target's array on the source's grid: its axes in the source's order, resampled only when asked.
+
+    Args:
+        source: The scan whose grid counts.
+        target: The other scan, which may have another order or direction of axes.
+        case: For the message.
+        resample: Whether a target on another grid is resampled, linearly.
+
+    Raises:
+        DatasetError: The grids differ by more than 1 mm at a corner and `resample` is not set.
+    """
+    shape, affine = _ras_grid(tuple(source.array.shape), source.affine)
+    target_shape, target_affine = _ras_grid(tuple(target.array.shape), target.affine)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
+    distance_mm = float(np.linalg.norm(((affine - target_affine) @ corners)[:3], axis=0).max())
+    if shape == target_shape and distance_mm <= 1.0:
+        return _from_ras(_to_ras(target.array, target.affine), source.affine)
+    if not resample:
+        raise DatasetError(
+            "source and target lie on different grids",
+            where=case,
+            found=f"target {target_shape}, corners up to {distance_mm:.1f} mm apart",
+            expected=f"the source's {shape}",
+            do="If the two are aligned in world space, set prepare.resample = true; if not, register them first.",
+        )
+    resampled = _resample(_to_ras(target.array, target.affine), target_affine, shape, affine)
+    return _from_ras(resampled, source.affine)
+
+
+def _ras_grid(shape: Triple, affine: np.ndarray) -> tuple[Triple, np.ndarray]:
+    orientation = nib.io_orientation(affine)
+    inverse = nib.orientations.inv_ornt_aff(orientation, shape)
+    order = np.argsort(orientation[:, 0])
+    return tuple(int(shape[axis]) for axis in order), affine @ inverse  # type: ignore[return-value]
+
+
+def _to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return nib.orientations.apply_orientation(array, nib.io_orientation(affine))
+
+
+def _from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    ras = np.array([[0, 1], [1, 1], [2, 1]], float)
+    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, nib.io_orientation(affine)))
+
+
+def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: np.ndarray) -> np.ndarray:
+    image = nib.Nifti1Image(np.asarray(array, np.float32), affine)
+    resampled = nibabel.processing.resample_from_to(image, (shape, to_affine), order=1, mode="nearest")
+    return np.asarray(resampled.dataobj, np.float32)
+
+
+def _window(array: np.ndarray, start: Sequence[int], shape: Triple) -> np.ndarray:
+    result = np.zeros(shape, array.dtype)
+    inside, outside = [], []
+    for first, size, have in zip(start, shape, array.shape, strict=True):
+        low, high = max(first, 0), min(first + size, have)
+        if low >= high:
+            return result
+        inside.append(slice(low - first, high - first))
+        outside.append(slice(low, high))
+    result[tuple(inside)] = array[tuple(outside)]
+    return result

@@ -1,0 +1,156 @@
+"""Where a patch is: the partition for training, the overlapping grid for reconstruction, and the batch of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unscanned.data.intensity import Normalization
+from unscanned.data.prepare import Case
+from unscanned.errors import DatasetError
+
+__all__ = ["PatchBatches", "axis_starts", "cut", "starts"]
+
+
+def starts(shape: Sequence[int], patch: int, stride: int) -> np.ndarray:
+    """Return the first voxel of each patch of a grid that covers a volume with no voxel left out.
+
+    Along each axis the patches begin at 0, stride, 2 stride, ...; the last is moved back so that it ends with the
+    volume.
+
+    Args:
+        shape: (i, j, k) of the volume, no axis shorter than the patch.
+        patch: Edge of the patch, in voxels.
+        stride: Voxels between neighbours, at most `patch`; equal to it, the grid is the partition.
+
+    Returns:
+        (patches, 3) integers.
+
+    Example:
+        >>> len(starts((128, 224, 224), 32, 8)), len(starts((128, 224, 224), 32, 32))
+        (8125, 196)
+    """
+    if min(shape) < patch or not 0 < stride <= patch:
+        raise ValueError(f"no grid of patches: shape {tuple(shape)}, patch {patch}, stride {stride}")
+    axes = [axis_starts(n, patch, stride) for n in shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+
+
+def axis_starts(n: int, patch: int, stride: int) -> np.ndarray:
+    """Return where the patches of `starts` begin along one axis of n voxels."""
+    return np.append(np.arange(0, n - patch, stride), n - patch)
+
+
+def cut(volume: np.ndarray, start: Sequence[int], patch: int) -> np.ndarray:
+    """Return the patch of edge `patch` that begins at `start`, a view."""
+    i, j, k = start
+    return volume[i : i + patch, j : j + patch, k : k + patch]
+
+
+class PatchBatches:
+    """The training batches, each a pure function of (seed, step).
+
+    The patches of all cases stand in one list. A pass is a random order of it that depends on the seed and the number
+    of the pass; the samples of step t are the next `batch` of the endless row of passes. Nothing about randomness needs
+    to be stored to resume, and neither the loader's workers nor earlier steps can change a batch.
+
+    Args:
+        cases: Prepared training cases.
+        normalization: Constants that turn unit scale into z-scores.
+        patch: Edge of a patch, in voxels.
+        batch: Patches a step.
+        seed: Seed of the order.
+        min_head: Share of a patch that must lie inside the head.
+        context: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
+
+    Raises:
+        DatasetError: A volume is smaller than the patch, or no patch has enough of the head.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        normalization: Normalization,
+        *,
+        patch: int,
+        batch: int,
+        seed: int = 0,
+        min_head: float = 0.0,
+        context: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.cases, self.normalization, self.context = list(cases), normalization, context
+        self.patch, self.batch, self.seed = patch, batch, seed
+        self.index = np.array(
+            [
+                (number, *start)
+                for number, case in enumerate(self.cases)
+                for start in self._grid(case)
+                if min_head <= 0 or cut(case.head, start, patch).mean() >= min_head
+            ]
+        ).reshape(-1, 4)
+        if len(self.index) == 0:
+            raise DatasetError(
+                "no training patch has enough of the head",
+                where="training.min_head",
+                found=min_head,
+                do="Lower it, or look at the prepared heads.",
+            )
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps until every patch was seen at least once."""
+        return -(-len(self.index) // self.batch)
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Return the (batch, 4) rows (case, i, j, k) of a step, from 0."""
+        n = len(self.index)
+        samples = np.arange(step * self.batch, (step + 1) * self.batch)
+        orders = {number: _order(n, self.seed, number) for number in np.unique(samples // n)}
+        return self.index[[orders[s // n][s % n] for s in samples]]
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return input (batch, 1 or 2, patch, patch, patch) and target (batch, 1, ...) of a step, in z-scores."""
+        inputs, targets = [], []
+        for number, *start in self.chosen(step):
+            case = self.cases[number]
+            channels = [self.normalization.source.standardize(cut(case.source, start, self.patch))]
+            if self.context is not None:
+                channels.append(np.asarray(cut(self.context[number], start, self.patch), np.float32))
+            inputs.append(np.stack(channels))
+            targets.append(self.normalization.target.standardize(cut(case.target, start, self.patch))[None])
+        return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+
+    def loader(self, first: int, last: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of steps first ... last - 1, cut ahead of time by `workers` processes."""
+        if workers == 0:
+            return (self(step) for step in range(first, last))
+        loader = torch.utils.data.DataLoader(
+            _Steps(self), sampler=range(first, last), batch_size=None, num_workers=workers, timeout=120
+        )
+        return iter(loader)
+
+    def _grid(self, case: Case) -> np.ndarray:
+        if min(case.source.shape) < self.patch:
+            raise DatasetError(
+                "a training volume is smaller than the patch",
+                where=case.name,
+                found=case.source.shape,
+                expected=f"at least {self.patch} along each axis",
+                do="Choose a larger prepare.shape or a smaller training.patch.",
+            )
+        return starts(case.source.shape, self.patch, self.patch)
+
+
+class _Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, batches: PatchBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.batches(step)
+
+
+def _order(n: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng((seed, number)).permutation(n)
