@@ -19,8 +19,8 @@ __all__ = ["DISCRIMINATORS", "NieDiscriminator", "build"]
 class NieDiscriminator(nn.Module):
     """The conditional discriminator of the report, section III, after Nie et al. (IEEE TBME 2018).
 
-    Three stages of convolution, batch norm, LeakyReLU and max-pooling, a convolution, three fully connected layers. The last
-    sigmoid is left to the loss, which takes logits.
+    Three stages of convolution, batch norm, LeakyReLU and max-pooling, a convolution, three fully connected layers. The
+    last sigmoid is left to the loss, which takes logits.
 
     Args:
         patch: Edge of the cubic patch, a multiple of 8: the first fully connected layer is made for it.
@@ -55,7 +55,7 @@ class NieDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, 0.0)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Map source and target, each (batch, 1, patch, patch, patch), to logits (batch, 1)."""

@@ -1,0 +1,85 @@
+"""The auto-context chain: a generator after the first also sees what the previous one made (report, section VIII)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unscanned.progress import Progress
+from unscanned.synthesis.reconstruct import reconstruct
+
+__all__ = ["PatchChain", "chain"]
+
+
+class PatchChain(nn.Module):
+    """The chain as one network of a patch: the context is the previous output on the same patch.
+
+    Args:
+        generators: The first with one input channel, the others with two.
+    """
+
+    def __init__(self, generators: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.generators = nn.ModuleList(generators)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Map (batch, 1, i, j, k) to (batch, 1, i, j, k)."""
+        synthetic = self.generators[0](source)
+        for generator in list(self.generators)[1:]:
+            synthetic = generator(torch.cat([source, synthetic], 1))
+        return synthetic
+
+
+def chain(
+    source: np.ndarray,
+    generators: Sequence[nn.Module],
+    *,
+    context: Literal["volume", "patch"] = "volume",
+    patch: int = 32,
+    stride: int = 8,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Map a source volume through a chain of generators.
+
+    Args:
+        source: (i, j, k) float32, z-scores.
+        generators: One or more; a chain of one is plain reconstruction.
+        context: Whether a generator sees the previous one's reconstructed volume, or its output on the same patch.
+        patch: As for `reconstruct`, and so are the next three.
+        stride: See there.
+        batch: See there.
+        device: See there.
+        progress: Called with (done, total, label), stage after stage.
+
+    Returns:
+        (i, j, k) float32, z-scores.
+    """
+    stages = [PatchChain(generators)] if context == "patch" else list(generators)
+    synthetic: np.ndarray | None = None
+    for number, stage in enumerate(stages, 1):
+        volume = source[None] if synthetic is None else np.stack([source, synthetic])
+        synthetic = reconstruct(
+            volume,
+            stage,
+            patch=patch,
+            stride=stride,
+            batch=batch,
+            device=device,
+            progress=_staged(progress, number, len(stages)),
+        )
+    assert synthetic is not None, "a chain has at least one generator"
+    return synthetic
+
+
+def _staged(progress: Progress | None, number: int, stages: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, label: progress(
+        (number - 1) * total + done, stages * total, label if stages == 1 else f"{label}, stage {number}/{stages}"
+    )

@@ -1,0 +1,195 @@
+"""A trained model in a folder that needs nothing else: its generators, intensity constants and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from unscanned.data.grid import frame
+from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.data.volume import Volume
+from unscanned.errors import CheckpointError
+from unscanned.files import read_json, sha256, write_bytes, write_json
+from unscanned.models import generators as generator_models
+from unscanned.progress import Progress
+from unscanned.synthesis.context import chain
+
+__all__ = ["Model", "load_model", "save_model"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A chain of trained generators that makes one contrast from another.
+
+    Attributes:
+        generators: In evaluation mode, on one device.
+        settings: The resolved settings of the training, as nested dicts.
+        normalization: Intensity constants of the training set.
+        provenance: Training cases, epoch, scores, software.
+        sha256: Of the weights file.
+    """
+
+    generators: Sequence[nn.Module]
+    settings: dict[str, Any]
+    normalization: Normalization
+    provenance: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def source(self) -> str:
+        """Contrast that it takes."""
+        return str(self.settings["data"]["source"])
+
+    @property
+    def target(self) -> str:
+        """Contrast that it makes."""
+        return str(self.settings["data"]["target"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.generators[0].parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the weights to a device, and return the model."""
+        for generator in self.generators:
+            generator.to(device)
+        return self
+
+    def synthesize(
+        self,
+        volume: Volume,
+        *,
+        stride: int | None = None,
+        batch: int | None = None,
+        progress: Progress | None = None,
+    ) -> Volume:
+        """Make the target contrast of a scan, on the scan's own grid.
+
+        The whole scan is covered, not the crop that was trained on. Intensities come out on the median scale of the
+        training targets, since the scale of a target that was never scanned is unknown.
+
+        Args:
+            volume: A scan of the source contrast.
+            stride: Voxels between patches; None takes the model's own.
+            batch: Patches at a time; None chooses by device.
+            progress: Called with (patches done, all patches, label).
+
+        Returns:
+            Float32 volume with the shape and affine of `volume`.
+
+        Raises:
+            VolumeError: There is no head in the scan.
+        """
+        mask = head_mask(volume.array)
+        scale = head_scale(volume.array, mask, self.normalization.percentile)
+        where = frame(volume, spacing_mm=self.settings["prepare"]["spacing_mm"])
+        z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
+        synthetic = chain(
+            z,
+            self.generators,
+            context=self.settings["context"]["input"],
+            patch=self.settings["training"]["patch"],
+            stride=stride or self.settings["synthesis"]["stride"],
+            batch=batch or self.settings["synthesis"]["batch"],
+            device=self.device,
+            progress=progress,
+        )
+        target = self.normalization.target
+        array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
+        return Volume(array=np.ascontiguousarray(array), affine=volume.affine, warnings=volume.warnings)
+
+
+def save_model(model: Model, folder: str | Path) -> Path:
+    """Write a model: model.safetensors, then model.json, which names the weights' hash.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
+    folder = Path(folder)
+    tensors = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number, generator in enumerate(model.generators)
+        for name, tensor in generator.state_dict().items()
+    }
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_json(
+        folder / "model.json",
+        {
+            "format": FORMAT,
+            "source": model.source,
+            "target": model.target,
+            "stages": len(model.generators),
+            "weights_sha256": sha256(folder / "model.safetensors"),
+            "normalization": asdict(model.normalization),
+            "settings": model.settings,
+            "provenance": model.provenance,
+        },
+    )
+    return folder
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model from its folder, or from the run that made it.
+
+    Args:
+        path: A folder with model.json and model.safetensors, or one with such a folder `model` inside.
+        device: Where to put the weights.
+
+    Raises:
+        CheckpointError: No model there, damaged weights, or another format; pickles are never read.
+    """
+    folder = Path(path)
+    if not (folder / "model.json").is_file():
+        folder = folder / "model"
+    try:
+        facts = read_json(folder / "model.json")
+        if facts["format"] != FORMAT:
+            raise CheckpointError("another format of model", where=folder, found=facts["format"], expected=FORMAT)
+        digest = sha256(folder / "model.safetensors")
+        if digest != facts["weights_sha256"]:
+            raise CheckpointError(
+                "the weights are damaged",
+                where=folder / "model.safetensors",
+                found=f"sha256 {digest[:12]}…",
+                expected=f"{facts['weights_sha256'][:12]}…",
+                do="Copy the model again from where it came.",
+            )
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        settings = facts["settings"]
+        generators = [_generator(settings, number, tensors) for number in range(facts["stages"])]
+        n = facts["normalization"]
+        normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))
+        model = Model(generators, settings, normalization, facts["provenance"], digest)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            "not a model",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="a folder with model.json and model.safetensors",
+            do="Give the folder `model` of a run that unscanned train made.",
+        ) from error
+    return model.to(device)
+
+
+def _generator(settings: dict[str, Any], number: int, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    options = settings["generator"]
+    generator = generator_models.build(
+        options["name"],
+        in_channels=1 if number == 0 else 2,
+        residual=options["residual"],
+        slope=options["slope"],
+    )
+    prefix = f"{number}."
+    generator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return generator.eval()

@@ -1,0 +1,115 @@
+"""A volume from overlapping patches: each is mapped by the generator, overlaps are averaged (report, section V)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unscanned.data.patches import axis_starts, starts
+from unscanned.progress import Progress
+
+__all__ = ["default_batch", "reconstruct"]
+
+
+def default_batch(device: torch.device) -> int:
+    """Return how many patches to map at a time: what stays in a CPU's cache, or fills a GPU."""
+    return 1 if device.type == "cpu" else 64
+
+
+def reconstruct(
+    volume: np.ndarray,
+    network: nn.Module,
+    *,
+    patch: int = 32,
+    stride: int = 8,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Map a volume through a network patch by patch, and average the overlaps with equal weight.
+
+    Equals MONAI's `sliding_window_inference` (constant mode, the same patch and overlap) to rounding. A volume that is
+    smaller than the patch along an axis is padded with its edge and cropped back. The memory does not depend on the
+    number of patches: sums are running, and how often a voxel is covered follows from the positions alone. A patch in
+    which every channel is constant is mapped once for each constant: equal patches have equal outputs.
+
+    Args:
+        volume: (channels, i, j, k) float32, z-scores.
+        network: Maps (batch, channels, patch, patch, patch) to (batch, 1, ...); switched to evaluation while it runs.
+        patch: Edge of a patch, in voxels.
+        stride: Voxels between neighbouring patches, at most `patch`.
+        batch: Patches at a time.
+        device: Where the network is.
+        progress: Called with (patches done, all patches, "patches").
+
+    Returns:
+        (i, j, k) float32, z-scores.
+    """
+    device = torch.device(device)
+    shape = volume.shape[1:]
+    padding = [(0, max(0, patch - n)) for n in shape]
+    source = torch.from_numpy(np.pad(np.asarray(volume, np.float32), [(0, 0), *padding], mode="edge"))
+    positions = starts(source.shape[1:], patch, stride)
+    size = batch or default_batch(device)
+    total = torch.zeros(source.shape[1:])
+    constants: dict[tuple[float, ...], Tensor] = {}
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for first in range(0, len(positions), size):
+                group = positions[first : first + size]
+                for start, output in zip(group, _map(source, group, patch, network, device, constants), strict=True):
+                    _at(total, start, patch).add_(output)
+                if progress:
+                    progress(first + len(group), len(positions), "patches")
+    finally:
+        network.train(was_training)
+    for axis, count in enumerate(_coverage(source.shape[1:], patch, stride)):
+        total /= count.view([-1 if a == axis else 1 for a in range(3)])
+    return total[tuple(slice(n) for n in shape)].contiguous().numpy()
+
+
+def _map(
+    source: Tensor,
+    group: np.ndarray,
+    patch: int,
+    network: nn.Module,
+    device: torch.device,
+    constants: dict[tuple[float, ...], Tensor],
+) -> list[Tensor]:
+    """Return the outputs (patch, patch, patch) of a group of patches, using and filling those of constant patches."""
+    tiles = [_at(source, start, patch) for start in group]
+    keys = [_constant(tile) for tile in tiles]
+    unknown = [number for number, key in enumerate(keys) if key is None or key not in constants]
+    outputs: dict[int, Tensor] = {}
+    if unknown:
+        mapped = network(torch.stack([tiles[number] for number in unknown]).to(device))
+        outputs = dict(zip(unknown, mapped[:, 0].to("cpu", torch.float32), strict=True))
+    for number in unknown:
+        key = keys[number]
+        if key is not None:
+            constants[key] = outputs[number]
+    return [outputs[number] if number in outputs else constants[key] for number, key in enumerate(keys)]  # type: ignore[index]
+
+
+def _at(volume: Tensor, start: np.ndarray, patch: int) -> Tensor:
+    i, j, k = (int(n) for n in start)
+    return volume[..., i : i + patch, j : j + patch, k : k + patch]
+
+
+def _constant(tile: Tensor) -> tuple[float, ...] | None:
+    first = tile[:, :1, :1, :1]
+    return tuple(first.flatten().tolist()) if bool((tile == first).all()) else None
+
+
+def _coverage(shape: torch.Size, patch: int, stride: int) -> list[Tensor]:
+    """Return for each axis how many patches cover a voxel; their product over the axes is the number in 3D."""
+    counts = []
+    for n in shape:
+        count = torch.zeros(n)
+        for start in axis_starts(n, patch, stride):
+            count[start : start + patch] += 1
+        counts.append(count)
+    return counts

@@ -1,0 +1,209 @@
+"""Synthetic volumes on disk: one file, many, or a dataset, as a BIDS derivative whose sidecars say what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unscanned.config import fingerprint
+from unscanned.data.dataset import find_pairs
+from unscanned.data.intensity import head_mask, head_scale
+from unscanned.data.layout import bids_suffix, identify
+from unscanned.data.volume import read_volume, write_volume
+from unscanned.errors import Interrupted, ResourceError, UnscannedError
+from unscanned.files import lock, read_json, sha256, write_json
+from unscanned.progress import Progress
+from unscanned.provenance import environment, utc_now, version
+from unscanned.synthesis.model import Model
+
+__all__ = ["Synthesized", "list_inputs", "output_path", "sidecar_path", "synthesize"]
+
+STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
+
+
+@dataclass
+class Synthesized:
+    """What became of each input.
+
+    Attributes:
+        written: New synthetic volumes.
+        skipped: Volumes that were there already, from the same input, model and settings.
+        failures: The reason for each input that was refused.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failures: dict[str, UnscannedError] = field(default_factory=dict)
+
+
+def list_inputs(inputs: Iterable[str | Path], *, source: str, target: str) -> list[tuple[Path, str | None]]:
+    """Return the scans behind the inputs, each with its case.
+
+    Args:
+        inputs: Files, BIDS or IXI folders, or CSV tables; from the latter three, every scan of the source contrast.
+        source: Contrast to look for.
+        target: Contrast that will be made.
+
+    Returns:
+        (scan, case) in the order given; the case is None for a single file, whose own name then counts.
+    """
+    scans: list[tuple[Path, str | None]] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir() or entry.suffix in (".csv", ".tsv"):
+            pairs = find_pairs(entry, source=source, target=target, require_target=False)
+            scans += [(pair.source, pair.case) for pair in pairs]
+        else:
+            scans.append((entry, None))
+    return scans
+
+
+def output_path(out: str | Path, scan: Path, target: str, case: str | None = None) -> Path:
+    """Return where the synthetic volume of a scan is written: its BIDS derivative name below `out`.
+
+    Example:
+        >>> output_path("out", Path("IXI012-HH-1211-PD.nii.gz"), "T2").as_posix()
+        'out/sub-IXI012/anat/sub-IXI012_desc-synthetic_T2w.nii.gz'
+    """
+    ending = f"_desc-synthetic_{bids_suffix(target)}.nii.gz"
+    if case is None:
+        known = identify(scan)
+        if known is None:
+            return Path(out) / (scan.name.removesuffix(".gz").removesuffix(".nii") + ending)
+        case = f"sub-{known.subject}" + (f"_ses-{known.session}" if known.session else "")
+        return Path(out).joinpath(*case.split("_"), "anat", case + known.entities + ending)
+    return Path(out).joinpath(*case.split("_"), "anat", case + ending)
+
+
+def sidecar_path(volume: Path) -> Path:
+    """Return the JSON file beside a NIfTI file."""
+    return volume.with_name(volume.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def synthesize(
+    model: Model,
+    scans: Sequence[tuple[Path, str | None]],
+    out: str | Path,
+    *,
+    stride: int | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Synthesized:
+    """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
+
+    A scan whose output is there already from the same input, model and settings is skipped. A scan that is refused does
+    not stop the others.
+
+    Args:
+        model: What to synthesize with.
+        scans: As `list_inputs` returns them.
+        out: Folder; gets dataset_description.json and a BIDS derivative tree.
+        stride: Voxels between patches; None takes the model's own.
+        batch: Patches at a time; None chooses by device.
+        overwrite: Make volumes again that are there already.
+        progress: Called with (done, total, label), in thousandths of a scan.
+
+    Raises:
+        BusyError: Another run writes into `out`.
+        ResourceError: The disk is full, or memory is short.
+    """
+    result = Synthesized()
+    with lock(out):
+        _describe_dataset(Path(out))
+        for number, (scan, case) in enumerate(scans):
+            path = output_path(out, scan, model.target, case)
+            try:
+                made = _one(
+                    model, scan, path, stride, batch, overwrite, _within(progress, number, len(scans), scan.name)
+                )
+            except (ResourceError, Interrupted):
+                raise
+            except UnscannedError as error:
+                result.failures[str(scan)] = error
+                continue
+            (result.written if made else result.skipped).append(path)
+        if progress:
+            progress(1000 * len(scans), 1000 * len(scans), "synthesized")
+    return result
+
+
+def _one(
+    model: Model,
+    scan: Path,
+    path: Path,
+    stride: int | None,
+    batch: int | None,
+    overwrite: bool,
+    progress: Progress | None,
+) -> bool:
+    volume = read_volume(scan)
+    options = {"stride": stride or model.settings["synthesis"]["stride"]}
+    key = fingerprint({"input": volume.sha256, "model": model.sha256, **options})
+    if not overwrite and _is_done(path, key):
+        return False
+    synthetic = model.synthesize(volume, stride=stride, batch=batch, progress=progress)
+    write_volume(path, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} unscanned {version()}")
+    normalization = model.normalization
+    scale = head_scale(volume.array, head_mask(volume.array), normalization.percentile)
+    write_json(
+        sidecar_path(path),
+        {
+            "Synthetic": True,
+            "IntendedUse": "research",
+            "Warning": STAMP,
+            "Contrast": model.target,
+            "GeneratedBy": [{"Name": "unscanned", "Version": version()}],
+            "Sources": [{"Name": scan.name, "Contrast": model.source, "Sha256": volume.sha256}],
+            "Model": {
+                "Sha256": model.sha256,
+                "Preset": model.settings["preset"],
+                "Generator": model.settings["generator"],
+                "Stages": len(model.generators),
+                "Settings": fingerprint(model.settings),
+            },
+            "Synthesis": options,
+            "Intensity": {
+                "scale": normalization.target.scale,
+                "mean": normalization.target.mean,
+                "std": normalization.target.std,
+                "source_scale": scale,
+            },
+            "Environment": environment(model.device),
+            "Made": utc_now(),
+            "Warnings": list(volume.warnings),
+            "Sha256": sha256(path),
+            "Key": key,
+        },
+    )
+    return True
+
+
+def _is_done(path: Path, key: str) -> bool:
+    try:
+        content: dict[str, Any] = read_json(sidecar_path(path))
+        return bool(content["Key"] == key and content["Sha256"] == sha256(path))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _describe_dataset(out: Path) -> None:
+    path = out / "dataset_description.json"
+    if not path.exists():
+        write_json(
+            path,
+            {
+                "Name": "Synthetic MR volumes, not for diagnosis",
+                "BIDSVersion": "1.10.0",
+                "DatasetType": "derivative",
+                "GeneratedBy": [{"Name": "unscanned", "Version": version()}],
+            },
+        )
+
+
+def _within(progress: Progress | None, number: int, count: int, name: str) -> Progress | None:
+    if progress is None:
+        return None
+    # A thousandth of a scan is the unit, so that the bar moves within each.
+    return lambda done, total, label: progress(1000 * number + 1000 * done // total, 1000 * count, f"{name}, {label}")

@@ -1,0 +1,44 @@
+"""The adversary: one object that owns the discriminator and its optimizer (after audiocraft's adversarial loss)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unscanned.losses import discriminator_loss, generator_adversarial_loss
+
+__all__ = ["Adversary"]
+
+
+class Adversary:
+    """Trains the discriminator, and gives the generator its adversarial term.
+
+    Args:
+        discriminator: Maps source and target to logits.
+        optimizer: Over the discriminator's parameters.
+    """
+
+    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.discriminator, self.optimizer = discriminator, optimizer
+
+    def train(self, source: Tensor, target: Tensor, synthetic: Tensor) -> Tensor:
+        """Take one step on an acquired and a synthetic batch, and return the loss before it.
+
+        Args:
+            source: (batch, 1, i, j, k), the condition.
+            target: Acquired.
+            synthetic: Made by the generator; detached here.
+        """
+        loss = discriminator_loss(self.discriminator(source, target), self.discriminator(source, synthetic.detach()))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def generator_loss(self, source: Tensor, synthetic: Tensor) -> Tensor:
+        """Return the generator's adversarial term; no gradient reaches the discriminator's weights."""
+        self.discriminator.requires_grad_(False)
+        try:
+            return generator_adversarial_loss(self.discriminator(source, synthetic))
+        finally:
+            self.discriminator.requires_grad_(True)

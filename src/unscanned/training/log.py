@@ -1,0 +1,53 @@
+"""What a training stage says while it runs: JSON lines for programs, TensorBoard for people. Logs are never fatal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from unscanned.files import write_text
+
+__all__ = ["RunLog", "read_log"]
+
+
+class RunLog:
+    """Appends events to `folder/log.jsonl` and their numbers to `folder/tensorboard`.
+
+    Args:
+        folder: The stage's folder.
+        step: Steps already taken; what an interrupted run logged after them is dropped.
+    """
+
+    def __init__(self, folder: str | Path, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.path = Path(folder) / "log.jsonl"
+        kept = [event for event in read_log(self.path) if event["step"] <= step]
+        write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
+
+    def write(self, event: str, *, step: int, **values: Any) -> None:
+        """Append one event; numbers also go to TensorBoard under `event/name`."""
+        with contextlib.suppress(OSError):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Return the events of a log.jsonl; a last line that was cut off is left out. No file, no events."""
+    events = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+    return events

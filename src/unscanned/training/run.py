@@ -1,0 +1,150 @@
+"""A run: one arm trained from a dataset into a folder, the auto-context chain and its folds included."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unscanned import device as devices
+from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
+from unscanned.data.dataset import find_pairs, split_subjects
+from unscanned.data.prepare import prepare
+from unscanned.errors import CheckpointError, DatasetError, UnscannedError
+from unscanned.files import lock, read_json, write_json, write_text
+from unscanned.progress import Progress
+from unscanned.provenance import environment, utc_now
+from unscanned.synthesis.model import Model, save_model
+from unscanned.training.chain import Chain
+
+__all__ = ["Trained", "train", "train_run"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made.
+
+    Attributes:
+        model: Folder of the model.
+        stages: For each stage its epochs, steps, patches, seconds and best epoch.
+        failures: Cases that were refused and left out, with the reason.
+    """
+
+    model: Path
+    stages: list[dict[str, Any]]
+    failures: dict[str, UnscannedError]
+
+
+def train(
+    dataset: str | Path,
+    folder: str | Path,
+    *,
+    preset: str = "resgan",
+    file: str | Path | None = None,
+    progress: Progress | None = None,
+    **overrides: dict[str, Any],
+) -> Trained:
+    """Train one arm from a preset; a later call goes on where an interrupted one was.
+
+    Args:
+        dataset: BIDS dataset, folder of IXI files, or CSV table of paired scans.
+        folder: The run.
+        preset: Settings to start from.
+        file: TOML settings that override the preset.
+        progress: Called with (done, total, label).
+        **overrides: Tables of `Settings` that override both, such as `training={"epochs": 3}`.
+
+    Raises:
+        UnscannedError: As for `resolve` and `train_run`.
+    """
+    return train_run(dataset, folder, resolve(preset, file, overrides), progress=progress)
+
+
+def train_run(
+    dataset: str | Path,
+    folder: str | Path,
+    settings: Settings,
+    *,
+    cache: str | Path | None = None,
+    first_stage: str | Path | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train one arm; run again after an interruption, it goes on where it was.
+
+    Args:
+        dataset: Folder or CSV of paired scans.
+        folder: The run. Gets settings.toml first, then split.json, prepared/, the stages' logs and checkpoints, and
+        model/. settings: What to train, and on what. cache: Folder of prepared volumes that several runs share; None
+        keeps them inside the run. first_stage: Model that was trained with the same settings but a chain of one: taken
+        as the first stage as it is. progress: Called with (done, total, label). should_stop: Asked after each step.
+
+    Raises:
+        BusyError: Another run uses the folder.
+        CheckpointError: The folder holds a run with other settings.
+        DatasetError: Too few usable subjects.
+        TrainingError: Training diverged.
+        Interrupted: `should_stop` said so; the state is saved.
+        ResourceError: The disk is full, or the device is not there.
+    """
+    folder = Path(folder)
+    device = devices.choose(settings.training.device, threads=settings.training.threads)
+    with lock(folder):
+        _claim(folder, settings)
+        pairs = find_pairs(
+            dataset, source=settings.data.source, target=settings.data.target, layout=settings.data.layout
+        )
+        split = split_subjects(pairs, **to_dict(settings.split))
+        write_json(folder / "split.json", split)
+        used = [pair for pair in pairs if pair.subject in {*split["train"], *split["validation"]}]
+        prepared, failures = prepare(
+            used, cache or folder / "prepared", **dataclasses.asdict(settings.prepare), progress=progress
+        )
+        training, validation = (
+            [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
+        )
+        if not training:
+            raise DatasetError(
+                "no training subject is usable", where=dataset, found="; ".join(map(str, failures.values()))
+            )
+        chain = Chain(folder, settings, training, validation, device, progress, should_stop)
+        networks, stages = chain.train(first_stage)
+        cases = [{k: case.facts[k] for k in ("case", "source", "target")} for case in training]
+        provenance = {
+            "made": utc_now(),
+            "training_cases": cases,
+            "validation_cases": [case.name for case in validation],
+            "left_out": {case: str(error) for case, error in failures.items()},
+            "stages": stages,
+            "environment": environment(device),
+        }
+        model = Model(networks, to_dict(settings), chain.normalization, provenance)
+        if not _same_model(folder / "model", settings):
+            save_model(model, folder / "model")
+    return Trained(folder / "model", stages, failures)
+
+
+def _claim(folder: Path, settings: Settings) -> None:
+    """Write the settings into a run's folder, or refuse one that holds another run."""
+    path = folder / "settings.json"
+    if path.exists():
+        found, wanted = decisive(read_json(path)), decisive(settings)
+        if found != wanted:
+            raise CheckpointError(
+                "the folder holds a run with other settings",
+                where=folder,
+                found=difference(found, wanted),
+                do="Choose another folder, or the settings in its settings.toml.",
+            )
+    write_text(folder / "settings.toml", to_toml(settings))
+    write_json(path, to_dict(settings))
+
+
+def _same_model(folder: Path, settings: Settings) -> bool:
+    """Whether the folder holds the model of exactly these settings, so that running again changes no file."""
+    try:
+        return bool(read_json(folder / "model.json")["settings"] == to_dict(settings))
+    except (OSError, ValueError, KeyError):
+        return False
