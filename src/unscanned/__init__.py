@@ -1,0 +1,83 @@
+"""Unscanned makes the MR contrast that was never scanned.
+
+Train on a dataset of aligned pairs, synthesize the target of a new scan, and score the result:
+
+    import unscanned
+
+    trained = unscanned.train("data/bids", "runs/resgan", preset="resgan", training={"epochs": 3})
+    model = unscanned.load_model(trained.model)
+    synthetic = model.synthesize(unscanned.read_volume("sub-01_PDw.nii.gz"))
+    unscanned.write_volume("synthetic_T2w.nii.gz", synthetic.array, synthetic.affine)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unscanned.config import Settings, resolve
+    from unscanned.data.dataset import check_dataset, find_pairs, split_subjects
+    from unscanned.data.ixi import fetch_ixi
+    from unscanned.data.simulate import simulate
+    from unscanned.data.volume import Volume, read_volume, write_volume
+    from unscanned.errors import UnscannedError
+    from unscanned.evaluation.evaluate import evaluate
+    from unscanned.report.page import write_report
+    from unscanned.reproduce import reproduce
+    from unscanned.synthesis.model import Model, load_model
+    from unscanned.synthesis.synthesize import synthesize
+    from unscanned.training.run import train
+
+__all__ = [
+    "Model",
+    "Settings",
+    "UnscannedError",
+    "Volume",
+    "check_dataset",
+    "evaluate",
+    "fetch_ixi",
+    "find_pairs",
+    "load_model",
+    "read_volume",
+    "reproduce",
+    "resolve",
+    "simulate",
+    "split_subjects",
+    "synthesize",
+    "train",
+    "write_report",
+    "write_volume",
+]
+
+# Imported when first asked for: torch takes seconds, and the command line has to start at once.
+_HOMES = {
+    "Model": "synthesis.model",
+    "Settings": "config",
+    "UnscannedError": "errors",
+    "Volume": "data.volume",
+    "check_dataset": "data.dataset",
+    "evaluate": "evaluation.evaluate",
+    "fetch_ixi": "data.ixi",
+    "find_pairs": "data.dataset",
+    "load_model": "synthesis.model",
+    "read_volume": "data.volume",
+    "reproduce": "reproduce",
+    "resolve": "config",
+    "simulate": "data.simulate",
+    "split_subjects": "data.dataset",
+    "synthesize": "synthesis.synthesize",
+    "train": "training.run",
+    "write_report": "report.page",
+    "write_volume": "data.volume",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unscanned' has no attribute {name!r}")
+    return getattr(import_module(f"unscanned.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,486 @@
+"""The command line: one verb for each step, settings as options, and the exit code of each error."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from unscanned import options
+from unscanned.errors import PartialFailure, UnscannedError
+from unscanned.options import Options, Stop
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="unscanned",
+    help="Make the MR contrast that was never scanned: train on aligned pairs, synthesize, and show how good it is.\n\n"
+    "A first look, without any data: `unscanned demo`.\n\n"
+    "Your own scans: `unscanned check DATASET`, then `unscanned reproduce DATASET -o OUT`, or step by step `train`, "
+    "`synthesize`, `evaluate`, `report`. Not for clinical use.",
+    version=lambda: options.version(),
+    help_format="markdown",
+)
+
+Out = Annotated[Path, Parameter(name=["--out", "-o"])]
+Json = Annotated[Path | None, Parameter(name="--json")]
+Preset = Annotated[str, Parameter(name=["--preset", "-p"])]
+File = Annotated[Path | None, Parameter(name="--settings")]
+Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative="")]
+Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+
+
+@app.command
+def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> None:
+    """Simulate heads, train a small generator, synthesize, score and report. Needs no data; takes a few minutes.
+
+    Example: `unscanned demo -o runs/demo`
+
+    Parameters
+    ----------
+    out
+        Folder for the dataset, the run and the report.
+    subjects
+        Simulated subjects: five train, one chooses the epoch, the others test.
+    seed
+        Seed of the simulation and of the training.
+    """
+    from unscanned import demo as module
+
+    with options.progress() as progress, Stop() as stop:
+        shown = module.demo(out, subjects=subjects, seed=seed, progress=progress, should_stop=stop)
+    options.say_scores(shown.evaluation)
+    options.say(f"synthetic T2   {shown.synthetic[0]}")
+    options.say(f"report         {shown.report}")
+
+
+@app.command
+def fetch(
+    dataset: str,
+    *,
+    out: Out,
+    contrasts: Subset = ("PD", "T2"),
+    keep_archive: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Download a public dataset, resumed after a break, verified, and unpacked.
+
+    Example: `unscanned fetch ixi -o data/ixi`
+
+    Parameters
+    ----------
+    dataset
+        ixi: about 580 subjects, CC BY-SA 3.0, some 4 GB a contrast.
+    out
+        Folder for the scans.
+    contrasts
+        Any of PD, T2, T1.
+    keep_archive
+        Keep the .tar files after unpacking.
+    """
+    from unscanned.data.ixi import fetch_ixi
+    from unscanned.errors import SettingsError
+
+    if dataset != "ixi":
+        raise SettingsError("no such dataset", where="fetch", found=dataset, expected="ixi")
+    with options.progress() as progress:
+        folder = fetch_ixi(out, contrasts=contrasts, keep_archive=keep_archive, progress=progress)
+    options.say(f"{' and '.join(contrasts)} are in {folder}; next: unscanned check {folder}")
+
+
+@app.command
+def simulate(
+    *,
+    out: Out,
+    labels: Path | None = None,
+    subjects: int = 8,
+    per_anatomy: int = 1,
+    contrasts: Subset = ("PD", "T2"),
+    seed: int = 0,
+    shape: tuple[int, int, int] | None = None,
+    spacing_mm: float | None = None,
+) -> None:
+    """Write simulated PD, T2 and T1 volumes as a BIDS dataset, from label maps or from heads of its own.
+
+    Example: `unscanned simulate -o data/heads --subjects 8`
+
+    Example: `unscanned simulate -o data/heads --labels head-labels --subjects 28 --per-anatomy 2`
+
+    Parameters
+    ----------
+    out
+        Folder of the dataset.
+    labels
+        Folder of whole-head label maps (FreeSurfer numbers); without it, heads are built.
+    subjects
+        Number of subjects.
+    per_anatomy
+        Subjects made from one anatomy, each with a deformation and a scanner of its own.
+    contrasts
+        Any of PD, T2, T1.
+    seed
+        The same seed gives the same files.
+    shape
+        Voxels along i, j, k.
+    spacing_mm
+        Isotropic voxel size.
+    """
+    from unscanned.data import simulate as module
+
+    with options.progress() as progress:
+        folder = module.simulate(
+            out,
+            labels=labels,
+            subjects=subjects,
+            per_anatomy=per_anatomy,
+            contrasts=contrasts,
+            seed=seed,
+            shape=shape,
+            spacing_mm=spacing_mm,
+            progress=progress,
+        )
+    options.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
+
+
+@app.command
+def check(
+    dataset: Path, *, source: str = "PD", target: str = "T2", layout: options.Layout = "auto", json: Json = None
+) -> None:
+    """Read every scan of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
+
+    Example: `unscanned check data/my-bids --source T1w --target T2w`
+
+    Parameters
+    ----------
+    dataset
+        BIDS dataset, folder of IXI files, or a CSV with the columns subject, session and the two contrasts.
+    source
+        Contrast to synthesize from.
+    target
+        Contrast to synthesize.
+    layout
+        How the dataset is laid out; auto looks at the names.
+    json
+        Also write the findings to this file.
+    """
+    from unscanned.data.dataset import check_dataset, survey
+
+    with options.progress() as progress:
+        findings = check_dataset(dataset, source=source, target=target, layout=layout, progress=progress)
+    pairs, _ = survey(dataset, source=source, target=target, layout=layout)
+    options.say_findings(dataset, pairs, findings, source, target, json)
+
+
+@app.command
+def prepare(
+    dataset: Path,
+    *,
+    out: Out,
+    preset: Preset = "resgan",
+    settings: File = None,
+    given: Given = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
+
+    Example: `unscanned prepare data/ixi -o runs/prepared`
+
+    Parameters
+    ----------
+    dataset
+        As for check.
+    out
+        Folder of the cache.
+    preset
+        Settings to start from: adv, adv-gdl, resgan, resgan-acm, unet, demo.
+    settings
+        TOML file that overrides the preset.
+    dry_run
+        Print the resolved settings and stop.
+    """
+    resolved = options.resolve(preset, settings, given)
+    if dry_run:
+        return options.say_settings(resolved)
+    from dataclasses import asdict
+
+    from unscanned.data import prepare as module
+    from unscanned.data.dataset import find_pairs
+
+    data = resolved.data
+    with options.progress() as progress:
+        pairs = find_pairs(dataset, source=data.source, target=data.target, layout=data.layout)
+        cases, failures = module.prepare(pairs, out, **asdict(resolved.prepare), progress=progress)
+    options.say(f"{len(cases)} cases are prepared in {out}")
+    _raise_partial(failures, len(pairs))
+    return None
+
+
+@app.command
+def train(
+    dataset: Path,
+    *,
+    out: Out,
+    preset: Preset = "resgan",
+    settings: File = None,
+    given: Given = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one arm; called again after an interruption, it goes on where it was, bit for bit.
+
+    Example: `unscanned train data/ixi -o runs/resgan --preset resgan`
+
+    Example: `unscanned train data/bids -o runs/t1-t2 --data.source T1w --data.target T2w --prepare.spacing-mm 1`
+
+    Parameters
+    ----------
+    dataset
+        As for check.
+    out
+        Folder of the run: settings, logs, checkpoints, and the trained model in its folder `model`.
+    preset
+        Settings to start from: adv, adv-gdl, resgan, resgan-acm, unet, demo.
+    settings
+        TOML file that overrides the preset.
+    dry_run
+        Print the resolved settings and stop.
+    """
+    resolved = options.resolve(preset, settings, given)
+    if dry_run:
+        return options.say_settings(resolved)
+    from unscanned.training.run import train_run
+
+    with options.progress() as progress, Stop() as stop:
+        trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
+    options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
+    _raise_partial(trained.failures, None)
+    return None
+
+
+@app.command
+def synthesize(
+    model: Path,
+    inputs: Annotated[tuple[Path, ...], Parameter(negative="")],
+    *,
+    out: Out,
+    stride: int | None = None,
+    batch: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Make the target contrast of scans, each on its own grid, with a sidecar that says what made it.
+
+    Example: `unscanned synthesize runs/resgan/model sub-01_PDw.nii.gz -o synthetic`
+
+    Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic`
+
+    Parameters
+    ----------
+    model
+        Folder of a trained model.
+    inputs
+        Scans, BIDS datasets, IXI folders or CSV tables.
+    out
+        Folder; gets a BIDS derivative tree.
+    stride
+        Voxels between patches; unset takes the model's own. Smaller is smoother and slower.
+    batch
+        Patches at a time; unset chooses by device.
+    device
+        auto, cpu, cuda or cuda:N.
+    threads
+        CPU threads.
+    overwrite
+        Make volumes again that are there already.
+    """
+    from unscanned import device as devices
+    from unscanned.synthesis.model import load_model
+    from unscanned.synthesis.synthesize import list_inputs
+    from unscanned.synthesis.synthesize import synthesize as run
+
+    chosen = devices.choose(device, threads=threads)
+    loaded = load_model(model, chosen)
+    scans = list_inputs(inputs, source=loaded.source, target=loaded.target)
+    with options.progress() as progress:
+        result = run(loaded, scans, out, stride=stride, batch=batch, overwrite=overwrite, progress=progress)
+    for path in result.written:
+        options.say(str(path))
+    if result.skipped:
+        options.say(f"{len(result.skipped)} were there already, from the same input, model and settings")
+    if len(scans) == 1 and result.failures:
+        raise next(iter(result.failures.values()))
+    _raise_partial(result.failures, len(scans))
+
+
+@app.command
+def evaluate(
+    dataset: Path,
+    *synthetic: Path,
+    out: Out,
+    source: str = "PD",
+    target: str = "T2",
+    layout: options.Layout = "auto",
+    resample: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = None,
+) -> None:
+    """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
+
+    Example: `unscanned evaluate data/my-bids synthetic/resgan synthetic/unet -o evaluation`
+
+    Parameters
+    ----------
+    dataset
+        As for check: the acquired pairs.
+    synthetic
+        Folders of synthetic volumes, one for each arm; a folder's name is the arm's.
+    out
+        Folder for scores.csv, slices.csv and evaluation.json.
+    source
+        Contrast that was synthesized from.
+    target
+        Contrast that was synthesized.
+    layout
+        How the dataset is laid out.
+    resample
+        Bring volumes on another grid to the target's grid instead of refusing them.
+    json
+        Also write the evaluation to this file.
+    """
+    from unscanned.evaluation.evaluate import evaluate as run
+    from unscanned.files import write_json
+
+    arms = {folder.resolve().name: folder for folder in synthetic}
+    with options.progress() as progress:
+        result = run(
+            dataset, arms, out, source=source, target=target, layout=layout, resample=resample, progress=progress
+        )
+    if json is not None:
+        write_json(json, result.content)
+    options.say_scores(result)
+    options.say(f"scores         {result.folder}; next: unscanned report {result.folder} -o report.html")
+    _raise_failed_scores(result)
+
+
+@app.command
+def report(evaluation: Path, *, out: Out = Path("report.html"), runs: Subset = ()) -> None:
+    """Write one self-contained HTML page: tables, training curves, patches, and figures of every test subject.
+
+    Example: `unscanned report evaluation -o report.html --runs resgan=runs/resgan`
+
+    Parameters
+    ----------
+    evaluation
+        Folder that evaluate made.
+    out
+        The HTML file.
+    runs
+        Runs whose training curves are shown, as NAME=FOLDER.
+    """
+    from unscanned.report.page import write_report
+
+    named = dict(options.named_folder(entry) for entry in runs)
+    with options.progress() as progress:
+        path = write_report(evaluation, out, runs=named, progress=progress)
+    options.say(f"report         {path}")
+
+
+@app.command
+def reproduce(
+    dataset: Path,
+    *,
+    out: Out,
+    arms: Subset = ("adv", "adv-gdl", "resgan", "resgan-acm"),
+    settings: File = None,
+    given: Given = None,
+    json: Json = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the report's experiment: train the arms on one split, synthesize, score, report. Goes on after a break.
+
+    Example: `unscanned reproduce data/ixi -o runs/ixi`
+
+    Example: `unscanned reproduce data/bids -o runs/bids --data.source T1w --data.target T2w --training.epochs 3`
+
+    Parameters
+    ----------
+    dataset
+        As for check.
+    out
+        Folder for arms, synthetic volumes, scores and report.html.
+    arms
+        Presets to compare.
+    settings
+        TOML file that overrides every preset.
+    json
+        Also write the scores to this file.
+    dry_run
+        Print the resolved settings of each arm and stop.
+    """
+    if dry_run:
+        for arm in arms:
+            options.say_settings(options.resolve(arm, settings, given))
+        return
+    from unscanned.files import write_json
+    from unscanned.reproduce import reproduce as run
+
+    command = "unscanned " + " ".join(sys.argv[1:])
+    with options.progress() as progress, Stop() as stop:
+        result = run(
+            dataset,
+            out,
+            arms=arms,
+            file=settings,
+            overrides=options.overrides(given),
+            command=command,
+            progress=progress,
+            should_stop=stop,
+        )
+    if json is not None:
+        write_json(json, result.evaluation.content)
+    options.say_scores(result.evaluation)
+    options.say(f"report         {result.report}")
+    _raise_partial(result.failures, None)
+    _raise_failed_scores(result.evaluation)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit code.
+
+    Args:
+        arguments: What follows the program's name; None takes `sys.argv`.
+    """
+    try:
+        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return 2
+    except UnscannedError as error:
+        options.complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        options.complain("stopped at once; what was finished before is kept")
+        return 130
+    except Exception:
+        path = options.write_crash(traceback.format_exc())
+        options.complain(f"this is a bug; what happened is in {path}. Please report it with that file.")
+        return 1
+    return 0
+
+
+def _raise_partial(failures: dict[str, Any], count: int | None) -> None:
+    if not failures:
+        return
+    for case, error in failures.items():
+        options.complain(f"{case}: {error}" if case not in str(error) else str(error))
+    of = f" of {count}" if count is not None else ""
+    raise PartialFailure(f"{len(failures)}{of} cases failed, the others were written")
+
+
+def _raise_failed_scores(evaluation: Any) -> None:
+    for failure in evaluation.failures:
+        options.complain(f"{failure.case}, {failure.arm}: {failure.reason}")
+    if evaluation.failures:
+        raise PartialFailure(f"{len(evaluation.failures)} volumes were not scored, the others were")

@@ -1,0 +1,59 @@
+"""The main job on simulated heads, in a few minutes on a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unscanned.data.simulate import simulate
+from unscanned.evaluation.evaluate import Evaluation
+from unscanned.progress import Progress
+from unscanned.reproduce import reproduce
+
+__all__ = ["Demo", "demo"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made.
+
+    Attributes:
+        evaluation: Scores of the generator and of the baselines.
+        synthetic: The synthetic volumes of the test subjects.
+        report: The HTML file.
+    """
+
+    evaluation: Evaluation
+    synthetic: list[Path]
+    report: Path
+
+
+def demo(
+    out: str | Path,
+    *,
+    subjects: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Demo:
+    """Simulate a dataset, train the preset `demo` on it, synthesize and score the test subjects, and write the report.
+
+    Args:
+        out: Gets dataset/, the run, and report.html.
+        subjects: Simulated subjects; five train, one chooses the epoch, the others test.
+        seed: Of simulation and training.
+        progress: Called with (done, total, label).
+        should_stop: Asked after each training step.
+    """
+    out = Path(out)
+    dataset = simulate(out / "dataset", subjects=subjects, seed=seed, progress=progress)
+    result = reproduce(
+        dataset,
+        out,
+        arms=["demo"],
+        overrides={"training": {"seed": seed}, "split": {"test": subjects - 6}},
+        progress=progress,
+        should_stop=should_stop,
+    )
+    return Demo(result.evaluation, sorted((out / "synthetic").rglob("*_desc-synthetic_*.nii.gz")), result.report)

@@ -1,0 +1,226 @@
+"""What the command line's verbs share: settings as options, progress bars, signals, and what is printed."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import signal
+import sys
+import tempfile
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from unscanned import config
+from unscanned.errors import DatasetError, Interrupted
+from unscanned.files import write_json
+from unscanned.progress import Progress
+
+__all__ = ["Layout", "Options", "Stop"]
+
+Layout = Literal["auto", "bids", "ixi", "csv"]
+
+
+def _documentation() -> dict[str, dict[str, str]]:
+    """Return the string below each field of each class of `config`, which is where a field's meaning stands."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = {}
+    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, text in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found.setdefault(node.name, {})[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    return found
+
+
+def _optional(settings: type, documentation: Mapping[str, Mapping[str, str]]) -> type:
+    """Return a twin of a settings class; its values are None until given on the command line."""
+    hints = typing.get_type_hints(settings)
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(settings):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            twin = _optional(typing.cast(type, hint), documentation)
+            fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
+        elif field.name != "preset":
+            text = documentation[settings.__name__][field.name]
+            negative = None if hint is bool else ()
+            fields.append((field.name, Annotated[hint | None, Parameter(help=text, negative=negative)], None))
+    # Without a module of its own, cyclopts takes the class for a built-in type and does not look inside.
+    return dataclasses.make_dataclass(settings.__name__, fields, namespace={"__module__": __name__})
+
+
+Options: Any = _optional(config.Settings, _documentation())
+"""Settings as options, such as `--training.epochs 3`; every value is None unless given."""
+
+
+def overrides(given: Any) -> dict[str, Any]:
+    """Return the options that were given as nested dicts."""
+    if given is None:
+        return {}
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    nested = {k: overrides(v) if dataclasses.is_dataclass(v) else v for k, v in values.items() if v is not None}
+    return {k: v for k, v in nested.items() if v != {}}
+
+
+def resolve(preset: str, file: Path | None, given: Any) -> config.Settings:
+    """Return the settings of a preset, a file and the options given."""
+    return config.resolve(preset, file, overrides(given))
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    from importlib import metadata
+
+    return metadata.version("unscanned")
+
+
+def named_folder(entry: str) -> tuple[str, Path]:
+    """Return the name and folder of NAME=FOLDER; the folder's own name where none is given."""
+    name, equals, folder = entry.partition("=")
+    return (name, Path(folder)) if equals else (Path(entry).resolve().name, Path(entry))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Yield a progress function that draws a bar with the time left on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        last: tuple[int, int] = (0, 0)
+
+        def show(done: int, total: int, label: str) -> None:
+            nonlocal last
+            if total != last[1] or done < last[0]:
+                bars.reset(task, total=total)
+            last = (done, total)
+            bars.update(task, completed=done, total=total, description=label)
+
+        yield show
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into "stop after this step"; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, Interrupted) and self.signal is not None:
+            error.exit_code = 128 + self.signal
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        complain("stopping after this step; once more to stop at once")
+
+
+def say(text: str) -> None:
+    """Print a result."""
+    print(text)
+
+
+def complain(text: str) -> None:
+    """Print a message on standard error."""
+    print(f"unscanned: {text}", file=sys.stderr)
+
+
+def say_settings(settings: config.Settings) -> None:
+    """Print resolved settings as TOML."""
+    print(config.to_toml(settings))
+
+
+def say_scores(evaluation: Any) -> None:
+    """Print the table of the arms: mean (SD) over the subjects, inside the head."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("arm", "MAE", "PSNR nie", "PSNR", "SSIM", "n", title="inside the head, mean (SD) over test subjects")
+    for arm in evaluation.arms:
+        cells = [evaluation.content["arms"][arm]["head"][name] for name in ("mae", "psnr_nie", "psnr", "ssim")]
+        table.add_row(arm, *map(_cell, cells), str(cells[0]["n"]))
+    Console().print(table)
+
+
+def _cell(summary: Mapping[str, Any]) -> str:
+    if summary["mean"] is None:
+        return "-"
+    return f"{summary['mean']:.3f}" + (f" ({summary['sd']:.3f})" if summary["sd"] is not None else "")
+
+
+def say_findings(
+    dataset: Path, pairs: Sequence[Any], findings: Sequence[Any], source: str, target: str, json: Path | None
+) -> None:
+    """Print the findings of a dataset as a table.
+
+    Raises:
+        DatasetError: A case is unusable.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    unusable = sorted({finding.case for finding in findings if finding.severity == "error"})
+    usable = [pair for pair in pairs if pair.case not in unusable]
+    subjects = len({pair.subject for pair in usable})
+    if findings:
+        table = Table("case", "severity", "fault", "message")
+        for finding in findings:
+            table.add_row(finding.case, finding.severity, finding.fault, finding.message)
+        Console().print(table)
+    say(f"{len(usable)} usable pairs {source} -> {target} of {subjects} subjects, {len(unusable)} unusable cases")
+    if json is not None:
+        write_json(
+            json,
+            {
+                "dataset": str(dataset),
+                "source": source,
+                "target": target,
+                "usable": [pair.case for pair in usable],
+                "unusable": unusable,
+                "findings": [
+                    {**dataclasses.asdict(finding), "path": str(finding.path) if finding.path else None}
+                    for finding in findings
+                ],
+            },
+        )
+    if unusable or not usable:
+        raise DatasetError(
+            "some cases are unusable" if usable else "no case is usable",
+            where=dataset,
+            found=", ".join(unusable) or "no pair",
+            do="Mend or remove them; training leaves out what it cannot use and says so.",
+        )
+
+
+def write_crash(text: str) -> Path:
+    """Write a traceback to a file of its own and return its path."""
+    handle, name = tempfile.mkstemp(prefix="unscanned-crash-", suffix=".txt")
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(f"unscanned {version()}\n{' '.join(sys.argv)}\n\n{text}")
+    return Path(name)

@@ -1,0 +1,172 @@
+"""The report's experiment in one call: every arm trained on one split, synthesized, scored and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unscanned import device as devices
+from unscanned.config import Settings, decisive, resolve, to_dict
+from unscanned.data.dataset import find_pairs
+from unscanned.errors import SettingsError, UnscannedError
+from unscanned.evaluation.evaluate import Evaluation, evaluate
+from unscanned.files import read_json, write_json
+from unscanned.progress import Progress
+from unscanned.provenance import environment, utc_now
+from unscanned.report.page import write_report
+from unscanned.synthesis.model import load_model
+from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.run import train_run
+
+__all__ = ["ARMS", "Reproduced", "reproduce"]
+
+ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
+"""The arms of the report, in its order; each is a preset."""
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What the experiment made.
+
+    Attributes:
+        evaluation: Scores of all arms and baselines.
+        report: The HTML file.
+        failures: Cases that were refused, by arm or step, with the reason.
+    """
+
+    evaluation: Evaluation
+    report: Path
+    failures: dict[str, UnscannedError]
+
+
+def reproduce(
+    dataset: str | Path,
+    out: str | Path,
+    *,
+    arms: Sequence[str] = ARMS,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Reproduced:
+    """Train the arms on one split, synthesize and score the test subjects, and write the report.
+
+    Interrupted and called again, it goes on where it was: finished arms and volumes are not made again. The chain's
+    first stage is the arm `resgan` itself where that is among the arms, since it is the same training.
+
+    Args:
+        dataset: Folder or CSV of paired scans.
+        out: Gets prepared/, arms/, synthetic/, evaluation/, report.html and reproduce.json.
+        arms: Presets.
+        file: TOML settings for all arms.
+        overrides: Settings for all arms, as for `resolve`.
+        command: What the user typed, for the record.
+        progress: Called with (done, total, label).
+        should_stop: Asked after each training step.
+
+    Raises:
+        SettingsError: The arms would not share data, grid and split, or one is named twice.
+        UnscannedError: As for `train_run`, `evaluate` and `write_report`.
+    """
+    out = Path(out)
+    settings = {arm: resolve(arm, file, overrides) for arm in arms}
+    first = _shared(settings)
+    failures: dict[str, UnscannedError] = {}
+    record: dict[str, Any] = {
+        "command": command,
+        "dataset": str(dataset),
+        "started": utc_now(),
+        "environment": environment(),
+        "arms": {},
+    }
+    for arm, wanted in settings.items():
+        began = time.monotonic()
+        trained = train_run(
+            dataset,
+            out / "arms" / arm,
+            wanted,
+            cache=out / "prepared",
+            first_stage=_first_stage(arm, settings, out),
+            progress=_labelled(progress, f"train {arm}"),
+            should_stop=should_stop,
+        )
+        failures |= trained.failures
+        record["arms"][arm] = {
+            "stages": trained.stages,
+            "seconds_this_call": time.monotonic() - began,
+            "settings": to_dict(wanted),
+        }
+    split = read_json(out / "arms" / next(iter(settings)) / "split.json")
+    write_json(out / "split.json", split)
+    pairs = find_pairs(dataset, source=first.data.source, target=first.data.target, layout=first.data.layout)
+    scans = [(pair.source, pair.case) for pair in pairs if pair.subject in split["test"]]
+    for arm, wanted in settings.items():
+        began = time.monotonic()
+        model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
+        made = synthesize(model, scans, out / "synthetic" / arm, progress=_labelled(progress, f"synthesize {arm}"))
+        failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
+        record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
+    evaluation = evaluate(
+        dataset,
+        {arm: out / "synthetic" / arm for arm in settings},
+        out / "evaluation",
+        source=first.data.source,
+        target=first.data.target,
+        layout=first.data.layout,
+        subjects=split["test"],
+        training=split["train"],
+        percentile=first.prepare.percentile,
+        resample=first.prepare.resample,
+        progress=_labelled(progress, "score"),
+    )
+    report = write_report(
+        out / "evaluation",
+        out / "report.html",
+        runs={arm: out / "arms" / arm for arm in settings},
+        progress=_labelled(progress, "report"),
+    )
+    write_json(out / "reproduce.json", {**record, "finished": utc_now(), "split": split})
+    return Reproduced(evaluation, report, failures)
+
+
+def _shared(settings: Mapping[str, Settings]) -> Settings:
+    first = next(iter(settings.values()))
+    for arm, other in settings.items():
+        for table in ("data", "prepare", "split"):
+            if getattr(other, table) != getattr(first, table):
+                raise SettingsError(
+                    "the arms differ in what they are compared on",
+                    where=f"{arm}: {table}",
+                    found=getattr(other, table),
+                    expected=getattr(first, table),
+                    do="Give these settings once, for all arms.",
+                )
+    return first
+
+
+def _first_stage(arm: str, settings: Mapping[str, Settings], out: Path) -> Path | None:
+    """Return the model of an earlier arm that is the first stage of this arm's chain, if there is one."""
+    if settings[arm].context.stages == 1:
+        return None
+    wanted = {key: value for key, value in decisive(settings[arm]).items() if key not in ("context", "synthesis")}
+    for other, candidate in settings.items():
+        if other == arm:
+            return None
+        found = {key: value for key, value in decisive(candidate).items() if key not in ("context", "synthesis")}
+        if (
+            candidate.context.stages == 1
+            and found == wanted
+            and candidate.training.epochs == settings[arm].training.epochs
+        ):
+            return out / "arms" / other / "model"
+    return None
+
+
+def _labelled(progress: Progress | None, prefix: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, label: progress(done, total, f"{prefix}: {label}")
