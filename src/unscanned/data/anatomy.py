@@ -119,7 +119,7 @@ class Warp:
         return points
 
 
-def draw_warp(rng: np.random.Generator, extent_mm: np.ndarray, *, deformation_mm: float, knot_mm: float = 40.0) -> Warp:
+def draw_warp(rng: np.random.Generator, extent_mm: np.ndarray, *, deformation_mm: float, knot_mm: float = 60.0) -> Warp:
     """Draw a subject's deformation: a few degrees, a few percent, and a smooth displacement.
 
     A cubic B-spline displacement whose coefficients stay under 0.4 of the distance between knots is injective (Choi
@@ -135,7 +135,7 @@ def draw_warp(rng: np.random.Generator, extent_mm: np.ndarray, *, deformation_mm
         The map from the scanner's world to the anatomy's, about the origin.
     """
     angles = np.deg2rad(np.clip(rng.normal(0, 3, 3), -7, 7))
-    scale = 1 + np.clip(rng.normal(0, 0.03, 3), -0.06, 0.06)
+    scale = 1 + np.clip(rng.normal(0, 0.025, 3), -0.05, 0.05)
     counts = [int(np.ceil(edge / knot_mm)) + 3 for edge in extent_mm]
     # A cubic B-spline keeps between (1/3) and (1/2) of the variance of its coefficients along each axis.
     amplitude = deformation_mm / 0.4**1.5
@@ -175,12 +175,12 @@ def spline(coefficients: np.ndarray, axes_mm: list[np.ndarray], origin_mm: np.nd
     Returns:
         Values, float32 (components, x, y, z).
     """
-    field = coefficients
+    field = coefficients.astype(np.float32)
     for axis, positions in enumerate(axes_mm):
         weights = _spline_weights((positions - origin_mm[axis]) / knot_mm, coefficients.shape[axis + 1])
         # Each step contracts the first lattice axis left and appends the box's, so the order comes out right.
         field = np.tensordot(field, weights, axes=(1, 1))
-    return field.astype(np.float32)
+    return field
 
 
 def find_label_maps(folder: str | Path) -> list[Path]:
@@ -257,8 +257,8 @@ def _divide_soft_tissue(tissues: np.ndarray, spacing_mm: float, rng: np.random.G
     is_tissue = {name: coarse == NAMES.index(name) for name in ("skin", "eye fluid", "muscle")}
     depth_mm = ndimage.distance_transform_edt(~is_tissue["skin"]) * step * spacing_mm
     orbit = ndimage.binary_dilation(is_tissue["eye fluid"] | is_tissue["muscle"], iterations=4)
-    sheets = ndimage.gaussian_filter(rng.standard_normal(coarse.shape).astype(np.float32), 3.0 / (step * spacing_mm))
-    deep = (depth_mm > 5) & ~orbit & (np.abs(sheets) > 0.25 * sheets.std())
+    sheets = ndimage.gaussian_filter(rng.standard_normal(coarse.shape).astype(np.float32), 4.0 / (step * spacing_mm))
+    deep = (depth_mm > 5) & ~orbit & (np.abs(sheets) > 0.15 * sheets.std())
     for axis, size in enumerate(tissues.shape):
         deep = np.repeat(deep, step, axis=axis).take(np.arange(size), axis=axis)
     return np.where(deep & (tissues == NAMES.index("fat")), np.uint8(NAMES.index("muscle")), tissues)
@@ -283,7 +283,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 def _spline_weights(positions: np.ndarray, knots: int) -> np.ndarray:
     cell = np.clip(np.floor(positions).astype(int), 0, knots - 4)
     t = positions - cell
-    weights = np.zeros((len(positions), knots))
+    weights = np.zeros((len(positions), knots), np.float32)
     rows = np.arange(len(positions))
     for offset, value in enumerate(
         ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)

@@ -6,7 +6,7 @@ structures are drawn once, over |x|; what makes the two sides differ is the fold
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy import ndimage
@@ -19,6 +19,7 @@ Field = np.ndarray
 Grid = tuple[Field, Field, Field]
 Point = tuple[float, float, float]
 Layer = tuple[str, Field]
+Noise = Callable[[float], Field]
 
 _LOW_MM, _HIGH_MM = (-92.0, -116.0, -118.0), (92.0, 120.0, 90.0)
 
@@ -39,17 +40,17 @@ def draw_head(rng: np.random.Generator, *, spacing_mm: float = 1.6) -> Fractions
     def noise(knot_mm: float) -> Field:
         return smooth_field(rng, axes, knot_mm)
 
-    cerebrum = _cerebrum((x, y, z)) + 1.2 * noise(40)
+    cerebrum = _cerebrum((x, y, z)) + 0.8 * noise(60)
     cerebellum = _ellipsoid((np.abs(x), y, z), (20, -56, -40), (31, 29, 21)) + 0.5 * noise(30)
-    vault = _union(cerebrum, cerebellum, 12) - np.clip(3 + noise(35), 1.5, 5)
-    thickness = np.clip(6.5 + 1.2 * noise(40), 4, 9)
-    head = _head((x, y, z), vault - thickness) + 0.8 * noise(50)
+    vault = _union(cerebrum, cerebellum, 12) - np.clip(2.5 + 0.7 * noise(35), 1.2, 4)
+    thickness = np.clip(6.5 + 0.8 * noise(50), 4.5, 8.5)
+    head = _head((x, y, z), vault - thickness) + 0.6 * noise(60)
 
     layers = [
         *_vessels((x, y, z), cerebrum),
         *_deep((x, y, z), ventricle_mm=float(rng.uniform(-1.0, 1.5))),
         *_cerebellar_cortex((x, y, z), cerebellum, 2 * noise(25)),
-        *_cerebral_cortex(rng, (x, y, z), np.maximum(cerebrum, 2.0 - cerebellum), noise),
+        *_cerebral_cortex(rng, (x, y, z), np.maximum(cerebrum, 2.0 - cerebellum), noise, spacing_mm),
         ("cerebrospinal fluid", np.minimum(vault, _spine((x, y, z)) - 11)),
         ("bone", vault - 1.8),
         *_orbits((x, y, z)),
@@ -65,7 +66,7 @@ def draw_head(rng: np.random.Generator, *, spacing_mm: float = 1.6) -> Fractions
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = _LOW_MM
     rows = np.flatnonzero((head < 0).any(axis=(0, 1)))
-    return Fractions(_paint(layers, head.shape, spacing_mm), affine, np.array([0.0, 0.0, float(axes[2][rows[-1]])]))
+    return Fractions(_paint(layers, head.shape, spacing_mm), affine, np.array([0.0, 7.0, float(axes[2][rows[-1]])]))
 
 
 def _paint(layers: Iterable[Layer], shape: tuple[int, ...], spacing_mm: float) -> dict[str, Field]:
@@ -83,48 +84,51 @@ def _paint(layers: Iterable[Layer], shape: tuple[int, ...], spacing_mm: float) -
 
 def _cerebrum(grid: Grid) -> Field:
     x, y, z = grid
-    base = np.maximum(_ellipsoid(grid, (0, 0, 6), (67, 85, 62)), -24 - z)
-    temporal = _ellipsoid((np.abs(x), y, z), (42, 8, -20), (25, 42, 21))
+    base = np.maximum(_ellipsoid(grid, (0, 0, 6), (65, 82, 60)), -24 - z)
+    temporal = _ellipsoid((np.abs(x), y, z), (41, 8, -20), (24, 41, 21))
     return _union(base, temporal, 6)
 
 
 def _head(grid: Grid, skull: Field) -> Field:
     x, y, z = grid
-    face = _ellipsoid(grid, (0, 42, -62), (60, 58, 72))
+    face = _ellipsoid(grid, (0, 42, -62), (57, 55, 72))
     neck = _capsule(grid, (0, -28, -50), (0, -36, -150), 57)
-    nose = _ellipsoid(grid, (0, 99, -54), (13, 17, 20))
-    ears = _ellipsoid((np.abs(x), y, z), (79, -14, -28), (7, 16, 27))
-    return _union(_union(_union(_union(skull - 6.5, face, 22), neck, 25), nose, 8), ears, 5)
+    nose = _ellipsoid(grid, (0, 93, -54), (12, 14, 18))
+    ears = _ellipsoid((np.abs(x), y, z), (76, -14, -28), (6, 15, 25))
+    return _union(_union(_union(_union(skull - 5.5, face, 22), neck, 25), nose, 8), ears, 5)
 
 
-def _cerebral_cortex(rng: np.random.Generator, grid: Grid, hull: Field, noise: object) -> list[Layer]:
-    """Fold a ribbon of grey matter: sulci are sheets that run from the hull inwards and end at a depth of their own."""
-    assert callable(noise)
+def _cerebral_cortex(rng: np.random.Generator, grid: Grid, hull: Field, noise: Noise, step_mm: float) -> list[Layer]:
+    """Fold a ribbon of grey matter: sulci are sheets that run inwards from the surface to depths of their own."""
     x, y, z = grid
-    depth = -hull
-    pial = np.minimum(depth, np.hypot(x, np.maximum(_ellipse_depth(y, z), 0)) - 0.9)
-    sylvian = np.sqrt((z + 8 + 0.3 * y) ** 2 + np.maximum(40 - np.abs(x), 0) ** 2 + np.maximum(np.abs(y) - 34, 0) ** 2)
-    pial = np.minimum(pial, sylvian - 1.2)
-    near = (depth > -3) & (depth < 30)
-    for fold_mm, deepest, width in ((3.6, np.clip(15 + 3.5 * noise(30), 6, 22), 0.8), (2.2, np.float32(5.0), 0.3)):
-        to_sheet = _distance_to_sheets(rng, [np.broadcast_to(axis, hull.shape)[near] for axis in grid], fold_mm)
-        below = np.maximum(depth[near] - np.broadcast_to(deepest, hull.shape)[near], 0)
-        pial[near] = np.minimum(pial[near], np.hypot(to_sheet, below) - width)
-    thickness = 2.7 + 0.25 * noise(25)
+    midline = np.hypot(x, np.maximum(_ellipse_depth(y, z), 0)) - 0.7
+    end = np.hypot(np.maximum(40 - np.abs(x), 0), np.maximum(np.abs(y - 4) - 34, 0))
+    sylvian = np.hypot(z + 8 + 0.3 * y, end) - 0.8
+    pial = np.minimum(-hull, np.minimum(midline, sylvian))
+    near = (pial > -2) & (pial < 28)
+    depth = pial[near]
+    normal = [component[near] for component in np.gradient(pial, step_mm)]
+    surface = [
+        np.broadcast_to(axis, hull.shape)[near] - 0.65 * depth * part for axis, part in zip(grid, normal, strict=True)
+    ]
+    bottom = np.clip(14 + 4 * noise(25)[near], 3, 24)
+    pial[near] = np.minimum(
+        depth, np.hypot(_distance_to_sheets(rng, surface, 4.8), np.maximum(depth - bottom, 0)) - 0.6
+    )
+    thickness = 2.6 + 0.25 * noise(25)
     return [("white matter", thickness - pial), ("grey matter", -pial)]
 
 
 def _distance_to_sheets(rng: np.random.Generator, points: list[Field], fold_mm: float) -> Field:
-    """Return the distance to the zero set of band-pass noise that hardly varies along the radius, in mm."""
-    step, radius = 2.0, 72.0
-    white = rng.standard_normal((88, 88, 88)).astype(np.float32)
+    """Return the distance of points to the zero set of band-pass noise, mm; its sheets lie about 3 folds apart."""
+    step = 2.0
+    size = [int((high - low) / step) for low, high in zip(_LOW_MM, _HIGH_MM, strict=True)]
+    white = rng.standard_normal(size).astype(np.float32)
     band = ndimage.gaussian_filter(white, fold_mm / step) - ndimage.gaussian_filter(white, 2 * fold_mm / step)
     slope = np.sqrt(sum(component**2 for component in np.gradient(band, step)))
     sheets = band / (slope + 0.3 * slope.mean())
-    distance = np.sqrt(sum(point**2 for point in points)) + 1e-3
-    pull = (radius + 0.3 * (distance - radius)) / distance
-    where = [point * pull / step + 43.5 for point in points]
-    return np.abs(ndimage.map_coordinates(sheets, where, order=1, mode="nearest")) * np.sqrt(distance / radius)
+    where = [(point - low) / step for point, low in zip(points, _LOW_MM, strict=True)]
+    return np.abs(ndimage.map_coordinates(sheets, where, order=1, mode="nearest"))
 
 
 def _ellipse_depth(y: Field, z: Field) -> Field:

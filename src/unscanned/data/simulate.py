@@ -25,7 +25,7 @@ from unscanned.errors import DatasetError, SettingsError
 __all__ = ["simulate"]
 
 _IXI_GRID = Grid((256, 256, 130), (0.9375, 0.9375, 1.25))
-_BUILT_IN_GRID = Grid((96, 112, 96), (1.9, 1.9, 1.9))
+_BUILT_IN_GRID = Grid((96, 112, 96), (2.0, 2.0, 2.0))
 _ANATOMY = 0
 
 _README = """Simulated MR scans of heads, made by unscanned. No person was scanned for them.
@@ -50,7 +50,7 @@ def simulate(
     spacing_mm: float | tuple[float, float, float] | None = None,
     noise: tuple[float, float] = (0.008, 0.016),
     shading: tuple[float, float] = (0.03, 0.10),
-    deformation_mm: float = 2.5,
+    deformation_mm: float = 2.0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Path:
     """Write simulated subjects as a BIDS raw dataset.
@@ -68,7 +68,7 @@ def simulate(
         seed: Seed of everything, 0 or more.
         shape: Voxels along i, j, k. By default 256 x 256 x 130 for label maps, as in IXI, and 96 x 112 x 96 for
             built-in heads; with `spacing_mm` alone, what covers the default field of view.
-        spacing_mm: Voxel size, mm. By default 0.9375 x 0.9375 x 1.25 mm and 1.9 mm; with `shape` alone, what covers the
+        spacing_mm: Voxel size, mm. By default 0.9375 x 0.9375 x 1.25 mm and 2 mm; with `shape` alone, what covers the
             default field of view.
         noise: Range of the standard deviation of the noise, relative to white matter in the first echo.
         shading: Range of the standard deviation of the logarithm of the receive field.
