@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
@@ -150,15 +150,10 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, *, des
     if not (np.isfinite(stored.min()) and np.isfinite(stored.max())):
         raise VolumeError(NONFINITE, where=path, do="Nothing was written.")
     header = _header_for(stored.shape, np.asarray(affine, dtype=np.float64), description, path)
-    with files.atomic_path(path) as temporary, open(temporary, "wb") as raw:
-        # No name and no time in the gzip header: equal volumes are equal files.
-        compressed = path.name.endswith(".gz")
-        sink = gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) if compressed else raw
+    with files.atomic_path(path) as temporary, open(temporary, "wb") as raw, _sink(raw, path) as sink:
         sink.write(header + b"\0\0\0\0")
         for k in range(stored.shape[2]):
             sink.write(stored[:, :, k].tobytes("F"))
-        if compressed:
-            sink.close()
 
 
 def grid_difference(first: Volume, second: Volume, *, tolerance_mm: float = 1.0) -> str | None:
@@ -296,7 +291,8 @@ def _scale(stored: np.ndarray, header: Header) -> np.ndarray:
     array = np.empty(stored.shape, dtype=np.float32, order="F")
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(stored.shape[2]):
-            array[:, :, k] = stored[:, :, k].astype(working) * header.slope + header.intercept
+            plane: np.ndarray = stored[:, :, k].astype(working)
+            array[:, :, k] = plane * header.slope + header.intercept
     return array
 
 
@@ -350,6 +346,13 @@ def _header_for(shape: tuple[int, ...], affine: np.ndarray, description: str, pa
         header["qform_code"] = 0
     header.set_sform(affine, code="aligned")
     return header.binaryblock
+
+
+def _sink(raw: BinaryIO, path: Path) -> contextlib.AbstractContextManager[Any]:
+    if not path.name.endswith(".gz"):
+        return contextlib.nullcontext(raw)
+    # No name and no time in the gzip header: equal volumes are equal files.
+    return gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0)
 
 
 def _canonical_grid(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
