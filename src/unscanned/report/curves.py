@@ -1,0 +1,112 @@
+"""The course of training, from the logs of the arms."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["find_logs", "read_log", "training_curves"]
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#f0c000")
+
+_PANELS = {
+    "Discriminator's loss": ("step", "d_loss"),
+    "Adversarial term of the generator": ("step", "adversarial"),
+    "L1 term of the generator": ("step", "l1"),
+    "PSNR of the validation volumes (dB)": ("validation", "psnr"),
+}
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """Return the records of a log.jsonl; a line that a kill cut short is passed over."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def find_logs(runs: Mapping[str, str | Path]) -> dict[str, Path]:
+    """Return the log of each run, or of each stage of an auto-context chain, by the name to show."""
+    found = {}
+    for arm, folder in runs.items():
+        if (Path(folder) / "log.jsonl").is_file():
+            found[arm] = Path(folder) / "log.jsonl"
+        for stage in sorted(Path(folder).glob("stage-*/log.jsonl")):
+            found[f"{arm}, {stage.parent.name.replace('-', ' ')}"] = stage
+    return found
+
+
+def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
+    """Draw the losses and the validation PSNR of all runs against the step, the chosen epoch marked.
+
+    Losses are running means over a hundredth of the run.
+
+    Args:
+        runs: Run folder of each arm.
+
+    Returns:
+        A PNG, or None when there is no log with a number in it.
+    """
+    from matplotlib.figure import Figure
+
+    logs = {name: read_log(path) for name, path in find_logs(runs).items()}
+    if not any(_series(log, *key)[0].size for log in logs.values() for key in _PANELS.values()):
+        return None
+    figure = Figure(figsize=(11.5, 6.2), dpi=110, facecolor="white", layout="constrained")
+    for axes, (title, (event, key)) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
+        for number, (name, log) in enumerate(logs.items()):
+            steps, values = _series(log, event, key)
+            colour = _COLOURS[number % len(_COLOURS)]
+            if event == "step":
+                steps, values = _smooth(steps, values)
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                linewidth=1.3,
+                label=name.replace("$", r"\$"),
+                marker="." if event != "step" else None,
+            )
+            best = [record for record in log if record.get("event") == "validation" and record.get("best")]
+            if event == "validation" and best:
+                axes.plot(best[-1]["step"], best[-1]["psnr"], "o", color=colour, markersize=9, fillstyle="none")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8.5)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8.5, frameon=False)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _series(log: list[dict[str, Any]], event: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    # A resumed run logs the steps after its checkpoint again: the later record of a step stands.
+    points = {
+        record["step"]: record[key]
+        for record in log
+        if record.get("event") == event
+        and isinstance(record.get(key), (int, float))
+        and isinstance(record.get("step"), int)
+    }
+    steps = sorted(points)
+    return np.array(steps, float), np.array([points[step] for step in steps], float)
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    window = max(1, len(values) // 100)
+    if window == 1:
+        return steps, values
+    return steps[window - 1 :], np.convolve(values, np.ones(window) / window, mode="valid")

@@ -1,0 +1,341 @@
+"""The pictures of the report: slices with difference maps, the sheet of patches, and strips to browse.
+
+Slices are shown in radiological orientation: the patient's right is on the viewer's left, anterior and superior are up,
+and in sagittal slices anterior is on the viewer's left. Every image that a generator made carries `STAMP`, burnt in.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unscanned.errors import DatasetError
+
+__all__ = ["STAMP", "Strip", "case_figure", "display_white", "patch_sheet", "patch_starts", "slice_image", "strip"]
+
+STAMP = "SYNTHETIC - not for diagnosis"
+
+Spacing = tuple[float, float, float]
+
+_PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+_LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+"Letters at the left, right, top and bottom of a picture."
+_STAMP_STYLE = {"color": "#ffd166", "ha": "center", "va": "bottom", "fontweight": "bold"}
+_COLUMN_INCHES = 1.9
+
+
+def slice_image(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """Return one slice as an image with row 0 on top, in radiological orientation.
+
+    Args:
+        volume: (i, j, k) in RAS+.
+        plane: "axial", "coronal" or "sagittal".
+        index: Slice along the plane's axis.
+
+    Returns:
+        Rows run from superior (axial: anterior) to inferior (posterior), columns from the patient's right (sagittal:
+        anterior) to left (posterior).
+    """
+    # In RAS+ both remaining axes point away from where a picture begins, whichever the plane.
+    return volume[(slice(None),) * _PLANES[plane] + (index,)].T[::-1, ::-1]
+
+
+def case_figure(
+    target: np.ndarray,
+    source: np.ndarray | None,
+    arms: Mapping[str, np.ndarray],
+    head: np.ndarray,
+    *,
+    spacing_mm: Spacing,
+    contrasts: tuple[str, str],
+    std: float,
+) -> bytes:
+    """Draw source, arms and target in three planes through the head's centre, with difference maps.
+
+    One grey scale holds for all images of the figure, and one for all differences. The number below a difference map is
+    the mean squared error of z-scores over the head in that slice.
+
+    Args:
+        target: Acquired target, (i, j, k) in RAS+, unit scale.
+        source: Acquired source; its column is left out when unset.
+        arms: Synthetic volumes by arm.
+        head: Head of the target.
+        spacing_mm: Voxel size.
+        contrasts: Names of source and target contrast.
+        std: Standard deviation of the target contrast in unit scale, which makes z-scores of differences.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    box, centre = _head_box(head)
+    columns: list[tuple[str, np.ndarray, bool]] = (
+        [] if source is None else [(f"{contrasts[0]} (source)", source, False)]
+    )
+    columns += [(arm, image, True) for arm, image in arms.items()]
+    columns.append((f"{contrasts[1]} (acquired)", target, False))
+    grey = Normalize(0, display_white(target, head))
+    errors = [np.abs(image - target)[head] / std for image in arms.values()]
+    limit = _round_up(max((float(np.percentile(error, 99.5)) for error in errors), default=1.0))
+    difference = Normalize(-limit, limit)
+
+    heights = [_COLUMN_INCHES * _aspect(plane, box, spacing_mm) for plane in _PLANES for _ in range(2)]
+    width, height = _COLUMN_INCHES * len(columns) + 0.9, sum(heights) + 0.22 * len(heights) + 0.35
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    top = height - 0.3
+    for row, (plane, is_difference) in enumerate((plane, kind) for plane in _PLANES for kind in (False, True)):
+        for column, (name, image, synthetic) in enumerate(columns):
+            place = (column * _COLUMN_INCHES / width, (top - heights[row]) / height, (_COLUMN_INCHES - 0.05) / width)
+            axes = figure.add_axes((*place, heights[row] / height))
+            axes.set(xticks=[], yticks=[])
+            axes.axis("off")
+            index = centre[_PLANES[plane]]
+            if row == 0:
+                axes.set_title(_shorten(name), fontsize=9, fontweight="bold", pad=4)
+            if not is_difference:
+                _draw(axes, _crop(image, plane, index, box), plane, spacing_mm, cmap="gray", norm=grey)
+                _letters(axes, plane)
+            elif synthetic:
+                wrong = (image - target) / std
+                _draw(axes, _crop(wrong, plane, index, box), plane, spacing_mm, cmap="RdBu_r", norm=difference)
+                error = slice_image(wrong, plane, index)[slice_image(head, plane, index)]
+                axes.text(
+                    0.5,
+                    -0.02,
+                    f"MSE {np.mean(np.square(error)):.3f}",
+                    transform=axes.transAxes,
+                    fontsize=8,
+                    ha="center",
+                    va="top",
+                )
+            elif column == 0:
+                text = (
+                    f"{plane}\nslice {index + 1} of {target.shape[_PLANES[plane]]}\n\ndifference:\nsynthetic − acquired"
+                )
+                axes.text(0.06, 0.5, text, transform=axes.transAxes, fontsize=8, va="center", color="#444")
+            if synthetic:
+                _stamp(axes, dark=not is_difference)
+        top -= heights[row] + (0.32 if is_difference else 0.06)
+    _colour_bars(figure, grey, difference)
+    return _png(figure)
+
+
+def display_white(target: np.ndarray, head: np.ndarray) -> float:
+    """Return the intensity that is shown as white in all pictures of a case: just above the bright of the target."""
+    return _round_up(float(np.percentile(target[head], 99.5)))
+
+
+def patch_starts(
+    head: np.ndarray, *, edge: int = 32, count: int = 32, least: float = 0.5
+) -> list[tuple[int, int, int]]:
+    """Return where patches of the sheet start: evenly spread over those that hold enough of the head.
+
+    The patches are those of the training grid, which do not overlap; where a head has too few, a grid of half the
+    stride is taken, and so on. The choice depends on the head alone.
+
+    Args:
+        head: Boolean mask, (i, j, k).
+        edge: Edge of a patch in voxels; smaller along an axis that is shorter.
+        count: Patches wanted.
+        least: Share of a patch that must lie in the head.
+
+    Returns:
+        At most `count` voxel indices.
+
+    Raises:
+        DatasetError: The head is empty.
+    """
+    if not head.any():
+        raise DatasetError("the head is empty, so there is no patch to show")
+    size = [min(edge, length) for length in head.shape]
+    # Sums over boxes by differences of the cumulative sum, padded so that index 0 is "nothing before".
+    total = np.pad(head.astype(np.int32), ((1, 0),) * 3).cumsum(0).cumsum(1).cumsum(2)
+    starts: list[tuple[int, int, int]] = []
+    for stride in (edge, edge // 2, edge // 4):
+        grid = np.meshgrid(
+            *(np.arange(0, n - s + 1, stride) for n, s in zip(head.shape, size, strict=True)), indexing="ij"
+        )
+        corners = np.stack([axis.ravel() for axis in grid], axis=1)
+        inside = np.zeros(len(corners), np.int64)
+        for signs in np.ndindex(2, 2, 2):
+            i, j, k = (corners + np.multiply(signs, size)).T
+            inside += (-1) ** (3 - sum(signs)) * total[i, j, k]
+        kept = corners[inside >= least * math.prod(size)]
+        starts = [tuple(int(value) for value in row) for row in kept]  # type: ignore[misc]
+        if len(starts) >= count:
+            break
+    chosen = np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(int)
+    return [starts[index] for index in chosen]
+
+
+def patch_sheet(source: np.ndarray, head: np.ndarray, *, spacing_mm: Spacing, edge: int = 32) -> bytes:
+    """Draw the middle axial slice of 32 source patches inside the head.
+
+    Args:
+        source: Acquired source, (i, j, k) in RAS+, unit scale.
+        head: Head, same shape.
+        spacing_mm: Voxel size.
+        edge: Edge of a patch in voxels.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    starts = patch_starts(head, edge=edge)
+    rows = max(1, math.ceil(len(starts) / 8))
+    figure = Figure(figsize=(8 * 1.05, rows * 1.05), dpi=110, facecolor="white")
+    for number, start in enumerate(starts):
+        axes = figure.add_subplot(rows, 8, number + 1)
+        i, j, k = (slice(first, first + edge) for first in start)
+        patch = source[i, j, k]
+        axes.axis("off")
+        image = slice_image(patch, "axial", patch.shape[2] // 2)
+        _draw(axes, image, "axial", spacing_mm, cmap="gray", vmin=0, vmax=float(np.percentile(source[head], 99.5)))
+    figure.subplots_adjust(0, 0, 1, 1, 0.04, 0.04)
+    return _png(figure)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """All axial slices of a volume side by side in one WebP image, from inferior to superior, row by row."""
+
+    image: bytes
+    slices: int
+    columns: int
+    rows: int
+    tile_width: int
+    tile_height: int
+
+
+def strip(
+    volume: np.ndarray,
+    head: np.ndarray,
+    *,
+    spacing_mm: Spacing,
+    white: float,
+    width: int = 160,
+    synthetic: bool = False,
+) -> Strip:
+    """Return all axial slices of a volume in one small image, for browsing.
+
+    Args:
+        volume: (i, j, k) in RAS+.
+        head: Head; slices are cut to its extent.
+        spacing_mm: Voxel size.
+        white: Intensity that becomes white; 0 becomes black.
+        width: Width of one slice in pixels.
+        synthetic: Whether every slice gets the stamp.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    box, _ = _head_box(head)
+    height = max(1, round(width * _aspect("axial", box, spacing_mm)))
+    count = volume.shape[2]
+    columns = math.ceil(math.sqrt(count * height / width))
+    rows = math.ceil(count / columns)
+    mosaic = Image.new("L", (columns * width, rows * height))
+    font = ImageFont.load_default(size=width / 14)
+    for index in range(count):
+        image = np.clip(_crop(volume, "axial", index, box) / white, 0, 1)
+        tile = Image.fromarray((image * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+        if synthetic:
+            ImageDraw.Draw(tile).text(
+                (width / 2, height - 2), STAMP, fill=255, font=font, anchor="md", stroke_width=1, stroke_fill=0
+            )
+        mosaic.paste(tile, (index % columns * width, index // columns * height))
+    content = io.BytesIO()
+    mosaic.save(content, format="WEBP", quality=75)
+    return Strip(content.getvalue(), count, columns, rows, width, height)
+
+
+def _head_box(head: np.ndarray) -> tuple[tuple[slice, slice, slice], tuple[int, int, int]]:
+    """The head's bounding box with a margin, for cutting pictures, and the voxel at its centre."""
+    if not head.any():
+        raise DatasetError("the head is empty, so there is nothing to show")
+    box, centre = [], []
+    for axis, length in enumerate(head.shape):
+        filled = np.flatnonzero(head.any(axis=tuple({0, 1, 2} - {axis})))
+        first, last = int(filled[0]), int(filled[-1])
+        margin = max(1, (last - first) // 25)
+        box.append(slice(max(first - margin, 0), min(last + 1 + margin, length)))
+        centre.append((first + last) // 2)
+    return (box[0], box[1], box[2]), (centre[0], centre[1], centre[2])
+
+
+def _crop(volume: np.ndarray, plane: str, index: int, box: Sequence[slice]) -> np.ndarray:
+    kept = [span if axis != _PLANES[plane] else slice(None) for axis, span in enumerate(box)]
+    return slice_image(volume[tuple(kept)], plane, index)
+
+
+def _axes_of(plane: str) -> tuple[int, int]:
+    across, up = (axis for axis in range(3) if axis != _PLANES[plane])
+    return across, up
+
+
+def _aspect(plane: str, box: Sequence[slice], spacing_mm: Spacing) -> float:
+    """Height over width of a slice cut to the box, in mm."""
+    across, up = ((box[axis].stop - box[axis].start) * spacing_mm[axis] for axis in _axes_of(plane))
+    return up / across
+
+
+def _draw(axes: Any, image: np.ndarray, plane: str, spacing_mm: Spacing, **style: Any) -> None:
+    across, up = _axes_of(plane)
+    axes.imshow(image, aspect=spacing_mm[up] / spacing_mm[across], interpolation="bilinear", **style)
+
+
+def _letters(axes: Any, plane: str) -> None:
+    left, right, top, bottom = _LETTERS[plane]
+    for letter, x, y, ha, va in (
+        (left, 0.02, 0.5, "left", "center"),
+        (right, 0.98, 0.5, "right", "center"),
+        (top, 0.5, 0.985, "center", "top"),
+        (bottom, 0.98, 0.02, "right", "bottom"),
+    ):
+        axes.text(x, y, letter, transform=axes.transAxes, color="#8fd3ff", fontsize=7.5, ha=ha, va=va)
+
+
+def _stamp(axes: Any, *, dark: bool) -> None:
+    back = {"facecolor": "black" if dark else "#333", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
+    axes.text(0.5, 0.012, STAMP, transform=axes.transAxes, fontsize=5.6, bbox=back, **_STAMP_STYLE)
+
+
+def _colour_bars(figure: Any, grey: Any, difference: Any) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    left = 1 - 0.72 / figure.get_figwidth()
+    for bottom, norm, cmap, label in (
+        (0.56, grey, "gray", "intensity (1 = 99.9th percentile in the head)"),
+        (0.1, difference, "RdBu_r", "synthetic − acquired (z-scores)"),
+    ):
+        axes = figure.add_axes((left, bottom, 0.13 / figure.get_figwidth(), 0.34))
+        bar = figure.colorbar(ScalarMappable(norm, cmap), cax=axes)
+        bar.set_label(label, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_linewidth(0.4)
+
+
+def _round_up(value: float) -> float:
+    """The next number above with one significant digit, or with 5 as the second."""
+    if value <= 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value)) / 2
+    return math.ceil(value / unit - 1e-9) * unit
+
+
+def _shorten(name: str) -> str:
+    name = " ".join(name.split()).replace("$", r"\$")
+    return name if len(name) <= 24 else name[:23] + "…"
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

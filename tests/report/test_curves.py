@@ -1,0 +1,41 @@
+import json
+
+from unscanned.report.curves import find_logs, read_log, training_curves
+
+
+def write_log(folder, steps=300):
+    folder.mkdir(parents=True)
+    records = [
+        {"event": "step", "step": step, "d_loss": 1 / step, "adversarial": 1.0, "l1": 5.0} for step in range(1, steps)
+    ]
+    records += [{"event": "validation", "step": step, "psnr": 20 + step / 100, "best": True} for step in (100, 200)]
+    text = "\n".join(map(json.dumps, records))
+    (folder / "log.jsonl").write_text(text + '\n{"event": "step", "st')
+
+
+def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path):
+    write_log(tmp_path / "run", steps=4)
+    assert [record["step"] for record in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 100, 200]
+
+
+def test_each_stage_of_a_chain_has_its_own_curve(tmp_path):
+    write_log(tmp_path / "one")
+    write_log(tmp_path / "chain" / "stage-1")
+    write_log(tmp_path / "chain" / "stage-2")
+    write_log(tmp_path / "chain" / "stage-1" / "fold-1")
+    logs = find_logs({"one": tmp_path / "one", "chain": tmp_path / "chain", "none": tmp_path / "none"})
+    assert list(logs) == ["one", "chain, stage 1", "chain, stage 2"]
+
+
+def test_curves_are_drawn_from_logs_and_left_out_without(tmp_path):
+    write_log(tmp_path / "one")
+    png = training_curves({"one": tmp_path / "one"})
+    assert png is not None
+    assert png.startswith(b"\x89PNG")
+    assert training_curves({"none": tmp_path / "none"}) is None
+    assert training_curves({}) is None
+
+
+def test_values_that_are_no_numbers_leave_gaps(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1, "d_loss": null}\n[]\n7\n')
+    assert training_curves({"odd": tmp_path}) is None
