@@ -160,15 +160,15 @@ def evaluate(
         raise DatasetError(
             "no case to score",
             where=", ".join(map(str, synthetic.values())),
-            expected=f"files such as {pairs[0].case if pairs else 'sub-01'}_desc-synthetic_{target}.nii.gz",
+            expected=f"files such as {pairs[0].case}_desc-synthetic_{target}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
-    _check_split({pair.subject for pair, _ in files}, training)
+    expected = {pair.subject for pair, _ in files}.union(subjects or ())
+    _check_split(expected, training)
     trained = [pair for pair in pairs if pair.subject in set(training)]
     total = len(trained) + len(files)
     regression, warnings = _fit(trained, percentile, resample, progress, total)
     constants = _constants(files, warnings)
-    arms = (*BASELINES[: 2 if regression else 1], *synthetic)
     scores: list[Score] = []
     slices: list[SliceError] = []
     for index, (pair, paths) in enumerate(files):
@@ -176,27 +176,17 @@ def evaluate(
             progress(len(trained) + index, total, pair.case)
         try:
             images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
+            _score_case(pair, images, constants, scores, slices, failures)
+            warnings += [f"{pair.case}: {text}" for text in images.warnings]
         except UnscannedError as error:
             failures.append(Failure(pair.case, "target", str(error)))
-            continue
-        warnings += [f"{pair.case}: {text}" for text in images.warnings]
-        _score_case(pair, images, constants, scores, slices, failures)
     if progress:
         progress(total, total, "scored")
+    arms = (*BASELINES[: 2 if regression else 1], *synthetic)
     content = {
-        "format": 1,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": source,
-        "target": target,
-        "dataset": str(dataset),
-        "percentile": percentile,
-        "resample": resample,
+        **_facts(dataset, synthetic, source, target, percentile, resample, training),
         "constants": constants,
-        "definitions": DEFINITIONS,
-        "regions": REGIONS,
-        "training_subjects": sorted(training),
-        "folders": {arm: str(folder) for arm, folder in synthetic.items()},
-        "arms": summaries(arms, scores, {pair.subject for pair, _ in files}),
+        "arms": summaries(arms, scores, expected),
         "comparisons": comparisons(arms, next(iter(synthetic)), scores),
         "cases": [_describe(pair, paths) for pair, paths in files],
         "scores": [asdict(row) for row in scores],
@@ -204,11 +194,39 @@ def evaluate(
         "warnings": list(dict.fromkeys(warnings)),
         "regression": regression.to_json() if regression else None,
     }
-    out = Path(out)
-    write_text(out / "scores.csv", scores_csv(scores, failures))
-    write_text(out / "slices.csv", slices_csv(slices))
-    write_json(out / "evaluation.json", finite(content))
-    return Evaluation(out, arms, tuple(scores), tuple(failures), finite(content))
+    return _write(Evaluation(Path(out), arms, tuple(scores), tuple(failures), finite(content)), slices)
+
+
+def _facts(
+    dataset: str | Path,
+    synthetic: Mapping[str, str | Path],
+    source: str,
+    target: str,
+    percentile: float,
+    resample: bool,
+    training: Sequence[str],
+) -> dict[str, Any]:
+    """What was compared, and what the words mean."""
+    return {
+        "format": 1,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": source,
+        "target": target,
+        "dataset": str(dataset),
+        "folders": {arm: str(folder) for arm, folder in synthetic.items()},
+        "percentile": percentile,
+        "resample": resample,
+        "training_subjects": sorted(training),
+        "definitions": DEFINITIONS,
+        "regions": REGIONS,
+    }
+
+
+def _write(evaluation: Evaluation, slices: Sequence[SliceError]) -> Evaluation:
+    write_text(evaluation.folder / "scores.csv", scores_csv(evaluation.scores, evaluation.failures))
+    write_text(evaluation.folder / "slices.csv", slices_csv(slices))
+    write_json(evaluation.folder / "evaluation.json", evaluation.content)
+    return evaluation
 
 
 def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
