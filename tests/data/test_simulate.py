@@ -232,6 +232,15 @@ def test_a_folder_with_subjects_of_another_dataset_is_left_alone(tmp_path):
         simulate(tmp_path, subjects=1, **COARSE)
 
 
+def test_a_contrast_left_by_another_simulation_is_not_mixed_in(tmp_path):
+    stale = tmp_path / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"earlier")
+    with pytest.raises(DatasetError, match=r"sub-001_T1w\.nii\.gz"):
+        simulate(tmp_path, subjects=1, **COARSE)
+    assert stale.read_bytes() == b"earlier"
+
+
 def test_a_head_from_a_label_map_has_its_csf_bright_in_t2_and_its_vertex_below_the_top(shared_data, tmp_path):
     out = simulate(tmp_path / "out", labels=shared_data / "head-labels", subjects=1, spacing_mm=(4.0, 4.0, 4.0))
     volume = read_volume(out / "sub-001" / "anat" / "sub-001_T2w.nii.gz")

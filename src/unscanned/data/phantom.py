@@ -66,7 +66,7 @@ def draw_head(rng: np.random.Generator, *, spacing_mm: float = 1.6) -> Fractions
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     affine[:3, 3] = _LOW_MM
     rows = np.flatnonzero((head < 0).any(axis=(0, 1)))
-    return Fractions(_paint(layers, head.shape, spacing_mm), affine, np.array([0.0, 7.0, float(axes[2][rows[-1]])]))
+    return Fractions(_paint(layers, head.shape, spacing_mm), affine, np.array([0.0, 3.0, float(axes[2][rows[-1]])]))
 
 
 def _paint(layers: Iterable[Layer], shape: tuple[int, ...], spacing_mm: float) -> dict[str, Field]:
@@ -84,7 +84,7 @@ def _paint(layers: Iterable[Layer], shape: tuple[int, ...], spacing_mm: float) -
 
 def _cerebrum(grid: Grid) -> Field:
     x, y, z = grid
-    base = np.maximum(_ellipsoid(grid, (0, 0, 6), (65, 82, 60)), -24 - z)
+    base = np.maximum(_ellipsoid(grid, (0, 0, 6), (64, 81, 59), power=2.15), -24 - z)
     temporal = _ellipsoid((np.abs(x), y, z), (41, 8, -20), (24, 41, 21))
     return _union(base, temporal, 6)
 
@@ -227,12 +227,12 @@ def _spine(grid: Grid) -> Field:
     return _capsule(grid, (0, -34, -46), (0, -38, -150), 0)
 
 
-def _ellipsoid(grid: Grid, centre: Point, radii_mm: Point) -> Field:
-    """First-order signed distance to an ellipsoid."""
-    scaled = [(axis - middle) / radius for axis, middle, radius in zip(grid, centre, radii_mm, strict=True)]
-    level = np.sqrt(sum(axis**2 for axis in scaled))
-    slope = np.sqrt(sum((axis / radius) ** 2 for axis, radius in zip(scaled, radii_mm, strict=True)))
-    return level * (level - 1) / (slope + 1e-6)
+def _ellipsoid(grid: Grid, centre: Point, radii_mm: Point, power: float = 2.0) -> Field:
+    """First-order signed distance to an ellipsoid; a power above 2 makes it boxier."""
+    scaled = [np.abs(axis - middle) / radius for axis, middle, radius in zip(grid, centre, radii_mm, strict=True)]
+    level = sum(axis**power for axis in scaled) ** np.float32(1 / power)
+    slope = np.sqrt(sum((axis ** (power - 1) / radius) ** 2 for axis, radius in zip(scaled, radii_mm, strict=True)))
+    return (level - 1) * level ** np.float32(power - 1) / (slope + 1e-6)
 
 
 def _capsule(grid: Grid, start: Point, end: Point, radius_mm: float) -> Field:

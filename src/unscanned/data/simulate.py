@@ -80,7 +80,7 @@ def simulate(
 
     Raises:
         SettingsError: An argument is out of range, or there are too few anatomies for the subjects.
-        DatasetError: The label maps cannot be used, or `out` holds subjects of another dataset.
+        DatasetError: The label maps cannot be used, or `out` holds files of another dataset.
         VolumeError: A label map cannot be read.
 
     Example:
@@ -95,7 +95,7 @@ def simulate(
     ranges = {"noise": noise, "shading": shading}
     contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, ranges)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
-    _check_folder(out, subjects)
+    _check_folder(out, subjects, contrasts)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
     for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
         rng = np.random.default_rng([seed, _ANATOMY, group_index])
@@ -168,12 +168,15 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
     return maps[:needed]
 
 
-def _check_folder(out: Path, subjects: int) -> None:
+def _check_folder(out: Path, subjects: int, contrasts: Sequence[str]) -> None:
+    """Refuse to mix datasets: what an earlier simulation left must be what this one writes over."""
     wanted = {_subject(index) for index in range(subjects)}
-    others = sorted(path.name for path in out.glob("sub-*") if path.name not in wanted)
+    images = {f"{subject}_{contrast}w" for subject in wanted for contrast in contrasts}
+    others = [path.name for path in sorted(out.glob("sub-*")) if path.name not in wanted]
+    others += [path.name for path in sorted(out.glob("sub-*/anat/*")) if path.name.split(".")[0] not in images]
     if others:
         raise DatasetError(
-            "the folder holds subjects that this simulation would not write",
+            "the folder holds files that this simulation would not write",
             where=out,
             found=", ".join(others[:5]) + (", ..." if len(others) > 5 else ""),
             do="Choose another folder, or remove them.",
