@@ -77,11 +77,12 @@ def test_slices_keep_their_shape_in_mm():
     assert made.tile_height == pytest.approx(made.tile_width, abs=1)
 
 
-def test_every_synthetic_slice_of_a_strip_is_stamped_and_no_acquired_one():
+@pytest.mark.parametrize("width", [80, 112, 144])
+def test_every_synthetic_slice_of_a_strip_is_stamped_whole_and_no_acquired_one(width):
     head = np.ones((40, 40, 9), bool)
     dark = np.full(head.shape, 0.001)
     acquired, made = (
-        strip(dark, head, spacing_mm=(1.0, 1.0, 1.0), white=1.0, width=100, synthetic=synthetic)
+        strip(dark, head, spacing_mm=(1.0, 1.0, 1.0), white=1.0, width=width, synthetic=synthetic)
         for synthetic in (False, True)
     )
     assert np.asarray(Image.open(io.BytesIO(acquired.image)).convert("L")).max() < 20
@@ -92,7 +93,9 @@ def test_every_synthetic_slice_of_a_strip_is_stamped_and_no_acquired_one():
             row * made.tile_height + made.tile_height * 4 // 5 : (row + 1) * made.tile_height,
             column * made.tile_width : (column + 1) * made.tile_width,
         ]
-        assert bottom.max() > 180
+        assert bottom.max() > 140
+        assert bottom[:, 3:9].max() > 60
+        assert max(bottom[:, 0].max(), bottom[:, -1].max()) < 40
 
 
 def test_the_stamp_says_what_it_must():

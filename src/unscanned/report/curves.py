@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["find_logs", "read_log", "training_curves"]
+from unscanned.training.log import read_log
+
+__all__ = ["find_logs", "training_curves"]
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#f0c000")
 
@@ -20,19 +21,6 @@ _PANELS = {
     "L1 term of the generator": ("step", "l1"),
     "PSNR of the validation volumes (dB)": ("validation", "psnr"),
 }
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of a log.jsonl; a line that a kill cut short is passed over."""
-    records = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def find_logs(runs: Mapping[str, str | Path]) -> dict[str, Path]:

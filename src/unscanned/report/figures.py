@@ -242,14 +242,15 @@ def strip(
     columns = math.ceil(math.sqrt(count * height / width))
     rows = math.ceil(count / columns)
     mosaic = Image.new("L", (columns * width, rows * height))
-    font = ImageFont.load_default(size=width / 14)
+    size = 0.94 * width / (ImageFont.load_default(100).getlength(STAMP) / 100)
+    font = ImageFont.load_default(size)
     for index in range(count):
         image = np.clip(_crop(volume, "axial", index, box) / white, 0, 1)
         tile = Image.fromarray((image * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
         if synthetic:
-            ImageDraw.Draw(tile).text(
-                (width / 2, height - 2), STAMP, fill=255, font=font, anchor="md", stroke_width=1, stroke_fill=0
-            )
+            draw = ImageDraw.Draw(tile)
+            draw.rectangle((0, height - size - 4, width, height), fill=0)
+            draw.text((width / 2, height - 3), STAMP, fill=255, font=font, anchor="md")
         mosaic.paste(tile, (index % columns * width, index // columns * height))
     content = io.BytesIO()
     mosaic.save(content, format="WEBP", quality=75)
