@@ -189,6 +189,7 @@ def _generator(settings: dict[str, Any], number: int, tensors: dict[str, torch.T
         in_channels=1 if number == 0 else 2,
         residual=options["residual"],
         slope=options["slope"],
+        convolution=options["convolution"],
     )
     prefix = f"{number}."
     generator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

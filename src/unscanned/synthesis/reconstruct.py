@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unscanned.data.patches import axis_starts, starts
+from unscanned.models.generators import FastGenerator
 from unscanned.progress import Progress
 
 __all__ = ["default_batch", "reconstruct"]
@@ -55,12 +58,12 @@ def reconstruct(
     total = torch.zeros(source.shape[1:])
     constants: dict[tuple[float, ...], Tensor] = {}
     was_training = network.training
-    network.eval()
+    mapped = FastGenerator(network)
     try:
         with torch.inference_mode():
             for first in range(0, len(positions), size):
                 group = positions[first : first + size]
-                for start, output in zip(group, _map(source, group, patch, network, device, constants), strict=True):
+                for start, output in zip(group, _map(source, group, patch, mapped, device, constants), strict=True):
                     _at(total, start, patch).add_(output)
                 if progress:
                     progress(first + len(group), len(positions), "patches")
@@ -75,7 +78,7 @@ def _map(
     source: Tensor,
     group: np.ndarray,
     patch: int,
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     device: torch.device,
     constants: dict[tuple[float, ...], Tensor],
 ) -> list[Tensor]:

@@ -123,7 +123,11 @@ class Chain:
         options = self.settings.generator
         in_channels = 1 if number == 1 else 2
         generator = generators.build(
-            options.name, in_channels=in_channels, residual=options.residual, slope=options.slope
+            options.name,
+            in_channels=in_channels,
+            residual=options.residual,
+            slope=options.slope,
+            convolution=options.convolution,
         )
         return generator.to(self.device)
 
