@@ -5,11 +5,11 @@ import math
 import nibabel as nib
 import numpy as np
 import pytest
-from cohort import MEAN, SCALE, SHAPE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+from cohort import MEAN, SCALE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
 
 from unscanned.data.intensity import head_mask
 from unscanned.errors import DatasetError, SettingsError
-from unscanned.evaluation.evaluate import evaluate, score
+from unscanned.evaluation.evaluate import evaluate
 from unscanned.evaluation.metrics import METRICS, mae
 
 SUBJECTS = ("01", "02", "03", "04")
@@ -208,9 +208,3 @@ def test_progress_counts_to_its_end(cohort, tmp_path):
     evaluate(*cohort, tmp_path, subjects=("02",), training=("01",), progress=lambda *call: calls.append(call))
     assert [call[0] for call in calls] == [0, 1, 2]
     assert {call[1] for call in calls} == {2}
-
-
-def test_score_refuses_an_empty_head():
-    volume = np.random.default_rng(0).random(SHAPE)
-    with pytest.raises(DatasetError, match="empty"):
-        score(volume, volume, np.zeros(SHAPE, bool), mean=0, std=1)

@@ -14,59 +14,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unscanned.data.dataset import Pair, find_pairs
 from unscanned.data.layout import Layout
 from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
-    Images,
     find_synthetic,
     list_volumes,
     load_images,
     read_intensity,
     training_pair,
 )
-from unscanned.evaluation.metrics import METRICS, slice_mse
-from unscanned.evaluation.tables import (
-    Failure,
-    Score,
-    SliceError,
-    comparisons,
-    finite,
-    scores_csv,
-    slices_csv,
-    summaries,
-)
+from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceError, score_case
+from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
 from unscanned.files import write_json, write_text
 
-__all__ = ["DEFINITIONS", "PLANES", "REGIONS", "Evaluation", "case_constants", "evaluate", "score"]
+__all__ = ["Evaluation", "evaluate"]
 
 Progress = Callable[[int, int, str], None]
-Scores = dict[str, dict[str, float]]
-
-PLANES = ("sagittal", "coronal", "axial")
-"Planes by the RAS+ axis that their slices are counted along."
-
-REGIONS = {
-    "head": "voxels inside the head of the acquired target, the same for every arm",
-    "volume": "all voxels of the target's grid, background included",
-}
-
-DEFINITIONS = {
-    "mae": "mean absolute error of z-scores; lower is better",
-    "mse": "mean squared error of z-scores; lower is better",
-    "psnr_nie": "20 log10(largest z-score of either volume / root mean squared error), dB, as the authors of the "
-    "method and the report compute it; higher is better, but a bright synthetic voxel raises it",
-    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = 99.9th percentile of the target inside the "
-    "head), dB; higher is better",
-    "ssim": "structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1, higher "
-    "is better",
-}
-
-_UNIT_SCALE = {"psnr", "ssim"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,34 +52,6 @@ class Evaluation:
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
     content: dict[str, Any]
-
-
-def score(target: np.ndarray, synthetic: np.ndarray, head: np.ndarray, *, mean: float, std: float) -> Scores:
-    """Score one volume in every region with every metric.
-
-    Args:
-        target: Acquired target, (i, j, k), unit scale.
-        synthetic: Synthetic volume, same shape, unit scale.
-        head: Head of the target, same shape.
-        mean: Mean of the target contrast in unit scale, which becomes 0.
-        std: Its standard deviation, which becomes 1.
-
-    Returns:
-        {region: {metric: value}} for the `REGIONS` and the `METRICS`.
-
-    Raises:
-        DatasetError: A volume cannot be scored; see `unscanned.evaluation.metrics`.
-    """
-    z_target, z_synthetic = ((array - np.float32(mean)) / np.float32(std) for array in (target, synthetic))
-    return {
-        region: {
-            name: metric(target, synthetic, mask, data_range=1.0)
-            if name in _UNIT_SCALE
-            else metric(z_target, z_synthetic, mask)
-            for name, metric in METRICS.items()
-        }
-        for region, mask in (("head", head), ("volume", None))
-    }
 
 
 def evaluate(
@@ -176,7 +114,7 @@ def evaluate(
             progress(len(trained) + index, total, pair.case)
         try:
             images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
-            _score_case(pair, images, constants, scores, slices, failures)
+            score_case(pair, images, constants, scores, slices, failures)
             warnings += [f"{pair.case}: {text}" for text in images.warnings]
         except UnscannedError as error:
             failures.append(Failure(pair.case, "target", str(error)))
@@ -310,44 +248,6 @@ def _constants(files: Sequence[tuple[Pair, dict[str, Path | None]]], warnings: l
     if len(found) > 1:
         warnings.append(f"the arms have different intensity constants; those of {name} make the z-scores of all")
     return {"mean": mean, "std": std, "origin": f"training set, from the sidecar of {name}"}
-
-
-def case_constants(images: Images, constants: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the mean and SD that make z-scores of a case: the evaluation's, or the target's own inside its head."""
-    if constants["std"] is not None:
-        return constants["mean"], constants["std"]
-    inside = images.target[images.head].astype(np.float64)
-    return float(inside.mean()), float(inside.std())
-
-
-def _score_case(
-    pair: Pair,
-    images: Images,
-    constants: Mapping[str, Any],
-    scores: list[Score],
-    slices: list[SliceError],
-    failures: list[Failure],
-) -> None:
-    """Score every arm of a case, and add the rows to the three lists."""
-    failures += [Failure(pair.case, arm, reason) for arm, reason in images.failures.items()]
-    mean, std = case_constants(images, constants)
-    for arm, image in images.arms.items():
-        try:
-            regions = score(images.target, image, images.head, mean=mean, std=std)
-        except UnscannedError as error:
-            failures.append(Failure(pair.case, arm, str(error)))
-            continue
-        scores += [
-            Score(pair.case, pair.subject, pair.session, arm, region, values) for region, values in regions.items()
-        ]
-        # A mean squared error in unit scale becomes that of z-scores by the square of the standard deviation.
-        for axis, plane in enumerate(PLANES):
-            head = slice_mse(images.target, image, images.head, axis=axis) / std**2
-            whole = slice_mse(images.target, image, axis=axis) / std**2
-            slices += [
-                SliceError(pair.case, arm, plane, int(index), float(head[index]), float(whole[index]))
-                for index in np.flatnonzero(np.isfinite(head))
-            ]
 
 
 def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> dict[str, Any]:

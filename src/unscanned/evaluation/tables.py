@@ -6,47 +6,15 @@ import csv
 import io
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.scores import Failure, Score, SliceError
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 
-__all__ = ["Failure", "Score", "SliceError", "comparisons", "finite", "scores_csv", "slices_csv", "summaries"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One value for each metric of one arm's image of one case in one region."""
-
-    case: str
-    subject: str
-    session: str | None
-    arm: str
-    region: str
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An arm's image of a case that has no scores, and why. The arm is `target` when the whole case has none."""
-
-    case: str
-    arm: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SliceError:
-    """Mean squared error of z-scores in one slice; the index counts along the plane's axis in RAS+."""
-
-    case: str
-    arm: str
-    plane: str
-    index: int
-    mse_head: float
-    mse_volume: float
+__all__ = ["comparisons", "finite", "scores_csv", "slices_csv", "summaries"]
 
 
 def summaries(arms: Sequence[str], scores: Sequence[Score], subjects: Collection[str]) -> dict[str, Any]:

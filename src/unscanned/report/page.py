@@ -12,7 +12,7 @@ from unscanned.data.dataset import Pair
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
-from unscanned.evaluation.evaluate import case_constants
+from unscanned.evaluation.scores import case_constants
 from unscanned.files import read_json, write_text
 from unscanned.report import figures
 from unscanned.report.curves import training_curves

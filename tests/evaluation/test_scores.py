@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from cohort import head_phantom
+
+from unscanned.data.intensity import head_mask
+from unscanned.errors import DatasetError
+from unscanned.evaluation.metrics import METRICS, mae, psnr
+from unscanned.evaluation.scores import DEFINITIONS, REGIONS, case_constants, score
+
+
+def volumes():
+    _, target = head_phantom(0)
+    noise = np.random.default_rng(1).standard_normal(target.shape).astype(np.float32)
+    return target / 1000, target / 1000 + 0.05 * noise, head_mask(target)
+
+
+def test_every_region_has_every_metric_and_every_metric_is_explained():
+    scores = score(*volumes(), mean=0.2, std=0.3)
+    assert scores.keys() == REGIONS.keys()
+    assert all(values.keys() == METRICS.keys() == DEFINITIONS.keys() for values in scores.values())
+
+
+def test_errors_are_those_of_z_scores_and_psnr_that_of_the_unit_scale():
+    target, synthetic, head = volumes()
+    scores = score(target, synthetic, head, mean=0.2, std=0.25)
+    assert scores["head"]["mae"] == pytest.approx(4 * mae(target, synthetic, head), rel=1e-5)
+    assert scores["head"]["psnr"] == psnr(target, synthetic, head, data_range=1.0)
+
+
+def test_constants_of_the_training_set_change_the_unit_of_errors_but_not_psnr():
+    one, other = (score(*volumes(), mean=mean, std=std) for mean, std in ((0.2, 0.25), (0.0, 0.5)))
+    assert one["head"]["mae"] == pytest.approx(2 * other["head"]["mae"], rel=1e-5)
+    assert one["volume"]["ssim"] == other["volume"]["ssim"]
+
+
+def test_an_empty_head_is_refused():
+    target, synthetic, head = volumes()
+    with pytest.raises(DatasetError, match="empty"):
+        score(target, synthetic, np.zeros_like(head), mean=0, std=1)
+
+
+def test_without_constants_the_targets_own_in_its_head_make_the_z_scores():
+    from unscanned.evaluation.cases import Images
+
+    target, _, head = volumes()
+    images = Images(target, None, head, {}, (1.0, 1.0, 1.0), {}, [])
+    assert case_constants(images, {"mean": None, "std": None}) == pytest.approx(
+        (target[head].mean(), target[head].std())
+    )
+    assert case_constants(images, {"mean": 0.1, "std": 0.2}) == (0.1, 0.2)
