@@ -1,0 +1,58 @@
+# Set-up on a fresh machine: Python 3.11 or newer with venv, and make. Everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test lint bench gpu storm fuzz clean
+
+# The main job on simulated heads: train, synthesize, score, report. A few minutes on two cores.
+demo: $(VENV)/package
+	$(BIN)/unscanned demo --out runs/demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Speed and memory, side by side with what else a user could pick. Heavy: about half an hour on two cores.
+bench: $(VENV)/bench
+	$(BIN)/unscanned benchmark --json runs/benchmark.json
+
+# The same harness and the device tests on a GPU; says so and ends where there is none.
+gpu: $(VENV)/bench
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json; \
+	else echo "skipped: PyTorch sees no CUDA device on this machine"; fi
+
+# Hundreds of kills of training and synthesis. Heavy.
+storm: $(VENV)/dev
+	PYTHONPATH=tests $(BIN)/python -m storm.storm_training
+	PYTHONPATH=tests $(BIN)/python -m storm.storm_synthesize
+
+# Tens of thousands of mutated NIfTI files. Heavy.
+fuzz: $(VENV)/dev
+	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --executions 25000
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'unscanned needs Python 3.11 or newer'"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/package: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev]"
+	touch $(VENV)/package $@
+
+$(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
