@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class Data:
     """Which contrasts, and how the dataset is laid out."""
@@ -133,6 +136,8 @@ class Training:
     "Patches a step."
     patch: int = 32
     "Edge of a cubic patch, in voxels."
+    context: int = 0
+    "Voxels around each patch that the generator sees and no loss does; from 29 on they prepare it for mode volume."
     min_head: float = 0.0
     "Share of a patch that must lie inside the head for it to be trained on; 0 keeps all patches."
     learning_rate: float = 1e-4
@@ -153,6 +158,8 @@ class Training:
     "auto, cpu, cuda or cuda:N."
     threads: int | None = None
     "CPU threads; unset leaves it to PyTorch."
+    precision: Precision = "float32"
+    "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
 
 
 @dataclass(frozen=True)
@@ -173,12 +180,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """The reconstruction of a volume from patches."""
+    """How a volume is made: averaged from overlapping patches, or whole."""
 
+    mode: Literal["patches", "volume"] = "patches"
+    "patches averages overlapping patches (the report); volume maps it whole, which is another function."
     stride: int = 8
-    "Voxels between neighbouring patches along each axis."
+    "Voxels between neighbouring patches along each axis, in mode patches."
     batch: int | None = None
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
+    memory_mib: int = 1280
+    "Memory in MiB that mode volume may take for its work; it cuts the volume accordingly. The result stays the same."
+    precision: Precision = "float32"
+    "Arithmetic of the networks, as in training.precision."
 
 
 @dataclass(frozen=True)
@@ -267,6 +280,7 @@ INDIFFERENT = {
     "training": ("epochs", "workers", "checkpoint_minutes", "device", "threads"),
     "generator": ("convolution",),
     "data": ("layout",),
+    "synthesis": ("memory_mib",),
 }
 
 
@@ -359,7 +373,7 @@ _POSITIVE = {
         *("validation_stride", "checkpoint_minutes", "threads"),
     ),
     "context": ("stages", "stride"),
-    "synthesis": ("stride", "batch"),
+    "synthesis": ("stride", "batch", "memory_mib"),
 }
 
 
@@ -377,6 +391,8 @@ def _validate(settings: Settings) -> None:
             found=settings.training.patch,
             expected="a multiple of 8",
         )
+    if settings.training.context < 0:
+        raise SettingsError("must not be negative", where="training.context", found=settings.training.context)
     if not 0 < settings.prepare.percentile <= 100:
         raise SettingsError("not a percentile", where="prepare.percentile", found=settings.prepare.percentile)
     for name, stride in (("synthesis", settings.synthesis.stride), ("context", settings.context.stride)):

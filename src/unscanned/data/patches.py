@@ -65,6 +65,7 @@ class PatchBatches:
         seed: Seed of the order.
         min_head: Share of a patch that must lie inside the head.
         context: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
+        margin: Voxels that the input has more than the target on each side; beyond the volume its edge is repeated.
 
     Raises:
         DatasetError: A volume is smaller than the patch, or no patch has enough of the head.
@@ -80,8 +81,10 @@ class PatchBatches:
         seed: int = 0,
         min_head: float = 0.0,
         context: Sequence[np.ndarray] | None = None,
+        margin: int = 0,
     ) -> None:
         self.cases, self.normalization, self.context = list(cases), normalization, context
+        self.margin = margin
         self.patch, self.batch, self.seed = patch, batch, seed
         self.index = np.array(
             [
@@ -112,13 +115,17 @@ class PatchBatches:
         return self.index[[orders[s // n][s % n] for s in samples]]
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return input (batch, 1 or 2, patch, patch, patch) and target (batch, 1, ...) of a step, in z-scores."""
+        """Return the input and the target of a step, in z-scores.
+
+        Returns:
+            (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch).
+        """
         inputs, targets = [], []
         for number, *start in self.chosen(step):
             case = self.cases[number]
-            channels = [self.normalization.source.standardize(cut(case.source, start, self.patch))]
+            channels = [self.normalization.source.standardize(self._wide(case.source, start))]
             if self.context is not None:
-                channels.append(np.asarray(cut(self.context[number], start, self.patch), np.float32))
+                channels.append(np.asarray(self._wide(self.context[number], start), np.float32))
             inputs.append(np.stack(channels))
             targets.append(self.normalization.target.standardize(cut(case.target, start, self.patch))[None])
         return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
@@ -131,6 +138,16 @@ class PatchBatches:
             _Steps(self), sampler=range(first, last), batch_size=None, num_workers=workers, timeout=120
         )
         return iter(loader)
+
+    def _wide(self, volume: np.ndarray, start: Sequence[int]) -> np.ndarray:
+        """Return a patch with its margin."""
+        if self.margin == 0:
+            return cut(volume, start, self.patch)
+        spans = [
+            np.clip(np.arange(first - self.margin, first + self.patch + self.margin), 0, n - 1)
+            for first, n in zip(start, volume.shape, strict=True)
+        ]
+        return volume[np.ix_(*spans)]
 
     def _grid(self, case: Case) -> np.ndarray:
         if min(case.source.shape) < self.patch:

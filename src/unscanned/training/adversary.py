@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.losses import discriminator_loss, generator_adversarial_loss
+from unscanned.precision import autocast
 
 __all__ = ["Adversary"]
 
@@ -16,10 +17,16 @@ class Adversary:
     Args:
         discriminator: Maps source and target to logits.
         optimizer: Over the discriminator's parameters.
+        precision: Of the discriminator's arithmetic; the losses are float32.
     """
 
-    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.discriminator, self.optimizer = discriminator, optimizer
+    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer, precision: str = "float32") -> None:
+        self.discriminator, self.optimizer, self.precision = discriminator, optimizer, precision
+
+    def logits(self, source: Tensor, target: Tensor) -> Tensor:
+        """Return what the discriminator says, (batch, 1)."""
+        with autocast(self.precision, source.device):
+            return self.discriminator(source, target).to(source.dtype)
 
     def train(self, source: Tensor, target: Tensor, synthetic: Tensor) -> Tensor:
         """Take one step on an acquired and a synthetic batch, and return the loss before it.
@@ -29,7 +36,7 @@ class Adversary:
             target: Acquired.
             synthetic: Made by the generator; detached here.
         """
-        loss = discriminator_loss(self.discriminator(source, target), self.discriminator(source, synthetic.detach()))
+        loss = discriminator_loss(self.logits(source, target), self.logits(source, synthetic.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -39,6 +46,6 @@ class Adversary:
         """Return the generator's adversarial term; no gradient reaches the discriminator's weights."""
         self.discriminator.requires_grad_(False)
         try:
-            return generator_adversarial_loss(self.discriminator(source, synthetic))
+            return generator_adversarial_loss(self.logits(source, synthetic))
         finally:
             self.discriminator.requires_grad_(True)

@@ -93,6 +93,7 @@ class Chain:
             seed=seed * 1000 + number,
             min_head=s.training.min_head,
             context=[context[case.name] for case in cases] if context else None,
+            margin=s.training.context,
         )
         previous = None
         if number > 1 and s.context.input == "patch":
@@ -112,6 +113,7 @@ class Chain:
             workers=s.training.workers,
             checkpoint_minutes=s.training.checkpoint_minutes,
             device=self.device,
+            precision=s.training.precision,
             previous=previous,
             fingerprint=fingerprint(self._identity(number, cases, seed)),
             progress=_labelled(self.progress, label or (f"stage {number}, " if s.context.stages > 1 else "")),

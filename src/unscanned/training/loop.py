@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unscanned.data.patches import PatchBatches
 from unscanned.errors import Interrupted
 from unscanned.losses import Reduction, gradient_difference_loss, l1_loss
+from unscanned.precision import autocast
 from unscanned.progress import Progress
 from unscanned.training.adversary import Adversary
 from unscanned.training.checkpoint import load_checkpoint, restore, save_checkpoint, state
@@ -41,6 +42,7 @@ def train_stage(
     workers: int = 0,
     checkpoint_minutes: float = 5.0,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     previous: nn.Module | None = None,
     fingerprint: str = "",
     progress: Progress | None = None,
@@ -50,7 +52,8 @@ def train_stage(
 
     Each step trains the discriminator on one acquired and one synthetic batch, then the generator (report, section IV).
     A step depends on the state before it and on (seed, step) alone, so a resumed run equals an uninterrupted one bit
-    for bit on one device with one number of threads.
+    for bit on one device with one number of threads. Where the batches have a margin, the generator sees it, and the
+    losses and the discriminator see the centre alone.
 
     Args:
         folder: Gets log.jsonl, tensorboard/, checkpoints/ and best/.
@@ -71,13 +74,15 @@ def train_stage(
         workers: Processes that cut patches.
         checkpoint_minutes: Time between checkpoints within an epoch.
         device: Where the networks are.
+        precision: Of the networks' forward and backward passes, as `unscanned.precision.choose` allowed it.
         previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
         fingerprint: Of settings and data; a checkpoint of another one is refused.
         progress: Called with (steps taken, all steps, label).
         should_stop: Asked after each step; when true, a checkpoint is written and the training stops.
 
     Returns:
-        The best epoch, its step and its scores, and the seconds that the steps took.
+        The best epoch, its step and its scores, the seconds that the steps took, and the share of them that was spent
+        waiting for patches.
 
     Raises:
         TrainingError: A loss or gradient is not finite.
@@ -92,20 +97,24 @@ def train_stage(
     optimizers: dict[str, torch.optim.Optimizer] = {"generator_optimizer": generator_optimizer}
     adversary = None
     if discriminator is not None and adversarial > 0:
-        adversary = Adversary(discriminator, torch.optim.Adam(discriminator.parameters(), learning_rate, betas))
+        adversary = Adversary(
+            discriminator, torch.optim.Adam(discriminator.parameters(), learning_rate, betas), precision
+        )
         modules["discriminator"], optimizers["discriminator_optimizer"] = discriminator, adversary.optimizer
 
-    step, best, seconds = 0, None, 0.0
+    step, best, seconds, waited = 0, None, 0.0, 0.0
     checkpoint = load_checkpoint(folder / "checkpoints", fingerprint)
     if checkpoint is not None:
         restore(checkpoint.tensors, modules, optimizers)
         step, best, seconds = checkpoint.step, checkpoint.facts["best"], checkpoint.facts["seconds"]
+        waited = checkpoint.facts.get("waited", 0.0)
     log = RunLog(folder, step)
     for warning in checkpoint.warnings if checkpoint else ():
         log.write("warning", step=step, message=warning)
 
     def save() -> None:
-        facts = {"fingerprint": fingerprint, "best": best, "seconds": seconds, "patches": step * batches.batch}
+        patches = step * batches.batch
+        facts = {"fingerprint": fingerprint, "best": best, "seconds": seconds, "waited": waited, "patches": patches}
         save_checkpoint(folder / "checkpoints", step, state(modules, optimizers), facts)
 
     saved_at = time.monotonic()
@@ -117,11 +126,22 @@ def train_stage(
         waiting = time.monotonic() - began
         torch.manual_seed(_step_seed(seed, step))
         losses = _step(
-            generator, adversary, generator_optimizer, source, target, previous, adversarial, l1, gdl, reduction
+            generator,
+            adversary,
+            generator_optimizer,
+            source,
+            target,
+            previous,
+            precision=precision,
+            adversarial=adversarial,
+            l1=l1,
+            gdl=gdl,
+            reduction=reduction,
         )
         step += 1
         elapsed = time.monotonic() - began
         seconds += elapsed
+        waited += waiting
         epoch = -(-step // steps_per_epoch)
         log.write("step", step=step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
@@ -153,7 +173,14 @@ def train_stage(
     assert chosen is not None, "an epoch ended, so there is a best one"
     restore(chosen.tensors, {"generator": generator}, {})
     generator.eval()
-    return {"epochs": epochs, "steps": total, "patches": total * batches.batch, "seconds": seconds, "best": best}
+    return {
+        "epochs": epochs,
+        "steps": total,
+        "patches": total * batches.batch,
+        "seconds": seconds,
+        "waiting_share": waited / seconds,
+        "best": best,
+    }
 
 
 def _step(
@@ -163,17 +190,20 @@ def _step(
     source: Tensor,
     target: Tensor,
     previous: nn.Module | None,
+    *,
+    precision: str,
     adversarial: float,
     l1: float,
     gdl: float,
     reduction: Reduction,
 ) -> dict[str, float]:
     """Take one step of both networks, and return the losses before it; L1 and GDL are given per voxel."""
-    condition = source[:, :1]
-    if previous is not None:
-        with torch.no_grad():
-            source = torch.cat([condition, previous(condition)], 1)
-    synthetic = generator(source)
+    with autocast(precision, source.device):
+        if previous is not None:
+            with torch.no_grad():
+                source = torch.cat([source[:, :1], previous(source[:, :1])], 1)
+        synthetic = generator(source).to(target.dtype)
+    condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
     losses: dict[str, float] = {}
     if adversary is not None:
         losses["d_loss"] = float(adversary.train(condition, target, synthetic))
@@ -195,6 +225,14 @@ def _step(
         "l1": float(l1_term.detach()) / voxels,
         "gdl": float(gdl_term.detach()) / voxels,
     }
+
+
+def _centre(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Cut the margin off a (batch, channel, i, j, k) tensor."""
+    if tensor.shape[2:] == shape:
+        return tensor
+    i, j, k = ((n - m) // 2 for n, m in zip(tensor.shape[2:], shape, strict=True))
+    return tensor[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unscanned import device as devices
+from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
@@ -91,6 +92,13 @@ def train_run(
     """
     folder = Path(folder)
     device = devices.choose(settings.training.device, threads=settings.training.threads)
+    for table in ("synthesis", "training"):
+        precisions.choose(
+            to_dict(settings)[table]["precision"],
+            device,
+            convolution=settings.generator.convolution,
+            where=f"{table}.precision",
+        )
     with lock(folder):
         _claim(folder, settings)
         pairs = find_pairs(

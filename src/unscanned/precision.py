@@ -1,0 +1,63 @@
+"""The arithmetic of the networks: float32, TF32 or bfloat16, checked against the device before any work."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from unscanned.errors import SettingsError
+
+__all__ = ["PRECISIONS", "autocast", "choose"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"Weights, losses and sums are float32 in all of them; `tf32` and `bfloat16` shorten the factors of products."
+
+
+def choose(name: str, device: torch.device, *, convolution: str = "auto", where: str = "precision") -> None:
+    """Set up the precision for all that follows in this process, or say that the device does not have it.
+
+    On CUDA, PyTorch shortens the factors of convolutions to TF32 unless told otherwise: `float32` here means float32.
+
+    Args:
+        name: One of `PRECISIONS`.
+        device: That the networks run on.
+        convolution: The generator's: the frequency domain takes float32 alone.
+        where: Setting that named the precision, for messages.
+
+    Raises:
+        SettingsError: Unknown, or not possible on the device; names what would do.
+    """
+    possible = available(device)
+    if name not in possible:
+        raise SettingsError(
+            "the device has no arithmetic of this precision" if name in PRECISIONS else "no such precision",
+            where=where,
+            found=f"{name} on {device}",
+            expected=f"one of {', '.join(possible)}",
+        )
+    if name == "bfloat16" and convolution == "spectral":
+        raise SettingsError(
+            "the frequency domain is computed in float32",
+            where=where,
+            found="bfloat16 with generator.convolution = spectral",
+            expected="float32, or generator.convolution auto or plain",
+        )
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def available(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions that a device computes in hardware."""
+    if device.type == "cuda":
+        return PRECISIONS if torch.cuda.get_device_capability(device) >= (8, 0) else PRECISIONS[:1]
+    instructions = torch.cpu.get_capabilities()
+    has_bfloat16 = any(instructions.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+    return ("float32", "bfloat16") if has_bfloat16 else ("float32",)
+
+
+def autocast(name: str, device: torch.device | str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which networks compute in that precision; nothing changes for float32 and TF32."""
+    if name != "bfloat16":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
