@@ -324,6 +324,7 @@ def evaluate(
     source: str = "PD",
     target: str = "T2",
     layout: options.Layout = "auto",
+    split: Path | None = None,
     resample: Annotated[bool, Parameter(negative="")] = False,
     json: Json = None,
 ) -> None:
@@ -345,6 +346,9 @@ def evaluate(
         Contrast that was synthesized.
     layout
         How the dataset is laid out.
+    split
+        split.json of the run: its test subjects are scored, and a voxelwise regression is fitted on its training
+        subjects as a baseline.
     resample
         Bring volumes on another grid to the target's grid instead of refusing them.
     json
@@ -354,9 +358,19 @@ def evaluate(
     from unscanned.files import write_json
 
     arms = {folder.resolve().name: folder for folder in synthetic}
+    parts = options.read_split(split) if split is not None else {"train": (), "test": None}
     with options.progress() as progress:
         result = run(
-            dataset, arms, out, source=source, target=target, layout=layout, resample=resample, progress=progress
+            dataset,
+            arms,
+            out,
+            source=source,
+            target=target,
+            layout=layout,
+            subjects=parts["test"],
+            training=parts["train"],
+            resample=resample,
+            progress=progress,
         )
     if json is not None:
         write_json(json, result.content)

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unscanned import config
-from unscanned.errors import DatasetError, Interrupted
-from unscanned.files import write_json
+from unscanned.errors import DatasetError, Interrupted, SettingsError
+from unscanned.files import read_json, write_json
 from unscanned.progress import Progress
 
 __all__ = ["Layout", "Options", "Stop"]
@@ -83,6 +83,24 @@ def named_folder(entry: str) -> tuple[str, Path]:
     """Return the name and folder of NAME=FOLDER; the folder's own name where none is given."""
     name, equals, folder = entry.partition("=")
     return (name, Path(folder)) if equals else (Path(entry).resolve().name, Path(entry))
+
+
+def read_split(path: Path) -> dict[str, Any]:
+    """Return the lists train, validation and test of a split file.
+
+    Raises:
+        SettingsError: The file is not a split.
+    """
+    try:
+        content = read_json(path)
+        return {part: [str(name) for name in content[part]] for part in ("train", "validation", "test")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SettingsError(
+            "the split cannot be read",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the split.json of a run",
+        ) from error
 
 
 @contextlib.contextmanager

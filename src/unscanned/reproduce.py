@@ -123,13 +123,15 @@ def reproduce(
         resample=first.prepare.resample,
         progress=_labelled(progress, "score"),
     )
+    record |= {"finished": utc_now(), "split": split}
+    write_json(out / "reproduce.json", record)
     report = write_report(
         out / "evaluation",
         out / "report.html",
         runs={arm: out / "arms" / arm for arm in settings},
+        details={"How this was made": record},
         progress=_labelled(progress, "report"),
     )
-    write_json(out / "reproduce.json", {**record, "finished": utc_now(), "split": split})
     return Reproduced(evaluation, report, failures)
 
 
