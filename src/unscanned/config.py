@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -263,10 +264,10 @@ def to_toml(settings: Settings) -> str:
         if isinstance(value, dict):
             lines.append(f"\n[{key}]")
             lines += [
-                f"# {name} is unset" if item is None else f"{name} = {json.dumps(item)}" for name, item in value.items()
+                f"# {name} is unset" if item is None else f"{name} = {_toml(item)}" for name, item in value.items()
             ]
         else:
-            lines.append(f"{key} = {json.dumps(value)}")
+            lines.append(f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -314,6 +315,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _toml(value: Any) -> str:
+    # Numbers, booleans and lists are written alike in JSON and TOML. Strings too, but for surrogates and DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _near(name: str, known: list[str]) -> str | None:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else None
@@ -352,11 +358,11 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             parts = typing.get_args(option)
             if len(parts) == len(value):
                 return tuple(_typed(item, part, where) for item, part in zip(value, parts, strict=True))
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
-    raise SettingsError("a value of the wrong type", where=where, found=repr(value), expected=_describe(hint))
+    raise SettingsError("a value of the wrong kind", where=where, found=repr(value), expected=_describe(hint))
 
 
 def _describe(hint: Any) -> str:
@@ -377,7 +383,26 @@ _POSITIVE = {
 }
 
 
+_NOT_NEGATIVE = {
+    "split": ("validation", "test", "seed"),
+    "loss": ("adversarial", "l1", "gdl"),
+    "training": ("min_head", "beta1", "beta2", "seed", "workers"),
+}
+
+_BELOW_ONE = ("beta1", "beta2")
+
+
 def _validate(settings: Settings) -> None:
+    for table, keys in _NOT_NEGATIVE.items():
+        for key in keys:
+            if getattr(getattr(settings, table), key) < 0:
+                found = getattr(getattr(settings, table), key)
+                raise SettingsError("must not be negative", where=f"{table}.{key}", found=found)
+    for key in _BELOW_ONE:
+        if getattr(settings.training, key) >= 1:
+            raise SettingsError("must be below 1", where=f"training.{key}", found=getattr(settings.training, key))
+    if settings.training.min_head > 1:
+        raise SettingsError("not a share", where="training.min_head", found=settings.training.min_head)
     for table, keys in _POSITIVE.items():
         for key in keys:
             value = getattr(getattr(settings, table), key)
@@ -395,11 +420,16 @@ def _validate(settings: Settings) -> None:
         raise SettingsError("must not be negative", where="training.context", found=settings.training.context)
     if not 0 < settings.prepare.percentile <= 100:
         raise SettingsError("not a percentile", where="prepare.percentile", found=settings.prepare.percentile)
-    for name, stride in (("synthesis", settings.synthesis.stride), ("context", settings.context.stride)):
+    strides = {
+        "synthesis.stride": settings.synthesis.stride,
+        "context.stride": settings.context.stride,
+        "training.validation_stride": settings.training.validation_stride,
+    }
+    for name, stride in strides.items():
         if stride > settings.training.patch:
             raise SettingsError(
                 "a stride larger than the patch leaves voxels out",
-                where=f"{name}.stride",
+                where=name,
                 found=stride,
                 expected=f"at most training.patch = {settings.training.patch}",
             )
