@@ -29,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path: The final name. Its folder is made when missing.
 
     Raises:
-        ResourceError: The disk is full or the quota is used up.
+        ResourceError: The disk is full, the quota is used up, or nothing can be written there.
 
     Example:
         >>> with atomic_path(folder / "table.csv") as temporary:
@@ -54,6 +54,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise ResourceError(
                 "the disk is full", where=path, do="Free some space and run the same command again; nothing was lost."
             ) from error
+        if isinstance(error, OSError) and error.errno in _NO_PLACE:
+            raise _cannot_write(path, error) from error
         raise
 
 
@@ -97,14 +99,18 @@ def lock(folder: str | Path) -> Iterator[None]:
 
     Raises:
         BusyError: A living process holds the lock, or one on another host does.
+        ResourceError: Nothing can be written there.
     """
     import fcntl
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     # The kernel's lock dies with its process, so a stale file never blocks; the text only serves the message.
-    with open(path, "a+", encoding="utf-8") as file:
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -122,6 +128,15 @@ def lock(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        "cannot be written", where=path, found=error.strerror, do="Choose another place for the output."
+    )
 
 
 def _umask() -> int:

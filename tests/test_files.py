@@ -1,0 +1,221 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tool import ENVIRONMENT
+
+from unscanned.errors import BusyError, ResourceError
+from unscanned.files import atomic_path, lock, read_json, sha256, write_bytes, write_json, write_text
+
+
+def script(text, *arguments):
+    """Start a Python process that runs this text, and wait for its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_file_is_written_with_the_folders_above_it(tmp_path):
+    path = tmp_path / "días_磁共振" / "a b" / "text.txt"
+    write_text(path, "grüße\n")
+    assert path.read_bytes() == "grüße\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "table.csv"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n") / 0
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_bytes(path, b"old")
+    process = script(
+        "import sys, time\n"
+        "from unscanned.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n",
+        path,
+    )
+    with process:
+        process.kill()
+    assert path.read_bytes() == b"old"
+    assert all(other.name.startswith(".partial-") for other in tmp_path.iterdir() if other != path)
+
+
+def test_the_temporary_name_keeps_the_suffixes_that_libraries_look_at(tmp_path):
+    with atomic_path(tmp_path / "scan.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        assert temporary.parent == tmp_path
+
+
+def test_a_new_file_has_the_rights_that_any_new_file_gets(tmp_path):
+    (tmp_path / "plain").write_text("a")
+    write_text(tmp_path / "atomic", "a")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path = tmp_path / "content"
+    contents = {b"a" * 300_000, b"b" * 100_000}
+    write_bytes(path, b"a" * 300_000)
+    seen = set()
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in list(contents) * 20:
+        write_bytes(path, content)
+    done.set()
+    reader.join()
+    assert seen
+    assert seen <= contents
+
+
+def test_a_full_disk_is_told_as_such_and_costs_nothing_that_was_there(small_disk):
+    path = small_disk / "model.safetensors"
+    write_bytes(path, b"old")
+    with pytest.raises(ResourceError, match="the disk is full") as refusal:
+        write_bytes(path, bytes(1_000_000))
+    assert refusal.value.exit_code == 7
+    assert path.read_bytes() == b"old"
+    assert list(small_disk.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_inside_the_body_is_told_as_such(tmp_path, code):
+    with pytest.raises(ResourceError, match="the disk is full"), atomic_path(tmp_path / "x"):
+        raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["file/below.json", "file"])
+def test_a_place_that_cannot_hold_the_file_is_named(tmp_path, inside):
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_json(tmp_path / inside / "settings.json", {})
+
+
+def test_the_lock_of_a_folder_that_cannot_be_made_names_it(tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    with pytest.raises(ResourceError, match="file"), lock(tmp_path / "file"):
+        pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_never_holds_what_is_not_json(tmp_path, value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_read_back_the_same_and_the_same_content_gives_the_same_bytes(tmp_path):
+    content = {"b": [1, 2.5, None], "a": {"grüße": "磁共振"}}
+    write_json(tmp_path / "1.json", content)
+    write_json(tmp_path / "2.json", content)
+    assert read_json(tmp_path / "1.json") == content
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+    assert sha256(tmp_path / "1.json") == sha256(tmp_path / "2.json")
+
+
+def test_the_hash_is_that_of_the_standard(tmp_path):
+    write_bytes(tmp_path / "abc", b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+HOLD = (
+    "import sys, time\n"
+    "from unscanned.files import lock\n"
+    "with lock(sys.argv[1]):\n"
+    "    print('ready', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def test_a_folder_that_another_process_holds_is_refused_with_its_number(tmp_path):
+    with script(HOLD, tmp_path) as process:
+        with pytest.raises(BusyError, match=f"process {process.pid} on ") as refusal, lock(tmp_path):
+            pass
+        process.kill()
+    assert refusal.value.exit_code == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_of_a_process_that_died_is_free(tmp_path, number):
+    with script(HOLD, tmp_path) as process:
+        process.send_signal(number)
+    with lock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_a_lock_is_free_again_after_its_body_even_when_that_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock(tmp_path):
+        raise ZeroDivisionError
+    with lock(tmp_path):
+        pass
+
+
+def test_of_many_processes_at_once_one_gets_the_lock(tmp_path):
+    text = (
+        "import sys, time\n"
+        "from unscanned.errors import BusyError\n"
+        "from unscanned.files import lock\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "try:\n"
+        "    with lock(sys.argv[1]):\n"
+        "        time.sleep(1)\n"
+        "except BusyError:\n"
+        "    sys.exit(8)\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(tmp_path)],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.close()
+    assert sorted(process.wait() for process in processes) == [0] + [8] * 7
+
+
+def test_paths_may_be_strings(tmp_path):
+    write_text(f"{tmp_path}/a.txt", "a")
+    assert Path(tmp_path, "a.txt").read_text() == "a"
