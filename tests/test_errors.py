@@ -1,0 +1,54 @@
+import inspect
+
+import pytest
+
+from unscanned import errors
+
+CODES = {
+    "UnscannedError": 1,
+    "SettingsError": 2,
+    "VolumeError": 3,
+    "DatasetError": 3,
+    "PartialFailure": 4,
+    "CheckpointError": 5,
+    "TrainingError": 6,
+    "ResourceError": 7,
+    "BusyError": 8,
+    "DownloadError": 9,
+    "Interrupted": 130,
+}
+
+
+def test_every_error_has_the_exit_code_that_the_documentation_gives():
+    classes = {
+        name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__
+    }
+    assert {name: cls.exit_code for name, cls in classes.items()} == CODES
+    assert sorted(errors.__all__) == sorted(classes)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_every_error_is_caught_as_the_common_one(name):
+    with pytest.raises(errors.UnscannedError):
+        raise getattr(errors, name)("something is wrong")
+
+
+def test_a_message_says_what_where_found_expected_and_what_to_do():
+    error = errors.VolumeError(
+        "the file is cut short", where="a.nii.gz", found="51 bytes", expected="100 bytes", do="Copy it again."
+    )
+    assert str(error) == "a.nii.gz: the file is cut short; found 51 bytes, expected 100 bytes. Copy it again."
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({}, "wrong"),
+        ({"where": "here"}, "here: wrong"),
+        ({"found": 0}, "wrong; found 0"),
+        ({"expected": 3}, "wrong; expected 3"),
+        ({"do": "Stop."}, "wrong. Stop."),
+    ],
+)
+def test_a_part_that_is_not_known_leaves_no_trace_in_the_message(parts, text):
+    assert str(errors.UnscannedError("wrong", **parts)) == text
