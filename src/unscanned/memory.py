@@ -1,11 +1,14 @@
-"""What the C library does with freed memory, which decides how fast large tensors are made on a CPU."""
+"""What the C library does with freed memory, and what to do when there is not enough of it."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
-__all__ = ["keep_freed_memory"]
+import torch
+
+__all__ = ["is_out_of_memory", "keep_freed_memory", "largest_that_fits"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -26,3 +29,36 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(MMAP_THRESHOLD, 1 << 30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of PyTorch, NumPy or Python means that memory does not suffice.
+
+    On a CPU, PyTorch raises a plain RuntimeError, so that its words have to be read.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "could not create a memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def largest_that_fits(attempt: Callable[[int], object], at_most: int) -> int:
+    """Return the first of at_most, its half, its quarter, ... for which an attempt has enough memory; 0 if none does.
+
+    Args:
+        attempt: Does the work for that many samples.
+        at_most: Where to begin.
+    """
+    size = at_most
+    while size > 0:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            break
+        size //= 2
+    return size

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unscanned.data.feed import Feed
 from unscanned.data.intensity import Normalization
 from unscanned.data.prepare import Case
 from unscanned.errors import DatasetError
@@ -67,6 +68,9 @@ class PatchBatches:
         context: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
         margin: Voxels that the input has more than the target on each side; beyond the volume its edge is repeated.
 
+    Attributes:
+        order: Another number gives the passes another order.
+
     Raises:
         DatasetError: A volume is smaller than the patch, or no patch has enough of the head.
     """
@@ -85,7 +89,7 @@ class PatchBatches:
     ) -> None:
         self.cases, self.normalization, self.context = list(cases), normalization, context
         self.margin = margin
-        self.patch, self.batch, self.seed = patch, batch, seed
+        self.patch, self.batch, self.seed, self.order = patch, batch, seed, 0
         self.index = np.array(
             [
                 (number, *start)
@@ -111,7 +115,7 @@ class PatchBatches:
         """Return the (batch, 4) rows (case, i, j, k) of a step, from 0."""
         n = len(self.index)
         samples = np.arange(step * self.batch, (step + 1) * self.batch)
-        orders = {number: _order(n, self.seed, number) for number in np.unique(samples // n)}
+        orders = {number: _order(n, self.seed, number, self.order) for number in np.unique(samples // n)}
         return self.index[[orders[s // n][s % n] for s in samples]]
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -130,14 +134,18 @@ class PatchBatches:
             targets.append(self.normalization.target.standardize(cut(case.target, start, self.patch))[None])
         return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
 
-    def loader(self, first: int, last: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of steps first ... last - 1, cut ahead of time by `workers` processes."""
-        if workers == 0:
-            return (self(step) for step in range(first, last))
-        loader = torch.utils.data.DataLoader(
-            _Steps(self), sampler=range(first, last), batch_size=None, num_workers=workers, timeout=120
-        )
-        return iter(loader)
+    def describe(self, step: int) -> str:
+        """Return the patches of a step in words: each case and the first voxels of its patches."""
+        places: dict[str, list[str]] = {}
+        for number, *start in self.chosen(step).tolist():
+            places.setdefault(self.cases[number].name, []).append(str(tuple(start)))
+        return "; ".join(f"{case} at {', '.join(starts)}" for case, starts in places.items())
+
+    def loader(
+        self, first: int, last: int, workers: int = 0, timeout_s: float = 120.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of steps first ... last - 1, cut ahead of time by `workers` processes; see `Feed`."""
+        return Feed(self, first, last, workers, timeout_s)
 
     def _wide(self, volume: np.ndarray, start: Sequence[int]) -> np.ndarray:
         """Return a patch with its margin."""
@@ -161,13 +169,5 @@ class PatchBatches:
         return starts(case.source.shape, self.patch, self.patch)
 
 
-class _Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, batches: PatchBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.batches(step)
-
-
-def _order(n: int, seed: int, number: int) -> np.ndarray:
-    return np.random.default_rng((seed, number)).permutation(n)
+def _order(n: int, seed: int, number: int, order: int) -> np.ndarray:
+    return np.random.default_rng((seed, number, order)).permutation(n)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from unscanned.losses import discriminator_loss, generator_adversarial_loss
 from unscanned.precision import autocast
+from unscanned.training.health import check_finite
 
 __all__ = ["Adversary"]
 
@@ -35,10 +36,14 @@ class Adversary:
             source: (batch, 1, i, j, k), the condition.
             target: Acquired.
             synthetic: Made by the generator; detached here.
+
+        Raises:
+            TrainingError: The loss or its gradient is not finite; no step is taken.
         """
         loss = discriminator_loss(self.logits(source, target), self.logits(source, synthetic.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        check_finite(loss, self.discriminator, "discriminator")
         self.optimizer.step()
         return loss.detach()
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unscanned.config import Settings, decisive, difference, fingerprint
+from unscanned.config import Settings, decisive, difference
 from unscanned.data.intensity import Normalization
 from unscanned.data.patches import PatchBatches
 from unscanned.data.prepare import Case, normalization
@@ -115,7 +115,7 @@ class Chain:
             device=self.device,
             precision=s.training.precision,
             previous=previous,
-            fingerprint=fingerprint(self._identity(number, cases, seed)),
+            identity=self._identity(number, cases, seed),
             progress=_labelled(self.progress, label or (f"stage {number}, " if s.context.stages > 1 else "")),
             should_stop=self.should_stop,
         )
@@ -248,14 +248,18 @@ class Chain:
         return {"psnr": float(mean[0]), "mae": float(mean[1])}
 
     def _identity(self, number: int, cases: list[Case], seed: int) -> dict[str, Any]:
-        """Return what a checkpoint of a stage depends on."""
+        """Return what a checkpoint of a stage depends on, table by table."""
         return {
-            "settings": decisive(self.settings),
-            "stage": number,
-            "seed": seed,
-            "cases": [case.facts["key"] for case in cases],
-            "validation": [case.facts["key"] for case in self.validation],
+            **decisive(self.settings),
+            "stage": {"number": number, "seed": seed},
+            "training subjects": {"cases": [case.name for case in cases]},
+            "validation subjects": {"cases": [case.name for case in self.validation]},
+            "scans of": {case.name: _hashes(case) for case in [*cases, *self.validation]},
         }
+
+
+def _hashes(case: Case) -> str:
+    return " ".join(str(case.facts[scan]["sha256"])[:16] for scan in ("source", "target"))
 
 
 def _labelled(progress: Progress | None, prefix: str) -> Progress | None:

@@ -1,10 +1,13 @@
 """The state of a training stage on disk: a safetensors file and a manifest with its hash, the manifest renamed last.
 
-The last two checkpoints are kept, so that a damaged one never costs more than the steps since the one before.
+The last two checkpoints are kept, so that a damaged one never costs more than the steps since the one before. Nothing
+is ever unpickled.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from unscanned.config import difference, fingerprint
 from unscanned.errors import CheckpointError
 from unscanned.files import read_json, sha256, write_bytes, write_json
 
@@ -27,7 +31,7 @@ class Checkpoint:
     Attributes:
         step: Steps taken.
         tensors: As `state` returned them.
-        facts: Best epoch and score so far, fingerprint, software.
+        facts: What else was saved: best epoch so far, identity, environment.
         warnings: Newer checkpoints that were passed over, and why.
     """
 
@@ -68,8 +72,24 @@ def restore(
         optimizer.load_state_dict({"state": values, "param_groups": content["param_groups"]})
 
 
-def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a checkpoint, and remove all but the last two.
+def save_checkpoint(
+    folder: str | Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    identity: Mapping[str, Any],
+    keep: Collection[int] = (),
+) -> None:
+    """Write a checkpoint; then remove later ones, and all earlier ones but the previous and those to keep.
+
+    Args:
+        folder: Holds the checkpoints of one stage.
+        step: Steps taken.
+        tensors: As `state` returned them.
+        facts: JSON values to save beside them.
+        identity: Settings and data, table by table, that another run must share to go on from here.
+        keep: Steps whose checkpoints stay.
 
     Raises:
         ResourceError: The disk is full; older checkpoints are untouched.
@@ -77,43 +97,46 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, Tensor], f
     folder = Path(folder)
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, safetensors.torch.save(tensors))
-    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path), **facts})
-    for old in sorted(folder.glob("step-*.json"))[:-2]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    manifest = {"step": step, "sha256": sha256(path), **facts, "identity": _json(identity)}
+    write_json(path.with_suffix(".json"), manifest)
+    manifests = {int(old.stem.removeprefix("step-")): old for old in sorted(folder.glob("step-*.json"))}
+    earlier = [number for number in manifests if number < step]
+    for number in {*manifests} - {step, *earlier[-1:], *keep}:
+        manifests[number].unlink()
+        manifests[number].with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: str | Path, fingerprint: str) -> Checkpoint | None:
+def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: int | None = None) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, or None where there is none yet.
 
     Args:
         folder: Where `save_checkpoint` wrote.
-        fingerprint: Of the settings and data; a checkpoint of another one is refused.
+        identity: As for `save_checkpoint`; a checkpoint with another one is refused.
+        last: Checkpoints of later steps are left alone.
 
     Raises:
-        CheckpointError: Checkpoints are there, but all are damaged, or they belong to other settings or data.
+        CheckpointError: Checkpoints are there, but all are damaged, they belong to other settings or data, or they are
+            pickles.
     """
-    manifests = sorted(Path(folder).glob("step-*.json"), reverse=True)
+    folder = Path(folder)
+    manifests = sorted(folder.glob("step-*.json"), reverse=True)
     warnings: list[str] = []
     for manifest in manifests:
         try:
             facts = read_json(manifest)
+            step, found = int(facts["step"]), dict(facts["identity"])
+            if last is not None and step > last:
+                continue
             weights = manifest.with_suffix(".safetensors")
             if sha256(weights) != facts["sha256"]:
                 raise ValueError("its hash differs from the manifest's")
-            if facts["fingerprint"] != fingerprint:
-                raise CheckpointError(
-                    "the checkpoint was made with other settings or data",
-                    where=manifest,
-                    found=f"fingerprint {facts['fingerprint']}",
-                    expected=fingerprint,
-                    do="Train into another folder, or restore the settings and data of this one.",
-                )
-            tensors = safetensors.torch.load_file(weights)
-            return Checkpoint(int(facts["step"]), tensors, facts, tuple(warnings))
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            if fingerprint(found) != fingerprint(_json(identity)):
+                raise _other(manifest, found, _json(identity))
+            return Checkpoint(step, safetensors.torch.load_file(weights), facts, tuple(warnings))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             warnings.append(f"{manifest.stem} passed over: {error}")
-    if manifests:
+    _refuse_pickles(folder)
+    if warnings:
         raise CheckpointError(
             "no checkpoint is readable",
             where=folder,
@@ -121,6 +144,30 @@ def load_checkpoint(folder: str | Path, fingerprint: str) -> Checkpoint | None:
             do="Remove the folder to start this stage again.",
         )
     return None
+
+
+def _other(manifest: Path, found: dict[str, Any], wanted: dict[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        "the checkpoint was made with other settings or data",
+        where=manifest,
+        found=difference(found, wanted),
+        do="Train into another folder, or restore the settings and data of this one.",
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    for suffix in ("pt", "pth", "pkl", "ckpt", "bin"):
+        for path in folder.glob(f"*.{suffix}"):
+            raise CheckpointError(
+                "pickled checkpoints are not read: loading one can run any program",
+                where=path,
+                expected="step-*.safetensors with its step-*.json",
+                do="Remove it, or train into another folder.",
+            )
+
+
+def _json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(identity)))
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.data.patches import PatchBatches
-from unscanned.errors import Interrupted
-from unscanned.losses import Reduction, gradient_difference_loss, l1_loss
-from unscanned.precision import autocast
+from unscanned.errors import Interrupted, ResourceError, TrainingError, UnscannedError
+from unscanned.losses import Reduction
+from unscanned.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
 from unscanned.training.adversary import Adversary
-from unscanned.training.checkpoint import load_checkpoint, restore, save_checkpoint, state
-from unscanned.training.health import check_finite
+from unscanned.training.health import check_collapse, count_signs, sign_warnings
 from unscanned.training.log import RunLog
+from unscanned.training.state import TrainingState
+from unscanned.training.step import Step
 
 __all__ = ["train_stage"]
 
@@ -44,7 +46,7 @@ def train_stage(
     device: torch.device | str = "cpu",
     precision: str = "float32",
     previous: nn.Module | None = None,
-    fingerprint: str = "",
+    identity: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -55,13 +57,17 @@ def train_stage(
     for bit on one device with one number of threads. Where the batches have a margin, the generator sees it, and the
     losses and the discriminator see the centre alone.
 
+    A loss or gradient that is not finite is never stepped on: the stage goes back to the beginning of the epoch and
+    takes the patches in another order, once.
+
     Args:
         folder: Gets log.jsonl, tensorboard/, checkpoints/ and best/.
         generator: Fresh; holds the best epoch's weights at the end.
         discriminator: Fresh, or None to train without the adversarial term.
         batches: The batch of each step.
-        validate: Scores the generator after each epoch; `psnr`, in dB, chooses the best. Without validation subjects it
-            returns an empty dict, and the last epoch is kept.
+        validate: Scores the generator after each epoch; `psnr`, in dB, chooses the best, and `health.SIGNS` are
+            watched. Without validation subjects it returns an empty dict, and the last epoch is kept. May raise
+            `Interrupted`.
         epochs: Number of epochs.
         steps_per_epoch: Steps that count as one; None means all patches once.
         adversarial: Weight of the adversarial term.
@@ -76,7 +82,7 @@ def train_stage(
         device: Where the networks are.
         precision: Of the networks' forward and backward passes, as `unscanned.precision.choose` allowed it.
         previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
-        fingerprint: Of settings and data; a checkpoint of another one is refused.
+        identity: Settings and data, table by table; a checkpoint with another one is refused.
         progress: Called with (steps taken, all steps, label).
         should_stop: Asked after each step; when true, a checkpoint is written and the training stops.
 
@@ -85,154 +91,165 @@ def train_stage(
         waiting for patches.
 
     Raises:
-        TrainingError: A loss or gradient is not finite.
+        TrainingError: A loss or gradient is not finite for the second time, or the generator has collapsed; the best
+            epoch is in best/.
         Interrupted: `should_stop` said so; the state is saved.
         CheckpointError: The folder holds checkpoints of other settings or data.
-        ResourceError: The disk is full.
+        DatasetError: Prepared scans can no longer be read; the state is saved.
+        ResourceError: The disk is full, memory is short, or a loader worker was lost.
     """
     steps_per_epoch = steps_per_epoch or batches.steps_per_pass
     total = epochs * steps_per_epoch
-    generator_optimizer = torch.optim.Adam(generator.parameters(), learning_rate, betas)
+    optimizer = torch.optim.Adam(generator.parameters(), learning_rate, betas)
     modules: dict[str, nn.Module] = {"generator": generator}
-    optimizers: dict[str, torch.optim.Optimizer] = {"generator_optimizer": generator_optimizer}
+    optimizers: dict[str, torch.optim.Optimizer] = {"generator_optimizer": optimizer}
     adversary = None
     if discriminator is not None and adversarial > 0:
         adversary = Adversary(
             discriminator, torch.optim.Adam(discriminator.parameters(), learning_rate, betas), precision
         )
         modules["discriminator"], optimizers["discriminator_optimizer"] = discriminator, adversary.optimizer
+    take_step = Step(generator, optimizer, adversary, previous, precision, adversarial, l1, gdl, reduction)
 
-    step, best, seconds, waited = 0, None, 0.0, 0.0
-    checkpoint = load_checkpoint(folder / "checkpoints", fingerprint)
-    if checkpoint is not None:
-        restore(checkpoint.tensors, modules, optimizers)
-        step, best, seconds = checkpoint.step, checkpoint.facts["best"], checkpoint.facts["seconds"]
-        waited = checkpoint.facts.get("waited", 0.0)
-    log = RunLog(folder, step)
-    for warning in checkpoint.warnings if checkpoint else ():
-        log.write("warning", step=step, message=warning)
-
-    def save() -> None:
-        patches = step * batches.batch
-        facts = {"fingerprint": fingerprint, "best": best, "seconds": seconds, "waited": waited, "patches": patches}
-        save_checkpoint(folder / "checkpoints", step, state(modules, optimizers), facts)
-
+    state = TrainingState(folder, modules, optimizers, identity or {}, device)
+    notes = state.load()
+    if notes is None:
+        state.save(keep=0)
+    record, log = state.record, RunLog(folder, state.step)
+    for note in notes or ():
+        _warn(log, state.step, note)
+    feed = _feed(batches, state, total, workers)
     saved_at = time.monotonic()
-    loader = batches.loader(step, total, workers)
     generator.train()
-    while step < total:
-        began = time.monotonic()
-        source, target = (tensor.to(device) for tensor in next(loader))
-        waiting = time.monotonic() - began
-        torch.manual_seed(_step_seed(seed, step))
-        losses = _step(
-            generator,
-            adversary,
-            generator_optimizer,
-            source,
-            target,
-            previous,
-            precision=precision,
-            adversarial=adversarial,
-            l1=l1,
-            gdl=gdl,
-            reduction=reduction,
-        )
-        step += 1
-        elapsed = time.monotonic() - began
-        seconds += elapsed
-        waited += waiting
-        epoch = -(-step // steps_per_epoch)
-        log.write("step", step=step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
-        if progress:
-            progress(step, total, f"epoch {epoch}/{epochs}, L1 {losses['l1']:.3f}")
+    while True:
+        epoch_start = state.step - state.step % steps_per_epoch
+        if state.step == epoch_start > record.validated:
+            _validate(state, epoch_start // steps_per_epoch, validate, log)
+            saved_at = time.monotonic()
+        check_collapse(record.scores, record.signs, state.step)
+        if state.step == total:
+            break
 
-        if step % steps_per_epoch == 0:
-            scores = validate(generator)
-            is_best = best is None or not scores or scores["psnr"] > best["psnr"]
-            log.write("validation", step=step, epoch=epoch, **scores, best=is_best)
-            if is_best:
-                best = {"epoch": epoch, "step": step, **scores}
-                save_checkpoint(
-                    folder / "best", step, state({"generator": generator}, {}), {"fingerprint": fingerprint}
-                )
-        stop = should_stop() and step < total
-        if stop or step % steps_per_epoch == 0 or time.monotonic() - saved_at > 60 * checkpoint_minutes:
-            save()
+        began = time.monotonic()
+        try:
+            source, target = next(feed)
+        except UnscannedError as error:
+            state.save(keep=epoch_start)
+            if should_stop():
+                raise _interrupted(state, total) from error
+            raise _with_patches(error, batches, state) from error
+        waiting = time.monotonic() - began
+        torch.manual_seed(_step_seed(seed, state.step))
+        try:
+            losses = take_step(source.to(device), target.to(device))
+        except TrainingError as error:
+            failure = _with_patches(error, batches, state)
+            log.close()
+            _roll_back(state, epoch_start, failure)
+            record, log = state.record, RunLog(folder, state.step)
+            _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
+            feed = _feed(batches, state, total, workers)
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            losses = None
+        if losses is None:  # outside the handler, whose traceback would hold on to the memory
+            raise _too_large(take_step, source, target, device)
+
+        state.step += 1
+        elapsed = time.monotonic() - began
+        record.seconds += elapsed
+        record.waited += waiting
+        epoch = -(-state.step // steps_per_epoch)
+        log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
+        if progress:
+            progress(state.step, total, f"epoch {epoch}/{epochs}, L1 {losses['l1']:.3f}")
+        stop = should_stop()
+        if stop or time.monotonic() - saved_at > 60 * checkpoint_minutes:
+            state.save(keep=state.step - state.step % steps_per_epoch)
             saved_at = time.monotonic()
         if stop:
             log.close()
-            raise Interrupted(
-                "training was interrupted",
-                where=folder,
-                found=f"step {step} of {total}, saved",
-                do="Run it again to go on.",
-            )
+            raise _interrupted(state, total)
     log.close()
-    chosen = load_checkpoint(folder / "best", fingerprint)
-    assert chosen is not None, "an epoch ended, so there is a best one"
-    restore(chosen.tensors, {"generator": generator}, {})
-    generator.eval()
+    state.load_best()
     return {
         "epochs": epochs,
         "steps": total,
         "patches": total * batches.batch,
-        "seconds": seconds,
-        "waiting_share": waited / seconds,
-        "best": best,
+        "seconds": record.seconds,
+        "waiting_share": record.waited / record.seconds,
+        "best": record.best,
     }
 
 
-def _step(
-    generator: nn.Module,
-    adversary: Adversary | None,
-    optimizer: torch.optim.Optimizer,
-    source: Tensor,
-    target: Tensor,
-    previous: nn.Module | None,
-    *,
-    precision: str,
-    adversarial: float,
-    l1: float,
-    gdl: float,
-    reduction: Reduction,
-) -> dict[str, float]:
-    """Take one step of both networks, and return the losses before it; L1 and GDL are given per voxel."""
-    with autocast(precision, source.device):
-        if previous is not None:
-            with torch.no_grad():
-                source = torch.cat([source[:, :1], previous(source[:, :1])], 1)
-        synthetic = generator(source).to(target.dtype)
-    condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
-    losses: dict[str, float] = {}
-    if adversary is not None:
-        losses["d_loss"] = float(adversary.train(condition, target, synthetic))
-    l1_term = l1_loss(synthetic, target, reduction)
-    gdl_term = gradient_difference_loss(synthetic, target, reduction)
-    loss = l1 * l1_term + gdl * gdl_term
-    if adversary is not None:
-        adversarial_term = adversary.generator_loss(condition, synthetic)
-        losses["adversarial"] = float(adversarial_term.detach())
-        loss = loss + adversarial * adversarial_term
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    check_finite(loss, generator)
-    optimizer.step()
-    voxels = target[0].numel() if reduction == "sum" else 1
-    return {
-        **losses,
-        "g_loss": float(loss.detach()),
-        "l1": float(l1_term.detach()) / voxels,
-        "gdl": float(gdl_term.detach()) / voxels,
-    }
+def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches from here on, in the order that the record asks for."""
+    batches.order = 0 if state.record.rolled_back_from is None else 1
+    return batches.loader(state.step, total, workers)
 
 
-def _centre(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Cut the margin off a (batch, channel, i, j, k) tensor."""
-    if tensor.shape[2:] == shape:
-        return tensor
-    i, j, k = ((n - m) // 2 for n, m in zip(tensor.shape[2:], shape, strict=True))
-    return tensor[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]
+def _validate(state: TrainingState, epoch: int, validate: Callable[[nn.Module], dict[str, float]], log: RunLog) -> None:
+    """Score the generator, keep it if it is the best so far, and save."""
+    record, generator = state.record, state.modules["generator"]
+    try:
+        scores = validate(generator)
+    except Interrupted:
+        log.close()
+        state.save(keep=state.step)
+        raise
+    is_best = record.best is None or not scores or scores["psnr"] > record.best["psnr"]
+    log.write("validation", step=state.step, epoch=epoch, **scores, best=is_best)
+    record.validated, record.scores, record.signs = state.step, scores, count_signs(scores, record.signs)
+    for warning in sign_warnings(scores, record.signs):
+        _warn(log, state.step, warning)
+    if is_best:
+        record.best = {"epoch": epoch, "step": state.step, **scores}
+        state.save_best()
+    state.save(keep=state.step)
+
+
+def _roll_back(state: TrainingState, epoch_start: int, error: UnscannedError) -> None:
+    """Go back to the beginning of the epoch, where every run of these settings comes by; once, then raise."""
+    failed, had_rolled_back = state.step, state.record.rolled_back_from is not None
+    if had_rolled_back or state.load(last=epoch_start) is None:
+        raise error
+    state.record.rolled_back_from = failed
+    state.save(keep=state.step)
+
+
+def _with_patches(error: UnscannedError, batches: PatchBatches, state: TrainingState) -> UnscannedError:
+    """Return the error with the patches of the next step as its place."""
+    place = f"step {state.step}, {batches.describe(state.step)}"
+    return type(error)(error.what, where=place, found=error.found, expected=error.expected, do=error.do)
+
+
+def _too_large(take_step: Step, source: Tensor, target: Tensor, device: torch.device | str) -> ResourceError:
+    """Return what to say of a batch that memory does not hold. The networks are of no use after this."""
+    size = len(source)
+    fits = largest_that_fits(lambda n: take_step(source[:n].to(device), target[:n].to(device)), size // 2)
+    return ResourceError(
+        "memory does not hold a training step",
+        where=device,
+        found=f"training.batch = {size}, training.patch = {source.shape[-1]}",
+        expected=f"training.batch = {fits}, which fits" if fits else "a smaller training.patch",
+        do="The last checkpoint is kept. A smaller batch changes the result, so it is never chosen for you.",
+    )
+
+
+def _interrupted(state: TrainingState, total: int) -> Interrupted:
+    return Interrupted(
+        "training was interrupted",
+        where=state.folder,
+        found=f"step {state.step} of {total}, saved",
+        do="Run it again to go on.",
+    )
+
+
+def _warn(log: RunLog, step: int, message: str) -> None:
+    log.write("warning", step=step, message=message)
+    warnings.warn(f"{log.path.parent}: {message}", stacklevel=3)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -1,0 +1,88 @@
+"""One step of the training: the discriminator's, then the generator's (report, section IV)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unscanned.losses import Reduction, gradient_difference_loss, l1_loss
+from unscanned.precision import autocast
+from unscanned.training.adversary import Adversary
+from unscanned.training.health import check_finite
+
+__all__ = ["Step"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Takes one step of both networks.
+
+    Attributes:
+        generator: Maps (batch, 1 or 2, i, j, k) to (batch, 1, i, j, k).
+        optimizer: Over the generator's parameters.
+        adversary: None trains without the adversarial term.
+        previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
+        precision: Of the networks' forward and backward passes.
+        adversarial: Weight of the adversarial term.
+        l1: Weight of the L1 term.
+        gdl: Weight of the gradient difference term.
+        reduction: Of L1 and GDL over the voxels.
+    """
+
+    generator: nn.Module
+    optimizer: torch.optim.Optimizer
+    adversary: Adversary | None
+    previous: nn.Module | None
+    precision: str
+    adversarial: float
+    l1: float
+    gdl: float
+    reduction: Reduction
+
+    def __call__(self, source: Tensor, target: Tensor) -> dict[str, float]:
+        """Return the losses before the step; L1 and GDL are given per voxel.
+
+        Args:
+            source: (batch, 1 or 2, i, j, k), z-scores; may be wider than the target by a margin on each side.
+            target: (batch, 1, i, j, k), z-scores.
+
+        Raises:
+            TrainingError: A loss or gradient is not finite; the network that it belongs to has not taken the step.
+        """
+        with autocast(self.precision, source.device):
+            if self.previous is not None:
+                with torch.no_grad():
+                    source = torch.cat([source[:, :1], self.previous(source[:, :1])], 1)
+            synthetic = self.generator(source).to(target.dtype)
+        condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
+        losses: dict[str, float] = {}
+        if self.adversary is not None:
+            losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
+        l1_term = l1_loss(synthetic, target, self.reduction)
+        gdl_term = gradient_difference_loss(synthetic, target, self.reduction)
+        loss = self.l1 * l1_term + self.gdl * gdl_term
+        if self.adversary is not None:
+            adversarial_term = self.adversary.generator_loss(condition, synthetic)
+            losses["adversarial"] = float(adversarial_term.detach())
+            loss = loss + self.adversarial * adversarial_term
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        check_finite(loss, self.generator, "generator")
+        self.optimizer.step()
+        voxels = target[0].numel() if self.reduction == "sum" else 1
+        return {
+            **losses,
+            "g_loss": float(loss.detach()),
+            "l1": float(l1_term.detach()) / voxels,
+            "gdl": float(gdl_term.detach()) / voxels,
+        }
+
+
+def _centre(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Cut the margin off a (batch, channel, i, j, k) tensor."""
+    if tensor.shape[2:] == shape:
+        return tensor
+    i, j, k = ((n - m) // 2 for n, m in zip(tensor.shape[2:], shape, strict=True))
+    return tensor[:, :, i : i + shape[0], j : j + shape[1], k : k + shape[2]]
