@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from unscanned.config import Settings, decisive, difference
 from unscanned.data.intensity import Normalization
 from unscanned.data.patches import PatchBatches
 from unscanned.data.prepare import Case, normalization
-from unscanned.errors import CheckpointError, DatasetError
+from unscanned.errors import CheckpointError, DatasetError, TrainingError
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.files import atomic_path
 from unscanned.models import discriminators, generators
-from unscanned.progress import Progress
+from unscanned.progress import Progress, interruptible
 from unscanned.synthesis.context import PatchChain
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.checkpoint import load_checkpoint, restore
+from unscanned.training.health import discriminator_accuracy, fixed_patches, output_signs
 from unscanned.training.loop import train_stage
 
 __all__ = ["Chain"]
@@ -45,12 +48,17 @@ class Chain:
         self.training, self.validation = list(training), list(validation)
         self.progress, self.should_stop = progress, should_stop
         self.normalization: Normalization = normalization(training, percentile=settings.prepare.percentile)
+        self.networks: list[nn.Module] = []
+        self.results: list[dict[str, Any]] = []
 
-    def train(self, first_stage: str | Path | None) -> tuple[list[nn.Module], list[dict[str, Any]]]:
-        """Train the stages one after another, and return their generators and what each took."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a generator for each stage, be it the best epoch of a training that failed later."""
+        return len(self.networks) == self.settings.context.stages
+
+    def train(self, first_stage: str | Path | None) -> None:
+        """Train the stages one after another; `networks` and `results` hold their generators and what each took."""
         count = self.settings.context.stages
-        networks: list[nn.Module] = []
-        results: list[dict[str, Any]] = []
         context: dict[str, np.ndarray] = {}
         for number in range(1, count + 1):
             folder = self.folder if count == 1 else self.folder / f"stage-{number}"
@@ -58,13 +66,12 @@ class Chain:
                 network, result = self._given(first_stage)
             else:
                 network, result = self._stage(
-                    number, folder, self.training, context, networks, seed=self.settings.training.seed
+                    number, folder, self.training, context, self.networks, seed=self.settings.training.seed
                 )
-            networks.append(network)
-            results.append(result)
+            self.networks.append(network)
+            self.results.append(result)
             if number < count and self.settings.context.input == "volume":
-                context = self._context(number, folder, network, result, context, networks)
-        return networks, results
+                context = self._context(number, folder, network, result, context, self.networks)
 
     def _stage(
         self,
@@ -98,12 +105,13 @@ class Chain:
         previous = None
         if number > 1 and s.context.input == "patch":
             previous = PatchChain(earlier).eval()
-        result = train_stage(
+        train = partial(
+            train_stage,
             folder,
             generator,
             discriminator,
             batches,
-            lambda network: self._validate(network, context, previous),
+            lambda network: self._validate(network, discriminator, context, previous),
             epochs=s.training.epochs,
             steps_per_epoch=s.training.steps_per_epoch,
             **dataclasses.asdict(s.loss),
@@ -119,7 +127,20 @@ class Chain:
             progress=_labelled(self.progress, label or (f"stage {number}, " if s.context.stages > 1 else "")),
             should_stop=self.should_stop,
         )
-        return generator, result
+        try:
+            return generator, train()
+        except TrainingError as error:
+            if number == s.context.stages:
+                self._keep_best(folder, generator, self._identity(number, cases, seed), error)
+            raise
+
+    def _keep_best(self, folder: Path, generator: nn.Module, identity: dict[str, Any], error: TrainingError) -> None:
+        """Complete the chain with the best epoch of a last stage that failed, if an epoch had ended."""
+        chosen = load_checkpoint(folder / "best", identity)
+        if chosen is not None:
+            restore(chosen.tensors, {"generator": generator}, {})
+            self.networks.append(generator.eval())
+            self.results.append({"best": chosen.facts["best"], "ended": str(error)})
 
     def _network(self, number: int) -> nn.Module:
         options = self.settings.generator
@@ -218,34 +239,47 @@ class Chain:
         previous: nn.Module | None,
         stride: int,
     ) -> np.ndarray:
+        """Return what a network makes of a case, in z-scores."""
         channels = [self.normalization.source.standardize(case.source)]
         if case.name in context:
             channels.append(np.asarray(context[case.name]))
         if previous is not None:
             network = PatchChain([*previous.generators, network])  # type: ignore[misc]
         return reconstruct(
-            np.stack(channels), network, patch=self.settings.training.patch, stride=stride, device=self.device
+            np.stack(channels),
+            network,
+            patch=self.settings.training.patch,
+            stride=stride,
+            device=self.device,
+            progress=interruptible(None, self.should_stop, self.folder),
         )
 
     def _validate(
-        self, network: nn.Module, context: dict[str, np.ndarray], previous: nn.Module | None
+        self,
+        network: nn.Module,
+        discriminator: nn.Module | None,
+        context: dict[str, np.ndarray],
+        previous: nn.Module | None,
     ) -> dict[str, float]:
-        """Return the mean `psnr` (dB, unit scale, range 1) and `mae` (z-scores) over the validation volumes."""
+        """Return means over the validation volumes: `psnr` (dB, unit scale), `mae` (z-scores) and the signs."""
         if not self.validation:
             return {}
-        target = self.normalization.target
-        scores = []
+        contrasts, patch = self.normalization, self.settings.training.patch
+        scores: dict[str, list[float]] = {}
         for case in self.validation:
             synthetic = self._map(network, case, context, previous, self.settings.training.validation_stride)
-            truth = np.asarray(case.target)
-            scores.append(
-                (
-                    psnr(truth, target.unit(synthetic), data_range=1.0),
-                    mae(target.standardize(truth), synthetic),
+            target, head = contrasts.target.standardize(case.target), np.asarray(case.head)
+            signs = output_signs(synthetic, target, head, patch)
+            places = fixed_patches(head, patch)
+            if discriminator is not None and places:
+                source = contrasts.source.standardize(case.source)
+                signs["d_accuracy"] = discriminator_accuracy(
+                    discriminator, source, target, synthetic, places, patch, self.device
                 )
-            )
-        mean = np.mean(scores, 0)
-        return {"psnr": float(mean[0]), "mae": float(mean[1])}
+            unit = psnr(np.asarray(case.target), contrasts.target.unit(synthetic), data_range=1.0)
+            for name, value in {"psnr": unit, "mae": mae(target, synthetic), **signs}.items():
+                scores.setdefault(name, []).append(value)
+        return {name: float(np.mean(values)) for name, values in scores.items()}
 
     def _identity(self, number: int, cases: list[Case], seed: int) -> dict[str, Any]:
         """Return what a checkpoint of a stage depends on, table by table."""

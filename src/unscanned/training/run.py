@@ -13,9 +13,9 @@ from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
-from unscanned.errors import CheckpointError, DatasetError, UnscannedError
+from unscanned.errors import CheckpointError, DatasetError, TrainingError, UnscannedError
 from unscanned.files import lock, read_json, write_json, write_text
-from unscanned.progress import Progress
+from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.synthesis.model import Model, save_model
 from unscanned.training.chain import Chain
@@ -86,7 +86,7 @@ def train_run(
         BusyError: Another run uses the folder.
         CheckpointError: The folder holds a run with other settings.
         DatasetError: Too few usable subjects.
-        TrainingError: Training diverged.
+        TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
         ResourceError: The disk is full, or the device is not there.
     """
@@ -108,7 +108,10 @@ def train_run(
         write_json(folder / "split.json", split)
         used = [pair for pair in pairs if pair.subject in {*split["train"], *split["validation"]}]
         prepared, failures = prepare(
-            used, cache or folder / "prepared", **dataclasses.asdict(settings.prepare), progress=progress
+            used,
+            cache or folder / "prepared",
+            **dataclasses.asdict(settings.prepare),
+            progress=interruptible(progress, should_stop, folder),
         )
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
@@ -118,20 +121,36 @@ def train_run(
                 "no training subject is usable", where=dataset, found="; ".join(map(str, failures.values()))
             )
         chain = Chain(folder, settings, training, validation, device, progress, should_stop)
-        networks, stages = chain.train(first_stage)
-        cases = [{k: case.facts[k] for k in ("case", "source", "target")} for case in training]
-        provenance = {
-            "made": utc_now(),
-            "training_cases": cases,
-            "validation_cases": [case.name for case in validation],
-            "left_out": {case: str(error) for case, error in failures.items()},
-            "stages": stages,
-            "environment": environment(device),
-        }
-        model = Model(networks, to_dict(settings), chain.normalization, provenance)
-        if not _same_model(folder / "model", settings):
-            save_model(model, folder / "model")
-    return Trained(folder / "model", stages, failures)
+        try:
+            chain.train(first_stage)
+        except TrainingError as error:
+            if chain.is_complete:
+                _save(folder, settings, chain, failures)
+                error = TrainingError(
+                    error.what,
+                    where=error.where,
+                    found=error.found,
+                    expected=error.expected,
+                    do=f"{error.do} The best epoch so far is the model {folder / 'model'}.",
+                )
+            raise error
+        _save(folder, settings, chain, failures)
+    return Trained(folder / "model", chain.results, failures)
+
+
+def _save(folder: Path, settings: Settings, chain: Chain, failures: dict[str, UnscannedError]) -> None:
+    """Write the model, unless it is there already."""
+    provenance = {
+        "made": utc_now(),
+        "training_cases": [{k: case.facts[k] for k in ("case", "source", "target")} for case in chain.training],
+        "validation_cases": [case.name for case in chain.validation],
+        "left_out": {case: str(error) for case, error in failures.items()},
+        "stages": chain.results,
+        "environment": environment(chain.device),
+    }
+    model = Model(chain.networks, to_dict(settings), chain.normalization, provenance)
+    if not _same_model(folder / "model", settings):
+        save_model(model, folder / "model")
 
 
 def _claim(folder: Path, settings: Settings) -> None:
@@ -153,6 +172,8 @@ def _claim(folder: Path, settings: Settings) -> None:
 def _same_model(folder: Path, settings: Settings) -> bool:
     """Whether the folder holds the model of exactly these settings, so that running again changes no file."""
     try:
-        return bool(read_json(folder / "model.json")["settings"] == to_dict(settings))
+        facts = read_json(folder / "model.json")
+        ended = any("ended" in stage for stage in facts["provenance"]["stages"])
+        return bool(facts["settings"] == to_dict(settings) and not ended)
     except (OSError, ValueError, KeyError):
         return False
