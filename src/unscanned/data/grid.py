@@ -10,7 +10,7 @@ import nibabel as nib
 import nibabel.processing
 import numpy as np
 
-from unscanned.data.volume import Volume
+from unscanned.data.volume import Volume, grid_difference
 from unscanned.errors import DatasetError
 
 __all__ = ["Frame", "frame", "onto_grid"]
@@ -85,7 +85,7 @@ def frame(
         spacing_mm: Isotropic voxel size of the working grid; None keeps the scan's own.
         head: Mask of the head on the scan's grid; the crop is centred on its bounding box. None centres on the grid.
     """
-    native: Triple = tuple(volume.array.shape)  # type: ignore[assignment]
+    native = volume.shape
     grid_shape, affine = _ras_grid(native, volume.affine)
     if spacing_mm is not None:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -116,22 +116,20 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
     Raises:
         DatasetError: The grids differ by more than 1 mm at a corner and `resample` is not set.
     """
-    shape, affine = _ras_grid(tuple(source.array.shape), source.affine)
-    target_shape, target_affine = _ras_grid(tuple(target.array.shape), target.affine)
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1], indexing="ij")).reshape(4, -1)
-    distance_mm = float(np.linalg.norm(((affine - target_affine) @ corners)[:3], axis=0).max())
-    if shape == target_shape and distance_mm <= 1.0:
-        return _from_ras(_to_ras(target.array, target.affine), source.affine)
+    difference = grid_difference(source, target)
+    target_ras = _to_ras(target.array, target.affine)
+    if difference is None:
+        return _from_ras(target_ras, source.affine)
     if not resample:
         raise DatasetError(
             "source and target lie on different grids",
             where=case,
-            found=f"target {target_shape}, corners up to {distance_mm:.1f} mm apart",
-            expected=f"the source's {shape}",
+            found=difference,
             do="If the two are aligned in world space, set prepare.resample = true; if not, register them first.",
         )
-    resampled = _resample(_to_ras(target.array, target.affine), target_affine, shape, affine)
-    return _from_ras(resampled, source.affine)
+    shape, affine = _ras_grid(source.shape, source.affine)
+    _, target_affine = _ras_grid(target.shape, target.affine)
+    return _from_ras(_resample(target_ras, target_affine, shape, affine), source.affine)
 
 
 def _ras_grid(shape: Triple, affine: np.ndarray) -> tuple[Triple, np.ndarray]:

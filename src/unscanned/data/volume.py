@@ -237,7 +237,7 @@ def _check_budget(header: Header, limit_bytes: int, path: Path) -> None:
             where=path,
             found=f"{claimed:,} bytes for shape {header.shape}",
             expected=f"at most {limit_bytes:,}",
-            do="If the file is right, raise limits.volume_bytes.",
+            do="If the file is right, crop it or store it with fewer bytes a voxel.",
         )
 
 
