@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+from unscanned.config import Settings, resolve
+from unscanned.data.simulate import simulate
+from unscanned.training.run import train_run
+
+torch.set_num_threads(1)  # tests run side by side, and a fixed number of threads makes results the same each time
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,40 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the scans are not beside the repository: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four simulated subjects of 32 x 40 x 32 voxels, PD and T2."""
+    return simulate(tmp_path_factory.mktemp("tiny") / "dataset", subjects=4, shape=(32, 40, 32), seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Settings:
+    """The demo's networks on patches of 16 voxels: two epochs of three steps, two subjects train, one validates."""
+    return resolve("demo", overrides=TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `tiny_settings`; tests must not change it."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train_run(tiny_dataset, folder, tiny_settings)
+    return folder
+
+
+TINY = {
+    "prepare": {"shape": [32, 32, 32]},
+    "split": {"train": 2, "validation": 1, "test": 1},
+    "training": {
+        "epochs": 2,
+        "steps_per_epoch": 3,
+        "batch": 2,
+        "patch": 16,
+        "min_head": 0.1,
+        "validation_stride": 16,
+        "device": "cpu",
+    },
+    "context": {"stride": 16},
+    "synthesis": {"stride": 16},
+}

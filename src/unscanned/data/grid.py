@@ -149,8 +149,10 @@ def _from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: np.ndarray) -> np.ndarray:
-    image = nib.Nifti1Image(np.asarray(array, np.float32), affine)
-    resampled = nibabel.processing.resample_from_to(image, (shape, to_affine), order=1, mode="nearest")
+    # The edge counts for one voxel more, so that no boundary is lost to rounding; further out there is nothing.
+    outward = nib.affines.from_matvec(np.eye(3), (-1, -1, -1))
+    image = nib.Nifti1Image(np.pad(np.asarray(array, np.float32), 1, mode="edge"), affine @ outward)
+    resampled = nibabel.processing.resample_from_to(image, (shape, to_affine), order=1, mode="constant")
     return np.asarray(resampled.dataobj, np.float32)
 
 
