@@ -47,8 +47,14 @@ def head_mask(array: np.ndarray) -> np.ndarray:
     return mask[: array.shape[0], : array.shape[1], : array.shape[2]]
 
 
-def head_scale(array: np.ndarray, mask: np.ndarray, percentile: float = 99.9) -> float:
+def head_scale(array: np.ndarray, mask: np.ndarray, percentile: float = 99.9, *, where: object = None) -> float:
     """Return the intensity that becomes 1: a percentile inside the head, which a few extreme voxels cannot set.
+
+    Args:
+        array: (i, j, k), any intensity scale.
+        mask: The head, as `head_mask` returns it.
+        percentile: From 0 to 100.
+        where: The file, for the message.
 
     Raises:
         VolumeError: The mask is empty, or the percentile inside it is not positive.
@@ -57,6 +63,7 @@ def head_scale(array: np.ndarray, mask: np.ndarray, percentile: float = 99.9) ->
     if scale <= 0:
         raise VolumeError(
             "no contrast inside the head",
+            where=where,
             found=f"{int(mask.sum())} head voxels, percentile {percentile} = {scale:g}",
             expected="a head brighter than the background",
             do="Look at the file: is it a magnitude image of a head?",

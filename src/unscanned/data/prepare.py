@@ -5,6 +5,7 @@ Prepared volumes are read through memory maps, so that training memory does not 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,6 @@ from unscanned.files import atomic_path, read_json, write_json
 from unscanned.progress import Progress
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
-
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,17 @@ def prepare_pair(
     mask = head_mask(source.array)
     where = frame(source, shape=shape, spacing_mm=spacing_mm, head=mask)
     scales = {
-        "source_scale": head_scale(source.array, mask, percentile),
-        "target_scale": head_scale(target_array, head_mask(target_array), percentile),
+        "source_scale": head_scale(source.array, mask, percentile, where=pair.source),
+        "target_scale": head_scale(target_array, head_mask(target_array), percentile, where=pair.target),
     }
     arrays = {
         "source": where.forward(source.array) / np.float32(scales["source_scale"]),
         "target": where.forward(target_array) / np.float32(scales["target_scale"]),
         "head": where.forward(mask.astype(np.float32)) > 0.5,
     }
+    # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
+    with contextlib.suppress(OSError):
+        (target_folder / "case.json").unlink()
     for name, array in arrays.items():
         _save(target_folder / f"{name}.npy", array)
     write_json(
@@ -210,7 +213,8 @@ def _stamp(path: Path) -> str:
 
 def _cached(folder: Path, key: str) -> bool:
     try:
-        return bool(read_json(folder / "case.json")["key"] == key)
+        whole = all((folder / f"{name}.npy").is_file() for name in ("source", "target", "head"))
+        return whole and bool(read_json(folder / "case.json")["key"] == key)
     except (OSError, ValueError, KeyError):
         return False
 

@@ -92,7 +92,7 @@ class Model:
             VolumeError: There is no head in the scan.
         """
         mask = head_mask(volume.array)
-        scale = head_scale(volume.array, mask, self.normalization.percentile)
+        scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         where = frame(volume, spacing_mm=self.settings["prepare"]["spacing_mm"])
         z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
         synthetic = chain(
