@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unscanned.losses import discriminator_loss, generator_adversarial_loss, gradient_difference_loss, l1_loss
+
+LOG2 = math.log(2)
+
+
+def image(*values, axis=0, batch=1):
+    """A row of voxels along one of the axes i, j, k."""
+    shape = [1, 1, 1, 1, 1]
+    shape[2 + axis] = len(values)
+    return torch.tensor(values).view(shape).expand(batch, -1, -1, -1, -1)
+
+
+def random(seed, shape=(2, 1, 4, 5, 6)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_l1_is_the_sum_over_voxels_and_the_mean_over_the_batch():
+    synthetic = torch.stack([torch.full((1, 2, 2, 2), 0.5), torch.full((1, 2, 2, 2), -1.0)])
+    target = torch.zeros(2, 1, 2, 2, 2)
+    assert l1_loss(synthetic, target).item() == (8 * 0.5 + 8 * 1.0) / 2
+    assert l1_loss(synthetic, target, "mean").item() == (0.5 + 1.0) / 2
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_gdl_of_a_ramp_against_a_flat_image_is_its_squared_steps_along_every_axis(axis):
+    ramp, flat = image(0.0, 1.0, 3.0, axis=axis), image(7.0, 7.0, 7.0, axis=axis)
+    assert gradient_difference_loss(flat, ramp).item() == 1**2 + 2**2
+    assert gradient_difference_loss(ramp, flat).item() == 1**2 + 2**2
+    assert gradient_difference_loss(ramp, flat, "mean").item() == pytest.approx(5 / 3)
+
+
+def test_gdl_compares_magnitudes_so_the_sign_of_an_edge_costs_nothing():
+    assert gradient_difference_loss(image(0.0, -1.0, 2.0), image(0.0, 1.0, -2.0)).item() == 0
+    # Steps 1 and 3 against 2 and 1: (1 - 2)^2 + (3 - 1)^2.
+    assert gradient_difference_loss(image(0.0, -1.0, 2.0), image(0.0, 2.0, 3.0)).item() == 1 + 4
+
+
+def test_gdl_adds_the_axes():
+    target = torch.tensor([[0.0, 1.0], [2.0, 5.0]]).view(1, 1, 2, 2, 1)
+    # Along i: 2 and 4; along j: 1 and 3; along k there is one voxel and no step.
+    assert gradient_difference_loss(torch.zeros_like(target), target).item() == 2**2 + 4**2 + 1**2 + 3**2
+
+
+def test_gdl_is_the_mean_over_the_batch():
+    ramp = torch.cat([image(0.0, 1.0), image(0.0, 3.0)])
+    assert gradient_difference_loss(torch.zeros_like(ramp), ramp).item() == (1 + 9) / 2
+
+
+@given(st.integers(0, 100), st.floats(-5, 5))
+def test_no_loss_between_an_image_and_itself_and_no_gdl_for_an_offset(seed, offset):
+    x = random(seed)
+    for reduction in ("sum", "mean"):
+        assert l1_loss(x, x, reduction).item() == 0
+        assert gradient_difference_loss(x, x + offset, reduction).item() == pytest.approx(0, abs=1e-20)
+
+
+@given(st.integers(0, 100))
+def test_the_sum_is_the_mean_times_the_voxels_of_one_image(seed):
+    x, y = random(seed), random(seed + 1)
+    for loss in (l1_loss, gradient_difference_loss):
+        assert loss(x, y).item() == pytest.approx(120 * loss(x, y, "mean").item())
+
+
+@given(st.integers(0, 100))
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_images(seed):
+    x, y = random(seed), random(seed + 1)
+    for loss in (l1_loss, gradient_difference_loss):
+        singles = [loss(x[n : n + 1], y[n : n + 1]).item() for n in range(2)]
+        assert loss(x, y).item() == pytest.approx(sum(singles) / 2)
+
+
+def test_the_gradients_of_the_image_terms_are_the_derivatives():
+    target = random(1, (1, 1, 3, 3, 2))
+    synthetic = random(2, (1, 1, 3, 3, 2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: l1_loss(x, target), synthetic)
+    assert torch.autograd.gradcheck(lambda x: gradient_difference_loss(x, target), synthetic)
+
+
+def test_a_discriminator_that_guesses_costs_two_log_two():
+    assert discriminator_loss(torch.zeros(3, 1), torch.zeros(3, 1)).item() == pytest.approx(2 * LOG2)
+    assert generator_adversarial_loss(torch.zeros(3, 1)).item() == pytest.approx(LOG2)
+
+
+def test_the_adversarial_terms_are_those_worked_out_by_hand():
+    three = torch.full((1, 1), math.log(3))  # the sigmoid of log 3 is 3/4
+    assert discriminator_loss(three, -three).item() == pytest.approx(2 * math.log(4 / 3))
+    assert discriminator_loss(three, three).item() == pytest.approx(math.log(4 / 3) + math.log(4))
+    assert generator_adversarial_loss(three).item() == pytest.approx(math.log(4 / 3))
+    assert generator_adversarial_loss(-three).item() == pytest.approx(math.log(4))
+    assert generator_adversarial_loss(torch.cat([three, -three])).item() == pytest.approx(
+        (math.log(4 / 3) + math.log(4)) / 2
+    )
+
+
+def test_extreme_logits_cost_much_and_not_infinity():
+    huge = torch.full((1, 1), 1e4)
+    assert discriminator_loss(-huge, huge).item() == pytest.approx(2e4)
+    assert discriminator_loss(huge, -huge).item() == 0
