@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ __all__ = ["Feed"]
 Batch = TypeVar("Batch")
 
 _POLL_S = 5.0
+_PR_SET_PDEATHSIG = 1
 _FEWER = "Run it again to go on; if it comes back, set training.workers lower, or to 0."
 
 
@@ -44,7 +47,7 @@ class Feed(Generic[Batch], Iterator[Batch]):
             batch_size=None,
             num_workers=workers,
             timeout=min(_POLL_S, timeout_s),
-            worker_init_fn=_let_the_parent_decide,
+            worker_init_fn=_follow_the_parent,
         )
         self._batches = _without_child_signals(loader)
 
@@ -102,10 +105,15 @@ def _without_child_signals(loader: torch.utils.data.DataLoader[Batch]) -> Iterat
     return batches
 
 
-def _let_the_parent_decide(worker: int) -> None:
-    """Ignore Ctrl-C, which a terminal sends to the workers too; the parent finishes its step and ends them."""
+def _follow_the_parent(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to the workers too, to the parent, and die with it.
+
+    A worker that outlived a killed parent would hold on to the memory and to the lock of the run's folder.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _last_line(error: BaseException) -> str:

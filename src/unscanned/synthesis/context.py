@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ def chain(
     batch: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """Map a source volume through a chain of generators.
 
@@ -56,6 +57,7 @@ def chain(
         batch: See there.
         device: See there.
         progress: Called with (done, total, label), stage after stage.
+        note: As for `reconstruct`.
 
     Returns:
         (i, j, k) float32, z-scores.
@@ -72,6 +74,7 @@ def chain(
             batch=batch,
             device=device,
             progress=_staged(progress, number, len(stages)),
+            note=note,
         )
     assert synthetic is not None, "a chain has at least one generator"
     return synthetic

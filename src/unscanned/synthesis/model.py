@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from unscanned.data.grid import frame
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import Volume
-from unscanned.errors import CheckpointError
+from unscanned.errors import CheckpointError, ResourceError
 from unscanned.files import read_json, sha256, write_bytes, write_json
 from unscanned.models import generators as generator_models
 from unscanned.progress import Progress
@@ -37,6 +38,7 @@ class Model:
         normalization: Intensity constants of the training set.
         provenance: Training cases, epoch, scores, software.
         sha256: Of the weights file.
+        path: Folder that it was read from.
     """
 
     generators: Sequence[nn.Module]
@@ -44,6 +46,7 @@ class Model:
     normalization: Normalization
     provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    path: Path | None = None
 
     @property
     def source(self) -> str:
@@ -79,6 +82,9 @@ class Model:
         The whole scan is covered, not the crop that was trained on. Intensities come out on the median scale of the
         training targets, since the scale of a target that was never scanned is unknown.
 
+        Where memory is short, fewer patches are mapped at a time, and at last on the CPU: the same function, which the
+        warnings of the result then tell.
+
         Args:
             volume: A scan of the source contrast.
             stride: Voxels between patches; None takes the model's own.
@@ -90,24 +96,36 @@ class Model:
 
         Raises:
             VolumeError: There is no head in the scan.
+            ResourceError: Memory does not hold a single patch.
         """
         mask = head_mask(volume.array)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         where = frame(volume, spacing_mm=self.settings["prepare"]["spacing_mm"])
         z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
-        synthetic = chain(
+        notes: list[str] = []
+        run = partial(
+            chain,
             z,
             self.generators,
             context=self.settings["context"]["input"],
             patch=self.settings["training"]["patch"],
             stride=stride or self.settings["synthesis"]["stride"],
-            batch=batch or self.settings["synthesis"]["batch"],
-            device=self.device,
             progress=progress,
+            note=notes.append,
         )
+        device = self.device
+        try:
+            synthetic = run(batch=batch or self.settings["synthesis"]["batch"], device=device)
+        except ResourceError:
+            if device.type == "cpu":
+                raise
+            notes.append(f"memory of {device} did not hold a single patch; the CPU took over")
+            self.to("cpu")
+            synthetic = run(device="cpu")
+            self.to(device)
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
-        return Volume(array=np.ascontiguousarray(array), affine=volume.affine, warnings=volume.warnings)
+        return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))
 
 
 def save_model(model: Model, folder: str | Path) -> Path:
@@ -170,7 +188,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         generators = [_generator(settings, number, tensors) for number in range(facts["stages"])]
         n = facts["normalization"]
         normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))
-        model = Model(generators, settings, normalization, facts["provenance"], digest)
+        model = Model(generators, settings, normalization, facts["provenance"], digest, folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             "not a model",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.data.patches import axis_starts, starts
+from unscanned.errors import ResourceError
+from unscanned.memory import is_out_of_memory
 from unscanned.models.generators import FastGenerator
 from unscanned.progress import Progress
 
@@ -29,6 +31,7 @@ def reconstruct(
     batch: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """Map a volume through a network patch by patch, and average the overlaps with equal weight.
 
@@ -45,9 +48,13 @@ def reconstruct(
         batch: Patches at a time.
         device: Where the network is.
         progress: Called with (patches done, all patches, "patches").
+        note: Told when memory did not hold the patches that were to be mapped at a time, and fewer were taken.
 
     Returns:
         (i, j, k) float32, z-scores.
+
+    Raises:
+        ResourceError: Memory does not hold a single patch.
     """
     device = torch.device(device)
     shape = volume.shape[1:]
@@ -61,17 +68,55 @@ def reconstruct(
     mapped = FastGenerator(network)
     try:
         with torch.inference_mode():
-            for first in range(0, len(positions), size):
-                group = positions[first : first + size]
-                for start, output in zip(group, _map(source, group, patch, mapped, device, constants), strict=True):
+            done = 0
+            while done < len(positions):
+                group = positions[done : done + size]
+                outputs = _map_if_memory_suffices(source, group, patch, mapped, device, constants)
+                if outputs is None:
+                    size = _halve(size, patch, device, note)
+                    continue
+                for start, output in zip(group, outputs, strict=True):
                     _at(total, start, patch).add_(output)
+                done += len(group)
                 if progress:
-                    progress(first + len(group), len(positions), "patches")
+                    progress(done, len(positions), "patches")
     finally:
         network.train(was_training)
     for axis, count in enumerate(_coverage(source.shape[1:], patch, stride)):
         total /= count.view([-1 if a == axis else 1 for a in range(3)])
     return total[tuple(slice(n) for n in shape)].contiguous().numpy()
+
+
+def _map_if_memory_suffices(
+    source: Tensor,
+    group: np.ndarray,
+    patch: int,
+    network: Callable[[Tensor], Tensor],
+    device: torch.device,
+    constants: dict[tuple[float, ...], Tensor],
+) -> list[Tensor] | None:
+    """Do as `_map` does, and return None where memory is short; by then the error has let go of what it held."""
+    try:
+        return _map(source, group, patch, network, device, constants)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def _halve(size: int, patch: int, device: torch.device, note: Callable[[str], None] | None) -> int:
+    if size == 1:
+        raise ResourceError(
+            "memory does not hold a single patch",
+            where=device,
+            found=f"patches of {patch} voxels a side",
+            do="End other programs, or use a machine with more memory.",
+        )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if note:
+        note(f"memory did not hold {size} patches at a time on {device}; {size // 2} were taken")
+    return size // 2
 
 
 def _map(

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unscanned.config import fingerprint
 from unscanned.data.dataset import find_pairs
 from unscanned.data.intensity import head_mask, head_scale
 from unscanned.data.layout import bids_suffix, identify
-from unscanned.data.volume import read_volume, write_volume
+from unscanned.data.volume import Volume, read_volume, write_volume
 from unscanned.errors import Interrupted, ResourceError, UnscannedError
-from unscanned.files import lock, read_json, sha256, write_json
+from unscanned.files import atomic_path, lock, read_json, sha256, write_json
 from unscanned.progress import Progress
 from unscanned.provenance import environment, utc_now, version
 from unscanned.synthesis.model import Model
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "sidecar_path", "synthesize"]
 
+NAME = "unscanned"
 STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
 
 
@@ -111,7 +115,7 @@ def synthesize(
     """
     result = Synthesized()
     with lock(out):
-        _describe_dataset(Path(out))
+        _describe_dataset(Path(out), scans)
         for number, (scan, case) in enumerate(scans):
             path = output_path(out, scan, model.target, case)
             try:
@@ -144,40 +148,59 @@ def _one(
     if not overwrite and _is_done(path, key):
         return False
     synthetic = model.synthesize(volume, stride=stride, batch=batch, progress=progress)
-    write_volume(path, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} unscanned {version()}")
-    normalization = model.normalization
-    scale = head_scale(volume.array, head_mask(volume.array), normalization.percentile)
-    write_json(
-        sidecar_path(path),
-        {
-            "Synthetic": True,
-            "IntendedUse": "research",
-            "Warning": STAMP,
-            "Contrast": model.target,
-            "GeneratedBy": [{"Name": "unscanned", "Version": version()}],
-            "Sources": [{"Name": scan.name, "Contrast": model.source, "Sha256": volume.sha256}],
-            "Model": {
-                "Sha256": model.sha256,
-                "Preset": model.settings["preset"],
-                "Generator": model.settings["generator"],
-                "Stages": len(model.generators),
-                "Settings": fingerprint(model.settings),
-            },
-            "Synthesis": options,
-            "Intensity": {
-                "scale": normalization.target.scale,
-                "mean": normalization.target.mean,
-                "std": normalization.target.std,
-                "source_scale": scale,
-            },
-            "Environment": environment(model.device),
-            "Made": utc_now(),
-            "Warnings": list(volume.warnings),
-            "Sha256": sha256(path),
-            "Key": key,
-        },
-    )
+    facts = _facts(model, volume, path) | {
+        "Synthesis": options,
+        "Warnings": list(synthetic.warnings),
+        "Made": utc_now(),
+        "Key": key,
+    }
+    # Both are whole before either gets its name, so that a full disk never parts a volume from its sidecar.
+    with atomic_path(sidecar_path(path)) as sidecar, atomic_path(path) as content:
+        write_volume(
+            content, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} {NAME} {version()}"
+        )
+        write_json(sidecar, facts | {"Sha256": sha256(content)})
     return True
+
+
+def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
+    """Return what a sidecar says of where its volume came from; paths are relative to the sidecar."""
+    contrasts = model.normalization
+    scan = Path(volume.path or "")
+    return {
+        "Synthetic": True,
+        "IntendedUse": "research",
+        "Warning": STAMP,
+        "Contrast": model.target,
+        "GeneratedBy": [{"Name": NAME, "Version": version()}],
+        "Sources": [
+            {
+                "Name": scan.name,
+                "Path": _relative(scan, path.parent),
+                "Contrast": model.source,
+                "Sha256": volume.sha256,
+            }
+        ],
+        "Model": {
+            "Path": _relative(model.path, path.parent),
+            "Sha256": model.sha256,
+            "Preset": model.settings["preset"],
+            "Generator": model.settings["generator"],
+            "Stages": len(model.generators),
+            "Settings": fingerprint(model.settings),
+        },
+        "Intensity": {
+            "scale": contrasts.target.scale,
+            "mean": contrasts.target.mean,
+            "std": contrasts.target.std,
+            "source_scale": head_scale(volume.array, head_mask(volume.array), contrasts.percentile),
+        },
+        "Environment": environment(model.device),
+    }
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _is_done(path: Path, key: str) -> bool:
@@ -188,18 +211,29 @@ def _is_done(path: Path, key: str) -> bool:
         return False
 
 
-def _describe_dataset(out: Path) -> None:
+def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> None:
+    """Write dataset_description.json, which names the datasets that all volumes here were made from."""
     path = out / "dataset_description.json"
-    if not path.exists():
-        write_json(
-            path,
-            {
-                "Name": "Synthetic MR volumes, not for diagnosis",
-                "BIDSVersion": "1.10.0",
-                "DatasetType": "derivative",
-                "GeneratedBy": [{"Name": "unscanned", "Version": version()}],
-            },
-        )
+    sources = {f"file:{quote(str(_relative(_dataset_of(scan), out)))}" for scan, _ in scans}
+    found = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = read_json(path)
+        sources |= {source["URL"] for source in found["SourceDatasets"]}
+    content = {
+        "Name": "Synthetic MR volumes, not for diagnosis",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": NAME, "Version": version()}],
+        "SourceDatasets": [{"URL": source} for source in sorted(sources)],
+    }
+    if found != content:
+        write_json(path, content)
+
+
+def _dataset_of(scan: Path) -> Path:
+    """Return the folder above the subject's folder of a BIDS dataset, else the scan's own folder."""
+    folder = scan.resolve().parent
+    return next((above.parent for above in [folder, *folder.parents] if above.name.startswith("sub-")), folder)
 
 
 def _within(progress: Progress | None, number: int, count: int, name: str) -> Progress | None:
