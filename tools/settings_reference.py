@@ -1,0 +1,110 @@
+"""Writes docs/settings.md from the settings themselves: `python tools/settings_reference.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+from unscanned import config
+from unscanned.options import Options
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+
+_HEAD = """\
+# Reference of settings
+
+Written by `python tools/settings_reference.py` from `src/unscanned/config.py`; a test fails where the two differ.
+
+A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. An unknown
+key is an error that names the nearest known one. `--dry-run` prints the result and stops. The run's folder gets it as
+`settings.toml`, which can be given as `--settings` again.
+
+```bash
+unscanned train data/heads -o runs/short --preset adv --settings mine.toml --training.epochs 3 --dry-run
+```
+
+The same in `mine.toml` and from Python:
+
+```toml
+[training]
+epochs = 3
+```
+
+```python
+unscanned.train("data/heads", "runs/short", preset="adv", file="mine.toml", training={"epochs": 3})
+```
+
+An option is the key with its table in front and hyphens for underscores: `--training.learning-rate 1e-3`. A switch has
+a form that turns it off: `--generator.residual`, `--generator.no-residual`.
+"""
+
+
+def reference() -> str:
+    """Return the page as Markdown."""
+    parts = [_HEAD, _presets()]
+    parts += [
+        _table(name, hint, typing.get_type_hints(Options, include_extras=True)[name])
+        for name, hint in typing.get_type_hints(config.Settings).items()
+        if dataclasses.is_dataclass(hint)
+    ]
+    return "\n".join(parts)
+
+
+def _presets() -> str:
+    """Return what each preset is for, and what it changes."""
+    plain = _flat(config.to_dict(config.Settings()))
+    lines = [
+        "## Presets",
+        "",
+        "| preset | what it is | what it changes from the defaults |",
+        "| --- | --- | --- |",
+    ]
+    for name in config.preset_names():
+        text = (resources.files("unscanned") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+        purpose = text.splitlines()[0].removeprefix("#").strip()
+        found = _flat(config.to_dict(config.resolve(name)))
+        changes = [f"`{key} = {json.dumps(value)}`" for key, value in found.items() if value != plain[key]]
+        lines.append(f"| `{name}` | {purpose} | {', '.join(changes) or 'nothing'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, settings: Any, options: Any) -> str:
+    """Return one table of settings."""
+    hints, described = typing.get_type_hints(settings), typing.get_type_hints(options, include_extras=True)
+    lines = [
+        f"## [{name}]",
+        "",
+        settings.__doc__,
+        "",
+        "| key | type | default | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for field in dataclasses.fields(settings):
+        default = "unset" if field.default is None else f"`{json.dumps(field.default)}`"
+        meaning = described[field.name].__metadata__[0].help
+        lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(hint: Any) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join("unset" if part is type(None) else _type(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(f"`{json.dumps(value)}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"{len(typing.get_args(hint))} × {_type(typing.get_args(hint)[0])}"
+    return {int: "integer", float: "number", str: "text", bool: "true, false"}[hint]
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    tables = {name: table for name, table in content.items() if isinstance(table, dict)}
+    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), encoding="utf-8")
