@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
 
-__all__ = ["FrozenLayers", "fold", "folded_forward", "polyphase", "unfold"]
+__all__ = ["FrozenLayers", "absorb", "fold", "folded_forward", "polyphase", "unfold"]
 
 PARITIES = 8
 
@@ -157,7 +157,7 @@ class FrozenLayers:
         for layer, convolution in enumerate(convolutions):
             weight, bias = convolution.weight.detach(), convolution.bias.detach()
             if layer < last:
-                weight, bias = _absorb(weight, bias, norms[layer])
+                weight, bias = absorb(weight, bias, norms[layer])
             if layer in (0, last):
                 weight, bias = polyphase(weight), bias.repeat_interleave(PARITIES)
             self.kernels.append(kernel_spectrum(weight, bias, grid))  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ class FrozenLayers:
         return unfold(last(h.view(*h.shape[:3], -1, batch)))
 
 
-def _absorb(weight: Tensor, bias: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+def absorb(weight: Tensor, bias: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Return the kernel and bias that do a convolution and the norm in evaluation mode in one."""
     scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
     bias = norm.bias.detach().double() + (bias.double() - norm.running_mean.double()) * scale

@@ -72,13 +72,13 @@ def _axis(first_position: int, points: int, length: int, sign: int, dtype: torch
 Grid = tuple[Axis, Axis, Axis]
 
 
-def _grids(shape: tuple[int, ...], kernel: int, like: Tensor) -> tuple[Grid, Grid]:
+def _grids(shape: tuple[int, ...], kernel: int, like: Tensor, *, padded: bool = True) -> tuple[Grid, Grid]:
     """Return the transforms of a signal on that shape and of a cubic kernel for it.
 
     The kernel's exponent has the other sign: a convolution layer computes a cross-correlation.
     """
     radius = kernel // 2
-    lengths = [n + radius for n in shape]
+    lengths = [n + radius if padded else max(n, kernel) for n in shape]
     with torch.inference_mode(False):
         signal = [_axis(0, n, m, -1, like.dtype, like.device) for n, m in zip(shape, lengths, strict=True)]
         taps = [_axis(-radius, kernel, m, 1, like.dtype, like.device) for m in lengths]
@@ -232,7 +232,17 @@ class Kernel:
         return _apply(x, self.spectrum, self.bias, self.signal)
 
 
-def kernel_spectrum(weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int]) -> Kernel:
-    """Transform a kernel (out, in, K, K, K) once for inputs of that spatial shape."""
-    signal, taps = _grids(shape, weight.shape[2], weight)
+def kernel_spectrum(
+    weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int], *, padded: bool = True
+) -> Kernel:
+    """Transform a kernel once for inputs of one shape.
+
+    Args:
+        weight: (out, in, K, K, K), K odd.
+        bias: (out,) or None.
+        shape: Spatial shape of the inputs.
+        padded: Whether the convolution is same-padded. Without it the transform is shorter by K // 2, and outputs nearer
+            than that to a face have no meaning.
+    """
+    signal, taps = _grids(shape, weight.shape[2], weight, padded=padded)
     return Kernel(_planes(weight, taps), bias, signal)
