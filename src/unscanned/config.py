@@ -281,17 +281,16 @@ INDIFFERENT = {
     "training": ("epochs", "workers", "checkpoint_minutes", "device", "threads"),
     "generator": ("convolution",),
     "data": ("layout",),
-    "synthesis": ("memory_mib",),
 }
 
 
 def decisive(settings: Settings | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide what a training step does; an epoch more or another worker does not."""
+    """Return the settings that decide what a training step does; an epoch more or the stride of synthesis does not."""
     content = settings if isinstance(settings, Mapping) else to_dict(settings)
     kept = {
         table: {key: value for key, value in values.items() if key not in INDIFFERENT.get(table, ())}
         for table, values in content.items()
-        if table not in ("preset", "split")
+        if table not in ("preset", "split", "synthesis")
     }
     return kept
 

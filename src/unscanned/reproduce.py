@@ -154,11 +154,11 @@ def _first_stage(arm: str, settings: Mapping[str, Settings], out: Path) -> Path 
     """Return the model of an earlier arm that is the first stage of this arm's chain, if there is one."""
     if settings[arm].context.stages == 1:
         return None
-    wanted = {key: value for key, value in decisive(settings[arm]).items() if key not in ("context", "synthesis")}
+    wanted = {key: value for key, value in decisive(settings[arm]).items() if key != "context"}
     for other, candidate in settings.items():
         if other == arm:
             return None
-        found = {key: value for key, value in decisive(candidate).items() if key not in ("context", "synthesis")}
+        found = {key: value for key, value in decisive(candidate).items() if key != "context"}
         if (
             candidate.context.stages == 1
             and found == wanted

@@ -157,8 +157,7 @@ class Chain:
     def _given(self, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         model = load_model(path, self.device)
         wanted = decisive(self.settings)
-        for table in ("context", "synthesis"):
-            wanted.pop(table)
+        wanted.pop("context")
         found = {key: decisive(model.settings)[key] for key in wanted}
         names = [case["case"] for case in model.provenance["training_cases"]]
         if found != wanted or names != [case.name for case in self.training]:
