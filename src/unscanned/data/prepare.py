@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unscanned.config import fingerprint
+from unscanned.data.appearance import Appearance, measure_appearance
 from unscanned.data.dataset import Pair
 from unscanned.data.grid import Triple, frame, onto_grid
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
@@ -24,6 +25,9 @@ from unscanned.files import atomic_path, read_json, write_json
 from unscanned.progress import Progress
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
+
+_CONTENT = 2
+"What a cache holds; raised when that grows, so that an older cache is made again."
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class Case:
     def facts(self) -> dict[str, Any]:
         """What `case.json` says: files, hashes, frame and scales."""
         return dict(read_json(self.folder / "case.json"))
+
+    @property
+    def appearance(self) -> Appearance | None:
+        """What the source looks like; None where that could not be measured."""
+        measured = self.facts["appearance"]
+        return None if measured is None else Appearance(**measured)
 
     def _map(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -103,7 +113,7 @@ def prepare_pair(
     target_folder = Path(folder) / pair.case
     case = Case(pair.case, pair.subject, target_folder)
     key = fingerprint(
-        {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)]},
+        {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
     )
     if _cached(target_folder, key):
         return case
@@ -115,6 +125,7 @@ def prepare_pair(
         "source_scale": head_scale(source.array, mask, percentile, where=pair.source),
         "target_scale": head_scale(target_array, head_mask(target_array), percentile, where=pair.target),
     }
+    appearance = measure_appearance(source.array, source.affine)
     arrays = {
         "source": where.forward(source.array) / np.float32(scales["source_scale"]),
         "target": where.forward(target_array) / np.float32(scales["target_scale"]),
@@ -134,6 +145,7 @@ def prepare_pair(
             "source": {"name": pair.source.name, "sha256": source.sha256},
             "target": {"name": pair.target.name, "sha256": target.sha256},
             **scales,
+            "appearance": None if appearance is None else asdict(appearance),
             "settings": settings,
             "frame": where.to_json(),
             "warnings": [*source.warnings, *target.warnings],
