@@ -7,6 +7,7 @@ import shlex
 import textwrap
 from pathlib import Path
 
+import grimp
 import pytest
 
 from unscanned import errors
@@ -27,15 +28,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return [textwrap.dedent(match["text"]) for match in found if match["language"] == language]
 
 
-def tree() -> set[str]:
-    """The paths in the README's tree, relative to the repository."""
+def tree() -> list[str]:
+    """The paths in the README's tree, in its order, relative to the repository."""
     [text] = [block for block in blocks(ROOT / "README.md", "") if "src/unscanned/" in block]
-    paths, folders = set(), {}
+    paths, folders = [], {}
     for line in text.splitlines():
         depth = len(line) - len(line.lstrip())
         above = "".join(name for level, name in sorted(folders.items()) if level < depth)
         name = line.split()[0]
-        paths.add(above + name)
+        paths.append(above + name)
         folders = {level: folder for level, folder in folders.items() if level < depth}
         if name.endswith("/"):
             folders[depth] = name
@@ -55,12 +56,25 @@ def commands(page: Path) -> list[str]:
 
 
 def test_every_path_in_the_tree_of_the_readme_exists():
-    assert [path for path in sorted(tree()) if not (ROOT / path).exists()] == []
+    assert [path for path in tree() if not (ROOT / path).exists()] == []
 
 
 def test_every_module_stands_in_the_tree_of_the_readme():
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"}
-    assert sorted(modules - tree()) == []
+    assert sorted(modules.difference(tree())) == []
+
+
+def test_a_module_imports_only_what_stands_below_it_in_the_tree_of_the_readme():
+    graph = grimp.build_graph("unscanned", cache_dir=None)
+    files = [path for path in tree() if path.startswith("src/") and path.endswith(".py")]
+    order = [path.removeprefix("src/").removesuffix(".py").replace("/", ".") for path in files]
+    upwards = [
+        f"{module} imports {imported}"
+        for number, module in enumerate(order)
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported in order[:number]
+    ]
+    assert upwards == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
