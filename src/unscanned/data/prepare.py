@@ -67,7 +67,7 @@ class Case:
     @property
     def appearance(self) -> Appearance | None:
         """What the source looks like; None where that could not be measured."""
-        measured = self.facts["appearance"]
+        measured = self.facts.get("appearance")
         return None if measured is None else Appearance(**measured)
 
     def _map(self, name: str) -> np.ndarray:
