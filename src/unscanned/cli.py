@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -266,17 +266,21 @@ def synthesize(
     inputs: Annotated[tuple[Path, ...], Parameter(negative="")],
     *,
     out: Out,
+    mode: Literal["patches", "volume"] | None = None,
     stride: int | None = None,
     batch: int | None = None,
+    memory_mib: int | None = None,
+    precision: Literal["float32", "tf32", "bfloat16"] | None = None,
     device: str = "auto",
     threads: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Make the target contrast of scans, each on its own grid, with a sidecar that says what made it.
 
     Example: `unscanned synthesize runs/resgan/model sub-01_PDw.nii.gz -o synthetic`
 
-    Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic`
+    Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic --mode volume --memory-mib 1024`
 
     Parameters
     ----------
@@ -286,16 +290,25 @@ def synthesize(
         Scans, BIDS datasets, IXI folders or CSV tables.
     out
         Folder; gets a BIDS derivative tree.
+    mode
+        patches averages overlapping patches, as in training; volume maps the volume whole, faster and another function.
+        Unset takes the model's own, and so do the next four.
     stride
-        Voxels between patches; unset takes the model's own. Smaller is smoother and slower.
+        Voxels between patches. Smaller is smoother and slower.
     batch
-        Patches at a time; unset chooses by device.
+        Patches at a time.
+    memory_mib
+        MiB that mode volume may work in; the result does not depend on it.
+    precision
+        Arithmetic of the network; float32 is the reference.
     device
         auto, cpu, cuda or cuda:N.
     threads
         CPU threads.
     overwrite
         Make volumes again that are there already.
+    force
+        Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
     from unscanned import device as devices
     from unscanned.synthesis.model import load_model
@@ -306,7 +319,19 @@ def synthesize(
     loaded = load_model(model, chosen)
     scans = list_inputs(inputs, source=loaded.source, target=loaded.target)
     with options.progress() as progress:
-        result = run(loaded, scans, out, stride=stride, batch=batch, overwrite=overwrite, progress=progress)
+        result = run(
+            loaded,
+            scans,
+            out,
+            mode=mode,
+            stride=stride,
+            batch=batch,
+            memory_mib=memory_mib,
+            precision=precision,
+            overwrite=overwrite,
+            force=force,
+            progress=progress,
+        )
     for path in result.written:
         options.say(str(path))
     if result.skipped:

@@ -189,8 +189,8 @@ class Synthesis:
     "Voxels between neighbouring patches along each axis, in mode patches."
     batch: int | None = None
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
-    memory_mib: int = 1280
-    "Memory in MiB that mode volume may take for its work; it cuts the volume accordingly. The result stays the same."
+    memory_mib: int | None = None
+    "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1280, or most of a GPU's memory."
     precision: Precision = "float32"
     "Arithmetic of the networks, as in training.precision."
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.synthesis.volume import map_volume
 
 __all__ = ["PatchChain", "chain"]
 
@@ -38,10 +39,12 @@ def chain(
     source: np.ndarray,
     generators: Sequence[nn.Module],
     *,
+    mode: Literal["patches", "volume"] = "patches",
     context: Literal["volume", "patch"] = "volume",
     patch: int = 32,
     stride: int = 8,
     batch: int | None = None,
+    memory_mib: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
@@ -51,10 +54,13 @@ def chain(
     Args:
         source: (i, j, k) float32, z-scores.
         generators: One or more; a chain of one is plain reconstruction.
-        context: Whether a generator sees the previous one's reconstructed volume, or its output on the same patch.
+        mode: Whether a stage averages overlapping patches or maps the volume whole.
+        context: Whether a generator sees the previous one's reconstructed volume, or its output on the same patch; in
+            mode volume the whole volume is that patch, and both are the same.
         patch: As for `reconstruct`, and so are the next three.
         stride: See there.
         batch: See there.
+        memory_mib: As for `map_volume`.
         device: See there.
         progress: Called with (done, total, label), stage after stage.
         note: As for `reconstruct`.
@@ -62,10 +68,14 @@ def chain(
     Returns:
         (i, j, k) float32, z-scores.
     """
-    stages = [PatchChain(generators)] if context == "patch" else list(generators)
+    stages = [PatchChain(generators)] if context == "patch" and mode == "patches" else list(generators)
     synthetic: np.ndarray | None = None
     for number, stage in enumerate(stages, 1):
         volume = source[None] if synthetic is None else np.stack([source, synthetic])
+        report = _staged(progress, number, len(stages))
+        if mode == "volume":
+            synthetic = map_volume(volume, stage, memory_mib=memory_mib, device=device, progress=report)
+            continue
         synthetic = reconstruct(
             volume,
             stage,
@@ -73,7 +83,7 @@ def chain(
             stride=stride,
             batch=batch,
             device=device,
-            progress=_staged(progress, number, len(stages)),
+            progress=report,
             note=note,
         )
     assert synthetic is not None, "a chain has at least one generator"

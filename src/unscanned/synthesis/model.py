@@ -14,14 +14,19 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from unscanned import precision as precisions
+from unscanned.config import Synthesis
+from unscanned.data.contrast import Fingerprint
 from unscanned.data.grid import frame
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import Volume
-from unscanned.errors import CheckpointError, ResourceError
+from unscanned.errors import CheckpointError, ResourceError, SettingsError
 from unscanned.files import read_json, sha256, write_bytes, write_json
 from unscanned.models import generators as generator_models
+from unscanned.precision import autocast
 from unscanned.progress import Progress
 from unscanned.synthesis.context import chain
+from unscanned.synthesis.volume import check_network
 
 __all__ = ["Model", "load_model", "save_model"]
 
@@ -39,6 +44,7 @@ class Model:
         provenance: Training cases, epoch, scores, software.
         sha256: Of the weights file.
         path: Folder that it was read from.
+        fingerprint: What the source contrast looked like in training; None where that is unknown.
     """
 
     generators: Sequence[nn.Module]
@@ -47,6 +53,7 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
+    fingerprint: Fingerprint | None = None
 
     @property
     def source(self) -> str:
@@ -69,12 +76,59 @@ class Model:
             generator.to(device)
         return self
 
+    def options(
+        self,
+        *,
+        mode: str | None = None,
+        stride: int | None = None,
+        batch: int | None = None,
+        memory_mib: int | None = None,
+        precision: str | None = None,
+    ) -> dict[str, Any]:
+        """Return how this model synthesizes: its own settings, and in their place what is given.
+
+        Args:
+            mode: patches, which averages overlapping patches, or volume, which maps the volume whole.
+            stride: Voxels between patches.
+            batch: Patches at a time.
+            memory_mib: MiB that mode volume may work in.
+            precision: float32, tf32 or bfloat16.
+
+        Raises:
+            SettingsError: A mode that the generator does not have, a stride that leaves voxels out, or a precision that
+                the device does not have. It names what would do.
+        """
+        given = {"mode": mode, "stride": stride, "batch": batch, "memory_mib": memory_mib, "precision": precision}
+        own = asdict(Synthesis()) | self.settings["synthesis"]
+        options = own | {name: value for name, value in given.items() if value is not None}
+        patch = self.settings["training"]["patch"]
+        if options["mode"] not in ("patches", "volume"):
+            raise SettingsError("no such mode", where="mode", found=options["mode"], expected="patches or volume")
+        if not 0 < options["stride"] <= patch:
+            raise SettingsError(
+                "a stride larger than the patch leaves voxels out"
+                if options["stride"] > 0
+                else "the stride must be positive",
+                where="stride",
+                found=options["stride"],
+                expected=f"1 to {patch}",
+            )
+        if options["mode"] == "volume":
+            for generator in self.generators:
+                check_network(generator)
+        convolution = self.settings["generator"]["convolution"]
+        precisions.choose(options["precision"], self.device, convolution=convolution)
+        return options
+
     def synthesize(
         self,
         volume: Volume,
         *,
+        mode: str | None = None,
         stride: int | None = None,
         batch: int | None = None,
+        memory_mib: int | None = None,
+        precision: str | None = None,
         progress: Progress | None = None,
     ) -> Volume:
         """Make the target contrast of a scan, on the scan's own grid.
@@ -87,17 +141,22 @@ class Model:
 
         Args:
             volume: A scan of the source contrast.
-            stride: Voxels between patches; None takes the model's own.
-            batch: Patches at a time; None chooses by device.
+            mode: As for `options`, and so are the next four; None takes the model's own.
+            stride: See there.
+            batch: See there.
+            memory_mib: See there.
+            precision: See there.
             progress: Called with (patches done, all patches, label).
 
         Returns:
             Float32 volume with the shape and affine of `volume`.
 
         Raises:
+            SettingsError: As for `options`.
             VolumeError: There is no head in the scan.
             ResourceError: Memory does not hold a single patch.
         """
+        options = self.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
         mask = head_mask(volume.array)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         where = frame(volume, spacing_mm=self.settings["prepare"]["spacing_mm"])
@@ -109,13 +168,16 @@ class Model:
             self.generators,
             context=self.settings["context"]["input"],
             patch=self.settings["training"]["patch"],
-            stride=stride or self.settings["synthesis"]["stride"],
+            mode=options["mode"],
+            stride=options["stride"],
+            memory_mib=options["memory_mib"],
             progress=progress,
             note=notes.append,
         )
         device = self.device
         try:
-            synthetic = run(batch=batch or self.settings["synthesis"]["batch"], device=device)
+            with autocast(options["precision"], device):
+                synthetic = run(batch=options["batch"], device=device)
         except ResourceError:
             if device.type == "cpu":
                 raise
@@ -150,6 +212,7 @@ def save_model(model: Model, folder: str | Path) -> Path:
             "stages": len(model.generators),
             "weights_sha256": sha256(folder / "model.safetensors"),
             "normalization": asdict(model.normalization),
+            "fingerprint": model.fingerprint and model.fingerprint.to_json(),
             "settings": model.settings,
             "provenance": model.provenance,
         },
@@ -188,7 +251,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         generators = [_generator(settings, number, tensors) for number in range(facts["stages"])]
         n = facts["normalization"]
         normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))
-        model = Model(generators, settings, normalization, facts["provenance"], digest, folder)
+        seen = Fingerprint.from_json(facts.get("fingerprint"))
+        model = Model(generators, settings, normalization, facts["provenance"], digest, folder, seen)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             "not a model",

@@ -1,8 +1,8 @@
 """A volume through the nine layers a few planes at a time: every voxel of every layer is computed once.
 
-Each layer keeps the last planes of its input that the next planes of its output need, so the working set is a few planes
-of each layer instead of the volume. What lies outside the volume is zero in every layer, as same padding has it. The
-volume is folded by parity (`unscanned.models.folding`), and a layer works on blocks of it in the frequency domain.
+Each layer keeps the last planes of its input that the next planes of its output need, so the working set is a few
+planes of each layer instead of the volume. What lies outside the volume is zero in every layer, as same padding has it.
+The volume is folded by parity (`unscanned.models.folding`), and a layer works on blocks of it in the frequency domain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unscanned.models.folding import PARITIES, absorb, fold, polyphase, unfold
 from unscanned.models.generators import NieGenerator
 from unscanned.models.spectral import kernel_spectrum
 
-__all__ = ["Stream", "stream_bytes"]
+__all__ = ["Stream"]
 
 BLOCK = 16
 "Edge of a block in folded voxels: what one 32^3 patch has, so that it stays in cache."
@@ -105,6 +105,31 @@ class Stream:
             if first + step > 0:
                 yield from _finished(h, first, shape)
 
+    @property
+    def radius(self) -> int:
+        """The largest radius of a layer, in folded voxels: with few planes at a time, most of the work is for it."""
+        return max(layer.radius for layer in self.layers)
+
+    def bytes(self, shape: tuple[int, int, int], planes: int) -> int:
+        """Return what the pass works in, beside the volume and its output.
+
+        That is the planes kept by all layers, and for the layer with the largest sum: its input, its output, its
+        kernel's spectrum and the work on one block.
+        """
+        blocks, step = _Blocks.of(shape[1:]), planes // 2
+        kept = largest = 0
+        for number, layer in enumerate(self.layers):
+            r = layer.radius
+            margin = self.layers[number + 1].radius if number + 1 < len(self.layers) else 0
+            edges = (step + 2 * r, blocks.edge[0] + 2 * r, blocks.edge[1] + 2 * r)
+            spectrum = (edges[0] // 2 + 1) * edges[1] * edges[2] * 2 * layer.into * layer.out // layer.batch**2
+            block = math.prod(edges) * (4 * layer.into + 5 * layer.out)
+            held = (step + 2 * r) * blocks.area(r) * layer.into
+            made = (step + 2 * margin) * blocks.area(margin) * layer.out
+            kept += 2 * r * blocks.area(r) * layer.into
+            largest = max(largest, held + made + spectrum + block)
+        return self.layers[0].weight.element_size() * (kept + largest)
+
     def _remember(self, tails: list[Tensor], number: int, h: Tensor, step: int) -> None:
         """Put the planes kept from before in front of the new ones, and keep the last ones for the next time."""
         kept = 2 * self.layers[number].radius
@@ -130,6 +155,10 @@ class _Blocks:
     def size(self) -> tuple[int, int]:
         """Folded voxels of a plane, whole blocks."""
         return self.count[0] * self.edge[0], self.count[1] * self.edge[1]
+
+    def area(self, margin: int) -> int:
+        """Return the folded voxels of a plane with a margin around it."""
+        return (self.size[0] + 2 * margin) * (self.size[1] + 2 * margin)
 
 
 def _empty(like: Tensor, planes: int, margin: int, blocks: _Blocks, values: int) -> Tensor:
@@ -191,29 +220,3 @@ def _finished(h: Tensor, first: int, shape: tuple[int, ...]) -> Iterator[tuple[i
     planes = planes[: shape[0] - start]
     if len(planes):
         yield start, planes
-
-
-def stream_bytes(layers: list[Layer], shape: tuple[int, int, int], planes: int, item: int = 4) -> int:
-    """Return what a stream over a volume works in, beside the volume itself.
-
-    That is the planes kept by all layers, and for the layer with the largest sum: its input, its output, its kernel's
-    spectrum and the work on one block.
-    """
-    blocks, step = _Blocks.of(shape[1:]), planes // 2
-    kept = 0
-    largest = 0
-    for number, layer in enumerate(layers):
-        r = layer.radius
-        margin = layers[number + 1].radius if number + 1 < len(layers) else 0
-        kept += 2 * r * _area(blocks.size, r) * layer.into
-        edges = (step + 2 * r, blocks.edge[0] + 2 * r, blocks.edge[1] + 2 * r)
-        spectrum = (edges[0] // 2 + 1) * edges[1] * edges[2] * 2 * layer.into * layer.out // layer.batch**2
-        block = math.prod(edges) * (4 * layer.into + 5 * layer.out)
-        held = (step + 2 * r) * _area(blocks.size, r) * layer.into
-        made = (step + 2 * margin) * _area(blocks.size, margin) * layer.out
-        largest = max(largest, held + made + spectrum + block)
-    return item * (kept + largest)
-
-
-def _area(size: tuple[int, int], margin: int) -> int:
-    return (size[0] + 2 * margin) * (size[1] + 2 * margin)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from unscanned.config import fingerprint
+from unscanned.data.contrast import check_contrast
 from unscanned.data.dataset import find_pairs
 from unscanned.data.intensity import head_mask, head_scale
 from unscanned.data.layout import bids_suffix, identify
@@ -90,9 +91,13 @@ def synthesize(
     scans: Sequence[tuple[Path, str | None]],
     out: str | Path,
     *,
+    mode: str | None = None,
     stride: int | None = None,
     batch: int | None = None,
+    memory_mib: int | None = None,
+    precision: str | None = None,
     overwrite: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
@@ -104,15 +109,21 @@ def synthesize(
         model: What to synthesize with.
         scans: As `list_inputs` returns them.
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
-        stride: Voxels between patches; None takes the model's own.
-        batch: Patches at a time; None chooses by device.
+        mode: As for `Model.options`, and so are the next four; None takes the model's own.
+        stride: See there.
+        batch: See there.
+        memory_mib: See there.
+        precision: See there.
         overwrite: Make volumes again that are there already.
+        force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
         progress: Called with (done, total, label), in thousandths of a scan.
 
     Raises:
+        SettingsError: As for `Model.options`; nothing was read or written.
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
+    options = model.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
     result = Synthesized()
     with lock(out):
         _describe_dataset(Path(out), scans)
@@ -120,7 +131,7 @@ def synthesize(
             path = output_path(out, scan, model.target, case)
             try:
                 made = _one(
-                    model, scan, path, stride, batch, overwrite, _within(progress, number, len(scans), scan.name)
+                    model, scan, path, options, overwrite, force, _within(progress, number, len(scans), scan.name)
                 )
             except (ResourceError, Interrupted):
                 raise
@@ -137,19 +148,25 @@ def _one(
     model: Model,
     scan: Path,
     path: Path,
-    stride: int | None,
-    batch: int | None,
+    options: dict[str, Any],
     overwrite: bool,
+    force: bool,
     progress: Progress | None,
 ) -> bool:
     volume = read_volume(scan)
-    options = {"stride": stride or model.settings["synthesis"]["stride"]}
-    key = fingerprint({"input": volume.sha256, "model": model.sha256, **options})
+    decisive = {name: options[name] for name in ("mode", "stride", "precision")}
+    if options["mode"] == "volume":
+        del decisive["stride"]
+    # What was forced is not what a run without force would have made: it might have refused.
+    forced = {"force": True} if force else {}
+    key = fingerprint({"input": volume.sha256, "model": model.sha256, **decisive, **forced})
     if not overwrite and _is_done(path, key):
         return False
-    synthetic = model.synthesize(volume, stride=stride, batch=batch, progress=progress)
+    checked = check_contrast(volume, model.fingerprint, model.source, force=force)
+    synthetic = model.synthesize(volume, **options, progress=progress)
     facts = _facts(model, volume, path) | {
-        "Synthesis": options,
+        **checked.to_json(),
+        "Synthesis": decisive,
         "Warnings": list(synthetic.warnings),
         "Made": utc_now(),
         "Key": key,

@@ -20,10 +20,12 @@ from unscanned.errors import CheckpointError, DatasetError, TrainingError
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.files import atomic_path
 from unscanned.models import discriminators, generators
+from unscanned.precision import autocast
 from unscanned.progress import Progress, interruptible
-from unscanned.synthesis.context import PatchChain
+from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.synthesis.volume import map_volume
 from unscanned.training.checkpoint import load_checkpoint, restore
 from unscanned.training.health import discriminator_accuracy, fixed_patches, output_signs
 from unscanned.training.loop import train_stage
@@ -242,16 +244,31 @@ class Chain:
         channels = [self.normalization.source.standardize(case.source)]
         if case.name in context:
             channels.append(np.asarray(context[case.name]))
-        if previous is not None:
-            network = PatchChain([*previous.generators, network])  # type: ignore[misc]
-        return reconstruct(
-            np.stack(channels),
-            network,
-            patch=self.settings.training.patch,
-            stride=stride,
-            device=self.device,
-            progress=interruptible(None, self.should_stop, self.folder),
-        )
+        networks: list[nn.Module] = [*(previous.generators if previous is not None else ()), network]  # type: ignore[misc]
+        options = self.settings.synthesis
+        progress = interruptible(None, self.should_stop, self.folder)
+        with autocast(options.precision, self.device):
+            if options.mode == "volume" and len(networks) > 1:
+                return chain(
+                    channels[0],
+                    networks,
+                    mode="volume",
+                    memory_mib=options.memory_mib,
+                    device=self.device,
+                    progress=progress,
+                )
+            if options.mode == "volume":
+                return map_volume(
+                    np.stack(channels), network, memory_mib=options.memory_mib, device=self.device, progress=progress
+                )
+            return reconstruct(
+                np.stack(channels),
+                PatchChain(networks) if len(networks) > 1 else network,
+                patch=self.settings.training.patch,
+                stride=stride,
+                device=self.device,
+                progress=progress,
+            )
 
     def _validate(
         self,

@@ -11,13 +11,16 @@ from typing import Any
 from unscanned import device as devices
 from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
+from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
 from unscanned.errors import CheckpointError, DatasetError, TrainingError, UnscannedError
 from unscanned.files import lock, read_json, write_json, write_text
+from unscanned.models import generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.synthesis.model import Model, save_model
+from unscanned.synthesis.volume import check_network
 from unscanned.training.chain import Chain
 
 __all__ = ["Trained", "train", "train_run"]
@@ -89,6 +92,7 @@ def train_run(
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
         ResourceError: The disk is full, or the device is not there.
+        SettingsError: The device lacks the precision, or the generator the mode of synthesis; nothing was written.
     """
     folder = Path(folder)
     device = devices.choose(settings.training.device, threads=settings.training.threads)
@@ -99,6 +103,8 @@ def train_run(
             convolution=settings.generator.convolution,
             where=f"{table}.precision",
         )
+    if settings.synthesis.mode == "volume":
+        check_network(generators.build(settings.generator.name))
     with lock(folder):
         _claim(folder, settings)
         pairs = find_pairs(
@@ -148,7 +154,8 @@ def _save(folder: Path, settings: Settings, chain: Chain, failures: dict[str, Un
         "stages": chain.results,
         "environment": environment(chain.device),
     }
-    model = Model(chain.networks, to_dict(settings), chain.normalization, provenance)
+    fingerprint = Fingerprint.of([case.appearance for case in chain.training])
+    model = Model(chain.networks, to_dict(settings), chain.normalization, provenance, fingerprint=fingerprint)
     if not _same_model(folder / "model", settings):
         save_model(model, folder / "model")
 

@@ -1,0 +1,221 @@
+"""A whole volume in one fully convolutional pass, cut so that it fits a memory cap; the result does not show the cuts.
+
+This is another function than the average of overlapping patches: a voxel sees the volume as far as the network looks,
+and padding at the volume's border only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unscanned.errors import ResourceError, SettingsError
+from unscanned.memory import is_out_of_memory
+from unscanned.models.generators import NieGenerator, Residual
+from unscanned.progress import Progress
+from unscanned.synthesis.streaming import Stream
+
+__all__ = ["DEFAULT_MEMORY_MIB", "check_network", "map_volume", "plan"]
+
+DEFAULT_MEMORY_MIB = 1280
+"On a CPU; on a GPU, four fifths of what is free."
+
+PLANES = (32, 24, 16, 12, 8, 4)
+COPIES = 5
+"Arrays of a layer's width that `Conv3d`, batch norm and LeakyReLU hold at once, reordered input and output included."
+
+Shape = tuple[int, int, int]
+Range = tuple[int, int]
+
+
+def map_volume(
+    volume: np.ndarray,
+    network: nn.Module,
+    *,
+    memory_mib: int | None = None,
+    tile: Shape | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Map a volume as if the network took it whole.
+
+    Args:
+        volume: (channels, i, j, k), z-scores.
+        network: A generator whose `context` is known; switched to evaluation while it runs.
+        memory_mib: MiB that the work may take, the input and the output included; None takes the default.
+        tile: Voxels of output at a time along i, j and k, instead of what the memory allows. The result depends on
+            neither beyond rounding.
+        device: Where the network is.
+        progress: Called with (voxels done, all voxels, "voxels").
+
+    Returns:
+        (i, j, k), z-scores.
+
+    Raises:
+        SettingsError: The network's output depends on where a window starts, or the memory allowed holds no tile.
+        ResourceError: The machine has less memory than was allowed.
+    """
+    device = torch.device(device)
+    check_network(network)
+    was_training = network.training
+    network.eval()
+    try:
+        source = torch.as_tensor(np.ascontiguousarray(volume))
+        shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
+        stream = _stream(network, source.to(device)[:, :2, :2, :2])
+        chosen = tile or plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
+        out = source.new_empty(shape)
+        done = 0
+        for where, values in _pieces(network, stream, source, chosen, device):
+            out[where] = values
+            done += values.numel()
+            if progress:
+                progress(done, out.numel(), "voxels")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "memory does not hold the part of the volume that was to be mapped at a time",
+            where=device,
+            found=f"tiles of {chosen} voxels",
+            do="Set synthesis.memory_mib lower.",
+        ) from error
+    finally:
+        network.train(was_training)
+    return out.numpy()
+
+
+def check_network(network: Any) -> None:
+    """Refuse a network that has no whole-volume pass.
+
+    Raises:
+        SettingsError: Its output depends on where a window starts, as behind strided convolutions.
+    """
+    if getattr(network, "context", None) is None:
+        inner = network.generator if isinstance(network, Residual) else network
+        raise SettingsError(
+            "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
+            where="synthesis.mode",
+            found=f"volume with {type(inner).__name__}",
+            expected="patches",
+        )
+
+
+def plan(
+    network: nn.Module,
+    shape: Shape,
+    channels: int,
+    *,
+    memory_mib: int | None = None,
+    stream: Stream | None = None,
+    device: torch.device | str = "cpu",
+) -> Shape:
+    """Return the tile with the least arithmetic among those whose working set fits the memory.
+
+    Args:
+        network: As for `map_volume`.
+        shape: (i, j, k) of the volume.
+        channels: Of the volume.
+        memory_mib: As for `map_volume`.
+        stream: The network as it passes planes along i; None if it takes whole tiles.
+        device: Where the network is.
+
+    Raises:
+        SettingsError: The memory does not hold the smallest tile; says what would do.
+    """
+    device = torch.device(device)
+    allowed = 2**20 * memory_mib if memory_mib else _default_bytes(device)
+    fixed = 4 * (channels + 1) * int(np.prod(shape))
+    context: int = network.context  # type: ignore[assignment]
+    best: tuple[float, Shape] | None = None
+    least: int | None = None
+    for tile in _candidates(shape, context, stream is not None):
+        extents = [min(n, t + 2 * context) for n, t in zip(shape, tile, strict=True)]
+        if stream is not None:
+            work = stream.bytes((shape[0], extents[1], extents[2]), tile[0])
+            cost = 1 + 2 * stream.radius / (tile[0] // 2)
+            extents[0] = tile[0]
+        else:
+            work = 4 * COPIES * _width(network) * int(np.prod(extents))
+            cost = 1.0
+        cost *= float(np.prod([-(-n // t) * e / n for n, t, e in zip(shape, tile, extents, strict=True)]))
+        least = min(fixed + work, least or fixed + work)
+        if fixed + work <= allowed and (best is None or cost < best[0]):
+            best = cost, tile
+    if best is None:
+        assert least is not None
+        raise SettingsError(
+            f"the memory does not hold the smallest part of a volume of {shape} voxels",
+            where="synthesis.memory_mib",
+            found=allowed // 2**20,
+            expected=f"at least {-(-least // 2**20)}",
+            do="Raise it, or use mode patches, which needs less.",
+        )
+    return best[1]
+
+
+def _default_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return 2**20 * DEFAULT_MEMORY_MIB
+
+
+def _stream(network: nn.Module, like: Tensor) -> Stream | None:
+    """Return the network plane by plane, where that is how it computes such an input; else None."""
+    inner = network.generator if isinstance(network, Residual) else network
+    sample = like.new_zeros(1, like.shape[0], 2, 2, 2)
+    return Stream(inner) if isinstance(inner, NieGenerator) and inner.takes_spectral(sample) else None
+
+
+def _candidates(shape: Shape, context: int, streams: bool) -> Iterator[Shape]:
+    """Yield tiles from the whole volume down to a few voxels."""
+    lengths = []
+    for n in shape:
+        counts = range(1, max(2, -(-n // max(8, context // 2)) + 1))
+        lengths.append(sorted({-(-n // count) for count in counts}))
+    if streams:
+        lengths[0] = sorted(PLANES)
+    yield from itertools.product(*lengths)  # type: ignore[misc]
+
+
+def _width(network: nn.Module) -> int:
+    return max(c.out_channels for c in network.modules() if isinstance(c, nn.Conv3d))
+
+
+def _pieces(
+    network: nn.Module, stream: Stream | None, source: Tensor, tile: Shape, device: torch.device
+) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+    """Yield parts of the output and where they belong.
+
+    A tile is computed with the voxels around it that its output depends on, but never beyond the volume: at the
+    volume's border the tile ends as the volume does, so that every layer pads it alike.
+    """
+    context: int = network.context  # type: ignore[assignment]
+    axes = [_ranges(n, t) for n, t in zip(source.shape[1:], tile, strict=True)]
+    if stream is not None:
+        axes[0] = [(0, source.shape[1])]
+    for ranges in itertools.product(*axes):
+        wide = [(max(0, a - context), min(n, b + context)) for (a, b), n in zip(ranges, source.shape[1:], strict=True)]
+        i, j, k = (slice(*r) for r in wide)
+        part = source[:, i, j, k].to(device)
+        inside = [slice(a - w, b - w) for (a, b), (w, _) in zip(ranges, wide, strict=True)]
+        i, j, k = (slice(*r) for r in ranges)
+        if stream is None:
+            with torch.inference_mode():
+                values = network(part[None])[0, 0][inside[0], inside[1], inside[2]]
+            yield (i, j, k), values.to("cpu", source.dtype)
+            continue
+        for first, planes in stream(part, tile[0]):
+            values = planes[:, inside[1], inside[2]]
+            if isinstance(network, Residual):
+                values = values + part[0, first : first + len(values), inside[1], inside[2]]
+            yield (slice(first, first + len(values)), j, k), values.to("cpu")
+
+
+def _ranges(n: int, tile: int) -> Sequence[Range]:
+    return [(start, min(start + tile, n)) for start in range(0, n, tile)]
