@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from unscanned.report.page import write_report
     from unscanned.reproduce import reproduce
     from unscanned.synthesis.model import Model, load_model
-    from unscanned.synthesis.synthesize import synthesize
+    from unscanned.synthesis.synthesize import list_inputs, synthesize
     from unscanned.training.run import train
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate",
     "fetch_ixi",
     "find_pairs",
+    "list_inputs",
     "load_model",
     "read_volume",
     "reproduce",
@@ -60,6 +61,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "fetch_ixi": "data.ixi",
     "find_pairs": "data.dataset",
+    "list_inputs": "synthesis.synthesize",
     "load_model": "synthesis.model",
     "read_volume": "data.volume",
     "reproduce": "reproduce",

@@ -20,8 +20,9 @@ from unscanned import config
 from unscanned.errors import DatasetError, Interrupted, SettingsError
 from unscanned.files import read_json, write_json
 from unscanned.progress import Progress
+from unscanned.provenance import version
 
-__all__ = ["Layout", "Options", "Stop"]
+__all__ = ["Layout", "Options", "Stop", "version"]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
@@ -70,13 +71,6 @@ def overrides(given: Any) -> dict[str, Any]:
 def resolve(preset: str, file: Path | None, given: Any) -> config.Settings:
     """Return the settings of a preset, a file and the options given."""
     return config.resolve(preset, file, overrides(given))
-
-
-def version() -> str:
-    """Return the version of the installed package."""
-    from importlib import metadata
-
-    return metadata.version("unscanned")
 
 
 def named_folder(entry: str) -> tuple[str, Path]:

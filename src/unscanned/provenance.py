@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["environment", "utc_now", "version"]
 
@@ -29,6 +30,8 @@ def utc_now() -> str:
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return what a result may depend on beside settings and data: software, device, threads."""
+    import torch  # takes seconds, and the command line asks this module for the version
+
     device = torch.device(device)
     return {
         "unscanned": version(),

@@ -9,10 +9,11 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from unscanned.errors import DatasetError, ResourceError
+from unscanned.progress import Progress
 
 __all__ = ["new_folder", "unpack_tar"]
 
@@ -27,7 +28,7 @@ def unpack_tar(
     *,
     member_limit: int = 20_000,
     growth_limit: float = 4.0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """Unpack an uncompressed tar archive that holds nothing but regular files into a folder.
 

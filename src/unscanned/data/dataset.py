@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from unscanned import files
 from unscanned.data.layout import Inventory, Layout, Scan, contrast_key, take_inventory
 from unscanned.data.volume import CONSTANT, FOUR_D, NONFINITE, Volume, grid_difference, read_volume
 from unscanned.errors import DatasetError, SettingsError, VolumeError
+from unscanned.progress import Progress
 
 __all__ = ["Finding", "Pair", "check_dataset", "find_pairs", "split_subjects", "survey"]
 
@@ -186,7 +187,7 @@ def check_dataset(
     source: str,
     target: str,
     layout: Layout = "auto",
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Finding]:
     """Read every scan of a dataset and return all that is wrong or odd, sorted by case.
 

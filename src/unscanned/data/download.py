@@ -9,12 +9,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from unscanned.data.part import Part, digest_of
 from unscanned.errors import DownloadError, ResourceError, SettingsError
+from unscanned.progress import Progress
 
 __all__ = ["download", "https_where_served"]
 
@@ -35,7 +35,7 @@ def download(
     backoff_s: float = 1.0,
     limit_bytes: int = 16 * 1024**3,
     room: float = 1.0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Download a file, or go on with a download that was broken off, and put it at `path` once its checksum is right.
 
@@ -238,7 +238,7 @@ def _require_room(part: Part, length: int | None, room: float) -> None:
         )
 
 
-def _require_checksum(path: Path, checksum: str, progress: Callable[[int, int, str], None] | None) -> None:
+def _require_checksum(path: Path, checksum: str, progress: Progress | None) -> None:
     found = digest_of(path, checksum, progress).hexdigest()
     if found != checksum:
         raise DownloadError(

@@ -6,7 +6,7 @@ PD and T2 are the two echoes of one dual-echo acquisition and share one grid. ht
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from unscanned.data.download import download, https_where_served
 from unscanned.data.part import new_digest
 from unscanned.errors import DatasetError, ResourceError, SettingsError
 from unscanned.files import lock, read_json, write_json, write_text
+from unscanned.progress import Progress
 
 __all__ = ["CHECKSUMS", "OFFICIAL_URL", "fetch_ixi"]
 
@@ -59,7 +60,7 @@ def fetch_ixi(
     tries: int = 5,
     backoff_s: float = 1.0,
     keep_archive: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Download, verify and unpack archives of IXI into `out`/IXI-PD, `out`/IXI-T2, ...
 
@@ -164,9 +165,7 @@ def _require_free_name(folder: Path) -> None:
         )
 
 
-def _unpack(
-    archive: Path, contrast: str, checksum: str, url: str, progress: Callable[[int, int, str], None] | None
-) -> None:
+def _unpack(archive: Path, contrast: str, checksum: str, url: str, progress: Progress | None) -> None:
     with new_folder(archive.with_suffix("")) as folder:
         files = unpack_tar(archive, folder, progress=progress)
         if not any(

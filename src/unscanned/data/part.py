@@ -6,16 +6,15 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from unscanned.errors import DownloadError, ResourceError, SettingsError
 from unscanned.files import read_json, write_json
+from unscanned.progress import Progress
 
 __all__ = ["Part", "digest_of", "new_digest"]
 
-Progress = Callable[[int, int, str], None]
 
 _CHUNK_BYTES = 256 * 1024
 _ALGORITHMS = {32: "md5", 64: "sha256"}

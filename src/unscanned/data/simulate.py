@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from unscanned.data.phantom import draw_head
 from unscanned.data.scanner import CONTRASTS, Grid, Scan, scan
 from unscanned.data.volume import write_volume
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.progress import Progress
 
 __all__ = ["simulate"]
 
@@ -51,7 +52,7 @@ def simulate(
     noise: tuple[float, float] = (0.008, 0.016),
     shading: tuple[float, float] = (0.03, 0.10),
     deformation_mm: float = 2.0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write simulated subjects as a BIDS raw dataset.
 

@@ -8,9 +8,8 @@ unit scale with a data range of 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from unscanned.evaluation.cases import (
 from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceError, score_case
 from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
 from unscanned.files import write_json, write_text
+from unscanned.progress import Progress
+from unscanned.provenance import utc_now
 
 __all__ = ["Evaluation", "evaluate"]
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,7 @@ def _facts(
     """What was compared, and what the words mean."""
     return {
         "format": 1,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": utc_now(),
         "source": source,
         "target": target,
         "dataset": str(dataset),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
 from unscanned.evaluation.scores import case_constants
 from unscanned.files import read_json, write_text
+from unscanned.progress import Progress
 from unscanned.report import figures
 from unscanned.report.curves import training_curves
 
 __all__ = ["write_report"]
 
-Progress = Callable[[int, int, str], None]
 
 _METRICS = {
     "mae": ("MAE", "z-scores", 3),
