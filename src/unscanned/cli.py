@@ -148,7 +148,13 @@ def simulate(
 
 @app.command
 def check(
-    dataset: Path, *, source: str = "PD", target: str = "T2", layout: options.Layout = "auto", json: Json = None
+    dataset: Path,
+    *,
+    source: str = "PD",
+    target: str = "T2",
+    layout: options.Layout = "auto",
+    resample: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = None,
 ) -> None:
     """Read every scan of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
 
@@ -164,13 +170,17 @@ def check(
         Contrast to synthesize.
     layout
         How the dataset is laid out; auto looks at the names.
+    resample
+        Only warn of a target on another grid: `prepare.resample` will bring it to the source's.
     json
         Also write the findings to this file.
     """
     from unscanned.data.dataset import check_dataset, survey
 
     with options.progress() as progress:
-        findings = check_dataset(dataset, source=source, target=target, layout=layout, progress=progress)
+        findings = check_dataset(
+            dataset, source=source, target=target, layout=layout, resample=resample, progress=progress
+        )
     pairs, _ = survey(dataset, source=source, target=target, layout=layout)
     options.say_findings(dataset, pairs, findings, source, target, json)
 
@@ -344,7 +354,7 @@ def synthesize(
 @app.command
 def evaluate(
     dataset: Path,
-    *synthetic: Path,
+    *synthetic: str,
     out: Out,
     source: str = "PD",
     target: str = "T2",
@@ -362,7 +372,7 @@ def evaluate(
     dataset
         As for check: the acquired pairs.
     synthetic
-        Folders of synthetic volumes, one for each arm; a folder's name is the arm's.
+        Folders of synthetic volumes, one for each arm, as FOLDER or NAME=FOLDER.
     out
         Folder for scores.csv, slices.csv and evaluation.json.
     source
@@ -382,7 +392,7 @@ def evaluate(
     from unscanned.evaluation.evaluate import evaluate as run
     from unscanned.files import write_json
 
-    arms = {folder.resolve().name: folder for folder in synthetic}
+    arms = options.named_folders(synthetic)
     parts = options.read_split(split) if split is not None else {"train": (), "test": None}
     with options.progress() as progress:
         result = run(
@@ -421,9 +431,8 @@ def report(evaluation: Path, *, out: Out = Path("report.html"), runs: Subset = (
     """
     from unscanned.report.page import write_report
 
-    named = dict(options.named_folder(entry) for entry in runs)
     with options.progress() as progress:
-        path = write_report(evaluation, out, runs=named, progress=progress)
+        path = write_report(evaluation, out, runs=options.named_folders(runs), progress=progress)
     options.say(f"report         {path}")
 
 

@@ -73,10 +73,26 @@ def resolve(preset: str, file: Path | None, given: Any) -> config.Settings:
     return config.resolve(preset, file, overrides(given))
 
 
-def named_folder(entry: str) -> tuple[str, Path]:
-    """Return the name and folder of NAME=FOLDER; the folder's own name where none is given."""
-    name, equals, folder = entry.partition("=")
-    return (name, Path(folder)) if equals else (Path(entry).resolve().name, Path(entry))
+def named_folders(entries: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each NAME=FOLDER; where no name is given, the folder's own.
+
+    Raises:
+        SettingsError: Two folders have one name.
+    """
+    folders: dict[str, Path] = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not equals:
+            name, folder = Path(entry).resolve().name, entry
+        if name in folders:
+            raise SettingsError(
+                "two folders have one name",
+                where=name,
+                found=f"{folders[name]} and {folder}",
+                do="Name them apart: NAME=FOLDER.",
+            )
+        folders[name] = Path(folder)
+    return folders
 
 
 def read_split(path: Path) -> dict[str, Any]:

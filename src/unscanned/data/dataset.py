@@ -187,6 +187,7 @@ def check_dataset(
     source: str,
     target: str,
     layout: Layout = "auto",
+    resample: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Read every scan of a dataset and return all that is wrong or odd, sorted by case.
@@ -196,6 +197,7 @@ def check_dataset(
         source: Contrast.
         target: Contrast.
         layout: As for `find_pairs`.
+        resample: Whether the target will be resampled onto the source's grid, so that another grid is but a warning.
         progress: Called with (cases done, cases in all, case).
 
     Returns:
@@ -207,7 +209,7 @@ def check_dataset(
     pairs, findings = survey(root, source=source, target=target, layout=layout)
     seen: dict[str, _Seen] = {}
     for done, pair in enumerate(pairs, start=1):
-        findings += _check_pair(pair, seen)
+        findings += _check_pair(pair, seen, resample)
         if progress is not None:
             progress(done, len(pairs), pair.case)
     return sorted(findings, key=lambda finding: (finding.case, finding.severity, finding.fault, str(finding.path)))
@@ -289,7 +291,7 @@ def _split_from_file(file: Path, subjects: list[str]) -> dict[str, list[str]]:
     return split
 
 
-def _check_pair(pair: Pair, seen: dict[str, _Seen]) -> list[Finding]:
+def _check_pair(pair: Pair, seen: dict[str, _Seen], resample: bool) -> list[Finding]:
     findings: list[Finding] = []
     volumes = []
     for path in filter(None, (pair.source, pair.target)):
@@ -306,7 +308,7 @@ def _check_pair(pair: Pair, seen: dict[str, _Seen]) -> list[Finding]:
         message = (
             f"source and target lie on different grids: {difference}; register them, or set prepare.resample = true"
         )
-        findings.append(Finding(pair.case, "error", "grid", message, pair.target))
+        findings.append(Finding(pair.case, "warning" if resample else "error", "grid", message, pair.target))
     return findings
 
 
