@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from unscanned.errors import SettingsError
+from unscanned.errors import ResourceError, SettingsError
 from unscanned.models.folding import FrozenLayers, folded_forward
 
 __all__ = ["CONVOLUTIONS", "GENERATORS", "FastGenerator", "NieGenerator", "Residual", "UNetGenerator", "build"]
@@ -101,7 +101,14 @@ class UNetGenerator(nn.Module):
 
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2) -> None:
         super().__init__()
-        from monai.networks.nets import UNet  # MONAI takes seconds to import
+        try:
+            from monai.networks.nets import UNet  # MONAI takes seconds to import
+        except ImportError as error:
+            raise ResourceError(
+                "the U-Net needs MONAI, which is not installed",
+                where="generator.name",
+                do='Install it with: pip install "unscanned[monai]"',
+            ) from error
 
         self.network = UNet(
             spatial_dims=3,
