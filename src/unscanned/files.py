@@ -7,15 +7,16 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from unscanned.errors import BusyError, ResourceError
 
-__all__ = ["atomic_path", "lock", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = ["atomic_path", "lock", "read_json", "remove_partials", "sha256", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -51,17 +52,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                "the disk is full", where=path, do="Free some space and run the same command again; nothing was lost."
-            ) from error
+            raise _full(path) from error
         if isinstance(error, OSError) and error.errno in _NO_PLACE:
             raise _cannot_write(path, error) from error
         raise
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; where it cannot fit, nothing is written."""
     with atomic_path(path) as temporary:
+        if len(content) > shutil.disk_usage(temporary.parent).free:
+            raise _full(Path(path), len(content))
         temporary.write_bytes(content)
 
 
@@ -121,14 +122,35 @@ def lock(folder: str | Path) -> Iterator[None]:
                 found=file.read().strip() or "a lock without an owner's name",
                 do="Wait for it to end, or choose another output folder.",
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        _held.add(file)
+        with contextlib.suppress(OSError):  # a full disk can go without the name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         try:
             yield
         finally:
+            _held.discard(file)
             file.truncate(0)
 
+
+def remove_partials(folder: str | Path) -> None:
+    """Remove what killed processes left of unfinished files below a folder; call it while its lock is held."""
+    for path in Path(folder).rglob(".partial-*"):
+        path.unlink(missing_ok=True)
+
+
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """Close the locks in a child process: they are its parent's, and end with it."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -136,6 +158,17 @@ _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
     return ResourceError(
         "cannot be written", where=path, found=error.strerror, do="Choose another place for the output."
+    )
+
+
+def _full(path: Path, needed: int | None = None) -> ResourceError:
+    free = shutil.disk_usage(path.parent).free
+    return ResourceError(
+        "the disk is full",
+        where=path,
+        found=f"{free:,} bytes free",
+        expected=None if needed is None else f"{needed:,} bytes",
+        do="Free some space and run the same command again; nothing was lost.",
     )
 
 

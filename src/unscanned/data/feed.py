@@ -108,7 +108,7 @@ def _without_child_signals(loader: torch.utils.data.DataLoader[Batch]) -> Iterat
 def _follow_the_parent(worker: int) -> None:
     """Leave Ctrl-C, which a terminal sends to the workers too, to the parent, and die with it.
 
-    A worker that outlived a killed parent would hold on to the memory and to the lock of the run's folder.
+    A worker that outlived a killed parent would hold on to its memory for seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

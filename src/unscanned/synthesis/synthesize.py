@@ -16,8 +16,8 @@ from unscanned.data.dataset import find_pairs
 from unscanned.data.intensity import head_mask, head_scale
 from unscanned.data.layout import bids_suffix, identify
 from unscanned.data.volume import Volume, read_volume, write_volume
-from unscanned.errors import Interrupted, ResourceError, UnscannedError
-from unscanned.files import atomic_path, lock, read_json, sha256, write_json
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError
+from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.progress import Progress
 from unscanned.provenance import environment, utc_now, version
 from unscanned.synthesis.model import Model
@@ -119,13 +119,15 @@ def synthesize(
         progress: Called with (done, total, label), in thousandths of a scan.
 
     Raises:
-        SettingsError: As for `Model.options`; nothing was read or written.
+        SettingsError: As for `Model.options`, or two scans have one output; nothing was read or written.
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
     options = model.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
+    _refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
     result = Synthesized()
     with lock(out):
+        remove_partials(out)
         _describe_dataset(Path(out), scans)
         for number, (scan, case) in enumerate(scans):
             path = output_path(out, scan, model.target, case)
@@ -178,6 +180,20 @@ def _one(
         )
         write_json(sidecar, facts | {"Sha256": sha256(content)})
     return True
+
+
+def _refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse two scans whose outputs have one name: the second would replace the first."""
+    seen: dict[Path, Path] = {}
+    for scan, path in outputs:
+        if path in seen and scan.resolve() != seen[path].resolve():
+            raise SettingsError(
+                "two inputs have one output",
+                where=path,
+                found=f"{seen[path]} and {scan}",
+                do="Give them BIDS names that differ, or synthesize them into two folders.",
+            )
+        seen[path] = scan
 
 
 def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unscanned.errors import ResourceError
 from unscanned.files import write_text
 
 __all__ = ["RunLog", "read_log"]
@@ -25,8 +26,10 @@ class RunLog:
 
         self.path = Path(folder) / "log.jsonl"
         kept = [event for event in read_log(self.path) if event["step"] <= step]
-        write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
-        self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
+        self._board = None
+        with contextlib.suppress(OSError, ResourceError):
+            write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
+            self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
         """Append one event; numbers also go to TensorBoard under `event/name`."""
@@ -34,13 +37,14 @@ class RunLog:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
             for name, value in values.items():
-                if isinstance(value, float):
+                if isinstance(value, float) and self._board is not None:
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
     def close(self) -> None:
         """Flush both."""
         with contextlib.suppress(OSError):
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
 from unscanned.errors import CheckpointError, DatasetError, TrainingError, UnscannedError
-from unscanned.files import lock, read_json, write_json, write_text
+from unscanned.files import lock, read_json, remove_partials, write_json, write_text
 from unscanned.models import generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
@@ -106,6 +106,7 @@ def train_run(
     if settings.synthesis.mode == "volume":
         check_network(generators.build(settings.generator.name))
     with lock(folder):
+        remove_partials(folder)
         _claim(folder, settings)
         pairs = find_pairs(
             dataset, source=settings.data.source, target=settings.data.target, layout=settings.data.layout
@@ -164,7 +165,7 @@ def _claim(folder: Path, settings: Settings) -> None:
     """Write the settings into a run's folder, or refuse one that holds another run."""
     path = folder / "settings.json"
     if path.exists():
-        found, wanted = decisive(read_json(path)), decisive(settings)
+        found, wanted = _settings_of(path), decisive(settings)
         if found != wanted:
             raise CheckpointError(
                 "the folder holds a run with other settings",
@@ -174,6 +175,18 @@ def _claim(folder: Path, settings: Settings) -> None:
             )
     write_text(folder / "settings.toml", to_toml(settings))
     write_json(path, to_dict(settings))
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    try:
+        return decisive(read_json(path))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "the settings of the run in this folder cannot be read",
+            where=path,
+            found=error,
+            do="Choose another folder, or put this file back as it was.",
+        ) from error
 
 
 def _same_model(folder: Path, settings: Settings) -> bool:
