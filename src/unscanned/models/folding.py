@@ -1,14 +1,16 @@
 """The generator on parity sub-grids: a convolution of dilation 2 is eight dense ones that never meet.
 
-A patch of even edges splits by the parity of each index into eight sub-grids. All layers but the first and the last have
-dilation 2 and work on each sub-grid alone. The first and the last, of dilation 1, mix them: they are dense convolutions from
-sub-grids to sub-grids, with the kernel's taps sorted by parity. So the whole network runs on (i, j, k, channel, parity,
-batch), where parity belongs to the batch in between and to the channels at both ends, and nothing is rearranged.
+A patch of even edges splits by the parity of each index into eight sub-grids. All layers but the first and the last
+have dilation 2 and work on each sub-grid alone. The first and the last, of dilation 1, mix them: they are dense
+convolutions from sub-grids to sub-grids, with the kernel's taps sorted by parity. So the whole network runs on
+(i, j, k, channel, parity, batch), where parity belongs to the batch in between and to the channels at both ends, and
+nothing is rearranged.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,14 +63,27 @@ def polyphase(weight: Tensor) -> Tensor:
     return weight.reshape(PARITIES * out, PARITIES * into, k, k, k)
 
 
+def _variances(x: Tensor, means: Tensor) -> Tensor:
+    """Return the biased variance over the first axis, by blocks that stay in cache: a tenth of `torch.var`'s time."""
+    squares = torch.zeros_like(means)
+    for block in x.split(64):
+        difference = block - means
+        squares += difference.mul_(difference).sum(0)
+    return squares / x.shape[0]
+
+
 class _NormActivation(torch.autograd.Function):
-    """Batch norm with the batch's own statistics, then LeakyReLU, of (position, channel, batch): also the mean and variance."""
+    """Batch norm with the batch's own statistics, then LeakyReLU, of (position, channel, batch).
+
+    The mean and the biased variance of each channel come out too.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        variances, means = torch.var_mean(x, 0, correction=0)
+        means = x.mean(0)
+        variances = _variances(x, means)
         mean = means.mean(1)
         variance = variances.mean(1) + (means - mean[:, None]).square().mean(1)
         inverse = (variance + eps).rsqrt()
@@ -96,21 +111,35 @@ class _NormActivation(torch.autograd.Function):
 
 
 def _norm_activation(x: Tensor, norm: nn.BatchNorm3d, slope: float) -> Tensor:
-    """Apply the norm in its own mode (and move its running statistics), then LeakyReLU, to (i, j, k, channel, batch)."""
+    """Apply the norm in its own mode, moving its running statistics in training, then LeakyReLU.
+
+    Args:
+        x: (i, j, k, channel, batch).
+        norm: With affine weights and running statistics.
+        slope: Negative slope of LeakyReLU.
+    """
+    running_mean, running_var = _running(norm)
     if not norm.training:
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return F.leaky_relu(torch.addcmul((norm.bias - norm.running_mean * scale)[:, None], x, scale[:, None]), slope)
+        scale = norm.weight * (running_var + norm.eps).rsqrt()
+        return F.leaky_relu(torch.addcmul((norm.bias - running_mean * scale)[:, None], x, scale[:, None]), slope)
     flat = x.reshape(-1, *x.shape[3:])
     y, mean, variance = _NormActivation.apply(flat, norm.weight, norm.bias, norm.eps, slope)
     with torch.no_grad():
         count = flat.shape[0] * flat.shape[2]
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+        running_mean.lerp_(mean, cast(float, norm.momentum))
+        running_var.lerp_(variance * (count / (count - 1)), cast(float, norm.momentum))
     return y.view(x.shape)
 
 
-def folded_forward(x: Tensor, convolutions: nn.ModuleList, norms: nn.ModuleList, slope: float) -> Tensor:
+def _running(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Return a norm's running mean and variance."""
+    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+
+
+def folded_forward(
+    x: Tensor, convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d], slope: float
+) -> Tensor:
     """Run the plain generator's function on sub-grids, in training or evaluation mode, with gradients.
 
     Args:
@@ -126,7 +155,7 @@ def folded_forward(x: Tensor, convolutions: nn.ModuleList, norms: nn.ModuleList,
     h = fold(x)
     last = len(convolutions) - 1
     for layer, convolution in enumerate(convolutions):
-        weight, bias = convolution.weight, convolution.bias
+        weight, bias = convolution.weight, cast(Tensor, convolution.bias)
         if layer in (0, last):
             h = h.view(*h.shape[:3], -1, batch)
             h = spectral_convolution(h, polyphase(weight), bias.repeat_interleave(PARITIES))
@@ -148,19 +177,23 @@ class FrozenLayers:
     """
 
     def __init__(
-        self, convolutions: nn.ModuleList, norms: nn.ModuleList, slope: float, shape: tuple[int, int, int]
+        self,
+        convolutions: Sequence[nn.Conv3d],
+        norms: Sequence[nn.BatchNorm3d],
+        slope: float,
+        shape: tuple[int, int, int],
     ) -> None:
         self.slope = slope
         self.kernels: list[Kernel] = []
         last = len(convolutions) - 1
-        grid = tuple(n // 2 for n in shape)
+        i, j, k = (n // 2 for n in shape)
         for layer, convolution in enumerate(convolutions):
-            weight, bias = convolution.weight.detach(), convolution.bias.detach()
+            weight, bias = convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
             if layer < last:
                 weight, bias = absorb(weight, bias, norms[layer])
             if layer in (0, last):
                 weight, bias = polyphase(weight), bias.repeat_interleave(PARITIES)
-            self.kernels.append(kernel_spectrum(weight, bias, grid))  # type: ignore[arg-type]
+            self.kernels.append(kernel_spectrum(weight, bias, (i, j, k)))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
@@ -175,7 +208,8 @@ class FrozenLayers:
 
 def absorb(weight: Tensor, bias: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Return the kernel and bias that do a convolution and the norm in evaluation mode in one."""
-    scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
-    bias = norm.bias.detach().double() + (bias.double() - norm.running_mean.double()) * scale
-    weight_ = weight.double() * scale[:, None, None, None, None]
-    return weight_.to(weight.dtype), bias.to(weight.dtype)
+    running_mean, running_var = _running(norm)
+    scale = norm.weight.detach().double() * (running_var.double() + norm.eps).rsqrt()
+    shifted = norm.bias.detach().double() + (bias.double() - running_mean.double()) * scale
+    scaled = weight.double() * scale[:, None, None, None, None]
+    return scaled.to(weight.dtype), shifted.to(weight.dtype)

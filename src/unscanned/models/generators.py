@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ CONVOLUTIONS = ("auto", "plain", "spectral")
 class NieGenerator(nn.Module):
     """The nine-layer fully convolutional generator of Nie et al. (IEEE TBME 2018, fig. 2) as the report has it.
 
-    Kernels 9, 3, 3, 3, 9, 3, 3, 7, 3; dilation 1 in the first and last layer, 2 in the seven between; same padding; batch
-    norm and LeakyReLU after each but the last, which is linear. No pooling. The receptive field is 59 voxels a side.
+    Kernels 9, 3, 3, 3, 9, 3, 3, 7, 3; dilation 1 in the first and last layer, 2 in the seven between; same padding;
+    batch norm and LeakyReLU after each but the last, which is linear. No pooling. The receptive field is 59 voxels a
+    side.
 
     Args:
         in_channels: 1, or 2 in an auto-context chain (source, previous synthetic target).
@@ -65,12 +67,19 @@ class NieGenerator(nn.Module):
         self.convolution = "auto"
 
     @property
+    def layers(self) -> tuple[list[nn.Conv3d], list[nn.BatchNorm3d], float]:
+        """The convolutions, the norms after all but the last, and the slope of LeakyReLU."""
+        convolutions, norms = list(self.convolutions), list(self.norms)
+        return cast(list[nn.Conv3d], convolutions), cast(list[nn.BatchNorm3d], norms), self.activation.negative_slope
+
+    @property
     def context(self) -> int:
         """Voxels on each side that can change an output voxel: half the receptive field."""
-        return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in self.convolutions)  # type: ignore[union-attr,index,operator,misc]
+        convolutions, _, _ = self.layers
+        return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in convolutions)
 
     def takes_spectral(self, x: Tensor) -> bool:
-        """Return whether an input like this goes through the frequency domain, as `convolution` and its size ask for."""
+        """Return whether an input like this goes through the frequency domain: where asked for and possible."""
         if self.convolution == "plain" or x.dtype not in (torch.float32, torch.float64):
             return False
         if any(n % 2 for n in x.shape[2:]) or any(type(norm) is not nn.BatchNorm3d for norm in self.norms):
@@ -82,10 +91,11 @@ class NieGenerator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
         if self.takes_spectral(x):
-            return folded_forward(x, self.convolutions, self.norms, self.activation.negative_slope)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
+            return folded_forward(x, *self.layers)
+        convolutions, norms, _ = self.layers
+        for convolution, norm in zip(convolutions, norms, strict=False):
             x = self.activation(norm(convolution(x)))
-        return self.convolutions[-1](x)
+        return convolutions[-1](x)
 
 
 class UNetGenerator(nn.Module):
@@ -150,8 +160,9 @@ class Residual(nn.Module):
 class FastGenerator:
     """A generator in evaluation mode, prepared once for many patches: the same function without gradients.
 
-    Batch norm is folded into the kernels and their spectra are kept, for each shape of patch that comes. It holds a copy: make a
-    new one after the weights change. What the frequency domain cannot take goes through the generator itself.
+    Batch norm is absorbed by the kernels and their spectra are kept, for each shape of patch that comes. It holds a
+    copy: make a new one after the weights change. What the frequency domain cannot take goes through the generator
+    itself.
 
     Args:
         generator: As `build` returns it; put into evaluation mode.
@@ -170,8 +181,8 @@ class FastGenerator:
             return self.generator(x)
         key = (*x.shape[2:], x.dtype, x.device)
         if key not in self._layers:
-            slope = inner.activation.negative_slope
-            self._layers[key] = FrozenLayers(inner.convolutions, inner.norms, slope, tuple(x.shape[2:]))  # type: ignore[arg-type]
+            i, j, k = x.shape[2:]
+            self._layers[key] = FrozenLayers(*inner.layers, (i, j, k))
         y = self._layers[key](x)
         return x[:, :1] + y if residual else y
 

@@ -1,16 +1,21 @@
 """Same-padded dense convolution in the frequency domain: the function of `torch.nn.Conv3d`, with less arithmetic.
 
-Arrays are (i, j, k, channel, batch) here. A kernel of edge K on n voxels needs a circular length of n + K // 2 only, since the
-outputs that wrap are the ones that same padding cuts off. At these lengths the discrete Fourier transform is cheapest as a
-matrix product along each axis, and in this layout its result is already (frequency, channel, batch): per frequency the
-convolution is one complex matrix product over the channels, and nothing is transposed. Real input needs half of the
-frequencies of the first axis; each of those planes is transformed, multiplied and transformed back while it is in cache.
+Arrays are (i, j, k, channel, batch) here. A kernel of edge K on n voxels needs a circular length of n + K // 2 only,
+since the outputs that wrap are the ones that same padding cuts off. At these lengths the discrete Fourier transform is
+cheapest as a matrix product along each axis, and in this layout its result is already (frequency, channel, batch): per
+frequency the convolution is one complex matrix product over the channels, and nothing is transposed. Real input needs
+half of the frequencies of i.
+
+The work goes through the cache in three sweeps. `_analyse` transforms along i and j, a block of columns at a time.
+`_multiply` takes a few frequencies of i and j at a time, transforms them along k, multiplies them by the kernel and
+transforms them back along k. `_synthesize` undoes i and j, again by blocks.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __all__ = ["Kernel", "kernel_spectrum", "spectral_convolution"]
+
+CACHE_BYTES = 3 * 2**20
+"Working set of one step: more than the second-level caches hold, but fewer and longer products."
 
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -48,7 +56,7 @@ class Axis:
 
 @functools.lru_cache(maxsize=128)
 def _axis(first_position: int, points: int, length: int, sign: int, dtype: torch.dtype, device: torch.device) -> Axis:
-    """Return the matrices for positions first_position, first_position + 1, ...; `sign` is that of the forward exponent."""
+    """Return the matrices for positions first_position, first_position + 1, ...; `sign` is the forward exponent's."""
     position = torch.arange(first_position, first_position + points, dtype=torch.float64)
     frequency = torch.arange(length, dtype=torch.float64)
     forward = torch.exp(sign * 2j * math.pi * torch.outer(frequency, position) / length)
@@ -85,117 +93,120 @@ def _grids(shape: tuple[int, ...], kernel: int, like: Tensor, *, padded: bool = 
     return tuple(signal), tuple(taps)  # type: ignore[return-value]
 
 
-class _Analysis:
-    """The spectrum of a real (i, j, k, m) array, one plane of the first axis' frequencies at a time."""
-
-    def __init__(self, x: Tensor, grid: Grid) -> None:
-        a, b, c = self.grid = grid
-        self.columns = x.numel() // (a.points * b.points * c.points)
-        self.halves = torch.mm(a.first, x.reshape(a.points, -1)).view(a.half, 2, -1)
-        kind = COMPLEX[x.dtype]
-        self._complex = x.new_empty(b.points, c.points * self.columns, dtype=kind)
-        self._second = x.new_empty(b.length, c.points * self.columns, dtype=kind)
-        self._third = x.new_empty(b.length, c.length, self.columns, dtype=kind)
-
-    def plane(self, frequency: int, out: Tensor | None = None) -> Tensor:
-        """Return (frequencies of the other two axes, m), in a buffer that the next call overwrites, or in `out`."""
-        _, b, c = self.grid
-        out = self._third if out is None else out.view(self._third.shape)
-        torch.complex(*self.halves[frequency], out=self._complex.view(-1))
-        torch.mm(b.forward, self._complex, out=self._second)
-        torch.matmul(c.forward, self._second.view(b.length, c.points, -1), out=out)
-        return out.view(b.length * c.length, -1)
+def _blocks(grid: Grid, columns: int) -> Iterator[slice]:
+    """Yield slices of the columns whose first two transforms fit the cache."""
+    a, b, _ = grid
+    step = max(16, CACHE_BYTES // (4 * a.half * (3 * b.points + b.length)) // 16 * 16)
+    for start in range(0, columns, step):
+        yield slice(start, min(start + step, columns))
 
 
-class _Synthesis:
-    """The inverse of `_Analysis`: fill `plane`, call `add`, for each frequency of the first axis; then `finish`."""
-
-    def __init__(self, columns: int, grid: Grid, like: Tensor) -> None:
-        a, b, c = self.grid = grid
-        kind = COMPLEX[like.dtype]
-        self._halves = like.new_empty(a.half, 2, b.points * c.points * columns)
-        self.plane = like.new_empty(b.length * c.length, columns, dtype=kind)
-        self._second = like.new_empty(b.length, c.points, columns, dtype=kind)
-        self._first = like.new_empty(b.points, c.points * columns, dtype=kind)
-
-    def add(self, frequency: int) -> None:
-        """Take `plane` as the spectrum at that frequency of the first axis."""
-        _, b, c = self.grid
-        torch.matmul(c.inverse, self.plane.view(b.length, c.length, -1), out=self._second)
-        torch.mm(b.inverse, self._second.view(b.length, -1), out=self._first)
-        self._halves[frequency].copy_(torch.view_as_real(self._first.view(-1)).T)
-
-    def finish(self) -> Tensor:
-        """Return the real (i, j, k, m) array."""
-        a, b, c = self.grid
-        return torch.mm(a.last, self._halves.view(2 * a.half, -1)).view(a.points, b.points, c.points, -1)
+def _parts(rows: int, values: int) -> Iterator[slice]:
+    """Yield slices of rows that fit the cache, given the complex values of a row."""
+    step = max(1, CACHE_BYTES // (8 * values))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
-def _planes(weight: Tensor, taps: Grid) -> Tensor:
-    """Return a kernel's spectrum, (planes, frequencies of a plane, out, in), complex."""
+def _analyse(x: Tensor, grid: Grid) -> Tensor:
+    """Transform real (i, j, k, ...) along i and j: (frequencies of i and j, k, rest), complex."""
+    a, b, c = grid
+    x = x.reshape(a.points, b.points, -1)
+    columns = x.shape[2]
+    result = x.new_empty(a.half, b.length, columns, dtype=COMPLEX[x.dtype])
+    second = b.forward.expand(a.half, -1, -1)
+    for block in _blocks(grid, columns):
+        halves = torch.mm(a.first, x[:, :, block].reshape(a.points, -1)).view(a.half, 2, b.points, -1)
+        result[:, :, block] = torch.bmm(second, torch.complex(halves[:, 0], halves[:, 1]))
+    return result.view(a.half * b.length, c.points, -1)
+
+
+def _synthesize(spectrum: Tensor, grid: Grid) -> Tensor:
+    """Undo `_analyse`: (frequencies of i and j, k, rest), complex, to real (i, j, k, rest)."""
+    a, b, c = grid
+    spectrum = spectrum.view(a.half, b.length, -1)
+    columns = spectrum.shape[2]
+    result = a.last.new_empty(a.points, b.points, columns)
+    second = b.inverse.expand(a.half, -1, -1)
+    for block in _blocks(grid, columns):
+        pairs = torch.view_as_real(torch.bmm(second, spectrum[:, :, block]))
+        halves = result.new_empty(a.half, 2, *pairs.shape[1:3])
+        halves[:, 0].copy_(pairs[..., 0])  # two strided copies are four times as fast as one transposition
+        halves[:, 1].copy_(pairs[..., 1])
+        result[:, :, block] = torch.mm(a.last, halves.view(2 * a.half, -1)).view(a.points, b.points, -1)
+    return result.view(a.points, b.points, c.points, -1)
+
+
+def _along_last(matrix: Tensor, x: Tensor, out: Tensor) -> None:
+    """Multiply the middle axis of (row, from, rest) by a matrix, into memory for (row, to, rest)."""
+    torch.bmm(matrix.expand(x.shape[0], -1, -1), x, out=out.view(x.shape[0], matrix.shape[0], -1))
+
+
+def _kernel(weight: Tensor, taps: Grid) -> Tensor:
+    """Return a kernel's spectrum, (frequencies of i and j, frequencies of k, out, in), complex."""
     out, into = weight.shape[:2]
-    a, b, c = taps
-    analysis = _Analysis(weight.permute(2, 3, 4, 0, 1), taps)
-    spectrum = weight.new_empty(a.half, b.length * c.length, out, into, dtype=COMPLEX[weight.dtype])
-    for frequency in range(a.half):
-        analysis.plane(frequency, spectrum[frequency])
+    analysed = _analyse(weight.permute(2, 3, 4, 0, 1), taps)
+    spectrum = weight.new_empty(analysed.shape[0], taps[2].length, out, into, dtype=analysed.dtype)
+    _along_last(taps[2].forward, analysed, spectrum)
     return spectrum
 
 
-def _apply(x: Tensor, spectrum: Tensor, bias: Tensor | None, signal: Grid) -> Tensor:
-    """Convolve (i, j, k, in, batch) with the kernel of that spectrum: (i, j, k, out, batch)."""
-    into, batch = x.shape[3:]
-    out = spectrum.shape[2]
-    analysis, synthesis = _Analysis(x, signal), _Synthesis(out * batch, signal, x)
-    product = synthesis.plane.view(-1, out, batch)
-    for frequency in range(signal[0].half):
-        torch.bmm(spectrum[frequency], analysis.plane(frequency).view(-1, into, batch), out=product)
-        if frequency == 0 and bias is not None:  # a constant lives in the frequency zero
-            product[0] += (bias * math.prod(axis.length for axis in signal))[:, None]
-        synthesis.add(frequency)
-    return synthesis.finish().view(*x.shape[:3], out, batch)
+def _multiply(x: Tensor, spectrum: Tensor, bias: Tensor | None, signal: Grid) -> Tensor:
+    """Convolve what `_analyse` returns for (i, j, k, in, batch) with a kernel's spectrum: what `_synthesize` takes."""
+    rows, depth, out, into = spectrum.shape
+    batch = x.shape[2] // into
+    result = x.new_empty(rows, x.shape[1], out * batch)
+    for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+        size = part.stop - part.start
+        f = x.new_empty(size * depth, into, batch)
+        _along_last(signal[2].forward, x[part], f)
+        y = torch.bmm(spectrum[part].view(-1, out, into), f)
+        if part.start == 0 and bias is not None:  # a constant lives in the frequency zero
+            y[0] += (bias * math.prod(axis.length for axis in signal))[:, None]
+        _along_last(signal[2].inverse, y.view(size, depth, -1), result[part])
+    return result
 
 
 class _SpectralConvolution(torch.autograd.Function):
-    """Forward and both gradients; the input's spectrum is computed again in the backward pass, which costs less than keeping it."""
+    """Forward and the gradients, which are a convolution and a correlation with the same spectra."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         signal, taps = _grids(tuple(x.shape[:3]), weight.shape[2], x)
-        spectrum = _planes(weight, taps)
-        ctx.save_for_backward(x, spectrum)
-        ctx.grids = signal, taps
-        return _apply(x, spectrum, bias, signal)
+        spectrum, analysed = _kernel(weight, taps), _analyse(x, signal)
+        ctx.save_for_backward(analysed, spectrum)
+        ctx.grids, ctx.shape = (signal, taps), x.shape
+        return _synthesize(_multiply(analysed, spectrum, bias, signal), signal).view(*x.shape[:3], -1, x.shape[4])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, spectrum = ctx.saved_tensors
         signal, taps = ctx.grids
-        into, batch = x.shape[3:]
-        out = spectrum.shape[2]
+        rows, depth, out, into = spectrum.shape
+        batch, k = ctx.shape[4], taps[2].points
         need_x, need_weight, need_bias = ctx.needs_input_grad
+        analysed = _analyse(gradient, signal)
+        to_x = torch.empty_like(x) if need_x else None
+        to_weight = x.new_empty(rows, k, out * into) if need_weight else None
         of_bias = None
-        outer = _Analysis(gradient.contiguous(), signal)
-        to_x = _Synthesis(into * batch, signal, x) if need_x else None
-        inner = _Analysis(x, signal) if need_weight else None
-        to_weight = _Synthesis(out * into, taps, x) if need_weight else None
-        for frequency in range(signal[0].half):
-            g = outer.plane(frequency).view(-1, out, batch)
-            if need_bias and frequency == 0:
+        for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+            size = part.stop - part.start
+            g = x.new_empty(size * depth, out, batch)
+            _along_last(signal[2].forward, analysed[part], g)
+            if need_bias and part.start == 0:
                 of_bias = g[0].real.sum(1)
+            f = x.new_empty(size * depth, into, batch)
             if to_x is not None:
-                torch.bmm(spectrum[frequency].mH, g, out=to_x.plane.view(-1, into, batch))
-                to_x.add(frequency)
-            if inner is not None and to_weight is not None:
-                f = inner.plane(frequency).view(-1, into, batch)
-                torch.bmm(g, f.mH, out=to_weight.plane.view(-1, out, into))
-                to_weight.add(frequency)
-        of_x = to_x.finish().view(x.shape) if to_x is not None else None
+                torch.bmm(spectrum[part].view(-1, out, into).mH, g, out=f)
+                _along_last(signal[2].inverse, f.view(size, depth, -1), to_x[part])
+            if to_weight is not None:
+                _along_last(signal[2].forward, x[part], f)
+                _along_last(taps[2].inverse, torch.bmm(g, f.mH).view(size, depth, -1), to_weight[part])
+        of_x = _synthesize(to_x, signal).view(ctx.shape) if to_x is not None else None
         of_weight = None
         if to_weight is not None:
-            k = taps[0].points
-            of_weight = to_weight.finish().view(k, k, k, out, into).permute(3, 4, 0, 1, 2).contiguous()
+            of_weight = _synthesize(to_weight, taps).view(k, k, k, out, into).permute(3, 4, 0, 1, 2).contiguous()
         return of_x, of_weight, of_bias
 
 
@@ -229,20 +240,19 @@ class Kernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (i, j, k, in, batch) to (i, j, k, out, batch)."""
-        return _apply(x, self.spectrum, self.bias, self.signal)
+        y = _multiply(_analyse(x, self.signal), self.spectrum, self.bias, self.signal)
+        return _synthesize(y, self.signal).view(*x.shape[:3], -1, x.shape[4])
 
 
-def kernel_spectrum(
-    weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int], *, padded: bool = True
-) -> Kernel:
+def kernel_spectrum(weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int], *, padded: bool = True) -> Kernel:
     """Transform a kernel once for inputs of one shape.
 
     Args:
         weight: (out, in, K, K, K), K odd.
         bias: (out,) or None.
         shape: Spatial shape of the inputs.
-        padded: Whether the convolution is same-padded. Without it the transform is shorter by K // 2, and outputs nearer
-            than that to a face have no meaning.
+        padded: Whether the convolution is same-padded. Without it the transform is shorter by K // 2, and outputs
+            closer than that to a face have no meaning.
     """
     signal, taps = _grids(shape, weight.shape[2], weight, padded=padded)
-    return Kernel(_planes(weight, taps), bias, signal)
+    return Kernel(_kernel(weight, taps), bias, signal)
