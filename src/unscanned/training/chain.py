@@ -162,11 +162,15 @@ class Chain:
         wanted.pop("context")
         found = {key: decisive(model.settings)[key] for key in wanted}
         names = [case["case"] for case in model.provenance["training_cases"]]
-        if found != wanted or names != [case.name for case in self.training]:
+        scans = [{k: case.facts[k] for k in ("case", "source", "target")} for case in self.training]
+        validation = [case.name for case in self.validation]
+        same = model.provenance["training_cases"] == scans and model.provenance["validation_cases"] == validation
+        if found != wanted or not same:
             raise CheckpointError(
-                "the model given as first stage was trained with other settings or subjects",
+                "the model given as first stage was trained with other settings or scans",
                 where=path,
-                found=difference(found, wanted) or f"subjects {names}",
+                found=difference(found, wanted)
+                or f"scans of {', '.join(names)}, validated on {', '.join(model.provenance['validation_cases'])}",
                 do="Leave it out; the first stage is then trained here.",
             )
         return model.generators[0], model.provenance["stages"][0]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unscanned import device as devices
 from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
@@ -15,8 +17,8 @@ from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
 from unscanned.errors import CheckpointError, DatasetError, TrainingError, UnscannedError
-from unscanned.files import lock, read_json, remove_partials, write_json, write_text
-from unscanned.models import generators
+from unscanned.files import lock, read_json, remove_partials, sha256, write_json, write_text
+from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.synthesis.model import Model, save_model
@@ -81,13 +83,17 @@ def train_run(
     Args:
         dataset: Folder or CSV of paired scans.
         folder: The run. Gets settings.toml first, then split.json, prepared/, the stages' logs and checkpoints, and
-        model/. settings: What to train, and on what. cache: Folder of prepared volumes that several runs share; None
-        keeps them inside the run. first_stage: Model that was trained with the same settings but a chain of one: taken
-        as the first stage as it is. progress: Called with (done, total, label). should_stop: Asked after each step.
+            model/.
+        settings: What to train, and on what.
+        cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
+        first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.
+        progress: Called with (done, total, label).
+        should_stop: Asked after each step.
 
     Raises:
+        SettingsError: A network's name is not known.
         BusyError: Another run uses the folder.
-        CheckpointError: The folder holds a run with other settings.
+        CheckpointError: The folder holds a run with other settings or subjects.
         DatasetError: Too few usable subjects.
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
@@ -103,8 +109,9 @@ def train_run(
             convolution=settings.generator.convolution,
             where=f"{table}.precision",
         )
+    generator = _check_networks(settings)
     if settings.synthesis.mode == "volume":
-        check_network(generators.build(settings.generator.name))
+        check_network(generator)
     with lock(folder):
         remove_partials(folder)
         _claim(folder, settings)
@@ -112,7 +119,7 @@ def train_run(
             dataset, source=settings.data.source, target=settings.data.target, layout=settings.data.layout
         )
         split = split_subjects(pairs, **to_dict(settings.split))
-        write_json(folder / "split.json", split)
+        _claim_split(folder, split)
         used = [pair for pair in pairs if pair.subject in {*split["train"], *split["validation"]}]
         prepared, failures = prepare(
             used,
@@ -189,11 +196,35 @@ def _settings_of(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _check_networks(settings: Settings) -> nn.Module:
+    """Refuse networks that cannot be built before their settings are written into the folder; return the generator."""
+    discriminators.build(settings.discriminator.name, patch=settings.training.patch, slope=settings.discriminator.slope)
+    options = settings.generator
+    return generators.build(options.name, slope=options.slope, convolution=options.convolution)
+
+
+def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:
+    """Write the split into a run's folder, or refuse one that was begun on other subjects."""
+    path = folder / "split.json"
+    if path.exists():
+        found = read_json(path)
+        other = [part for part in ("train", "validation") if found[part] != split[part]]
+        if other:
+            raise CheckpointError(
+                "the folder holds a run on other subjects",
+                where=folder,
+                found="; ".join(f"{part}: {', '.join(found[part])}, now {', '.join(split[part])}" for part in other),
+                do=f"Choose another folder, or set split.file to {path}.",
+            )
+    write_json(path, split)
+
+
 def _same_model(folder: Path, settings: Settings) -> bool:
     """Whether the folder holds the model of exactly these settings, so that running again changes no file."""
     try:
         facts = read_json(folder / "model.json")
         ended = any("ended" in stage for stage in facts["provenance"]["stages"])
-        return bool(facts["settings"] == to_dict(settings) and not ended)
+        whole = sha256(folder / "model.safetensors") == facts["weights_sha256"]
+        return bool(facts["settings"] == to_dict(settings) and whole and not ended)
     except (OSError, ValueError, KeyError):
         return False

@@ -1,0 +1,357 @@
+import dataclasses
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import tool
+import torch
+
+import unscanned
+from unscanned.config import resolve, to_dict, to_toml
+from unscanned.data.patches import PatchBatches
+from unscanned.errors import CheckpointError, DatasetError, Interrupted, SettingsError
+from unscanned.models import generators
+from unscanned.synthesis.model import load_model
+from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.log import read_log
+from unscanned.training.run import train_run
+
+
+def change(settings, **tables):
+    """Return the settings with other values in some tables."""
+    values = {name: dataclasses.replace(getattr(settings, name), **changes) for name, changes in tables.items()}
+    return dataclasses.replace(settings, **values)
+
+
+def chained(settings, **context):
+    return change(settings, context={"stages": 2, **context})
+
+
+def weights(run):
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def last_checkpoint(folder):
+    """The tensors of networks and optimizers at the end, by name."""
+    return safetensors.torch.load_file(max((folder / "checkpoints").glob("*.safetensors")))
+
+
+def events(folder):
+    """What the log says, but how long it took."""
+    log = read_log(folder / "log.jsonl")
+    return [{k: v for k, v in event.items() if k not in ("seconds", "waiting_s")} for event in log]
+
+
+def assert_same_training(one, other):
+    first, second = last_checkpoint(one), last_checkpoint(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert events(one) == events(other)
+
+
+class StopAfter:
+    """Asks for a stop at the n-th question."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self):
+        self.n -= 1
+        return self.n <= 0
+
+
+def test_a_run_writes_its_settings_split_log_and_model(tiny_run, tiny_settings):
+    assert resolve("adv", tiny_run / "settings.toml") == tiny_settings
+    assert json.loads((tiny_run / "settings.json").read_text()) == to_dict(tiny_settings)
+    split = json.loads((tiny_run / "split.json").read_text())
+    assert [len(split[part]) for part in ("train", "validation", "test")] == [2, 1, 1]
+    assert len({subject for part in split.values() for subject in part}) == 4
+    log = read_log(tiny_run / "log.jsonl")
+    steps = [event for event in log if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"epoch", "d_loss", "g_loss", "adversarial", "l1", "gdl", "seconds", "waiting_s"} <= set(steps[0])
+    validations = [event for event in log if event["event"] == "validation"]
+    assert [(event["step"], event["epoch"]) for event in validations] == [(3, 1), (6, 2)]
+    assert list((tiny_run / "tensorboard").iterdir())
+
+
+def test_the_model_says_what_it_was_trained_on_and_not_on_the_test_subject(tiny_run):
+    provenance = load_model(tiny_run).provenance
+    split = json.loads((tiny_run / "split.json").read_text())
+    assert [case["case"] for case in provenance["training_cases"]] == [f"sub-{subject}" for subject in split["train"]]
+    assert provenance["validation_cases"] == [f"sub-{subject}" for subject in split["validation"]]
+    assert not list((tiny_run / "prepared").glob(f"sub-{split['test'][0]}"))
+
+
+def test_the_first_losses_are_the_sum_that_the_settings_weigh(tiny_run, tiny_settings):
+    step = read_log(tiny_run / "log.jsonl")[0]
+    voxels, loss = 16**3, tiny_settings.loss
+    expected = voxels * (loss.l1 * step["l1"] + loss.gdl * step["gdl"]) + loss.adversarial * step["adversarial"]
+    assert step["g_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_same_settings_train_the_same_model_bit_for_bit(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    assert_same_training(tmp_path / "run", tiny_run)
+    assert weights(tmp_path / "run") == weights(tiny_run)
+
+
+def test_another_seed_trains_another_model(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"seed": 1}))
+    assert weights(tmp_path / "run") != weights(tiny_run)
+
+
+def test_the_python_interface_trains_the_same(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny_settings))
+    trained = unscanned.train(tiny_dataset, tmp_path / "run", preset="demo", file=tmp_path / "tiny.toml")
+    assert trained.model == tmp_path / "run" / "model"
+    assert trained.failures == {}
+    assert weights(tmp_path / "run") == weights(tiny_run)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    before = (tmp_path / "run" / "model" / "model.json").read_bytes()
+    trained = train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    assert (tmp_path / "run" / "model" / "model.json").read_bytes() == before
+    assert trained.stages[0]["best"] == load_model(tiny_run).provenance["stages"][0]["best"]
+    assert events(tmp_path / "run") == events(tiny_run)
+
+
+def test_a_model_that_was_damaged_is_written_again_from_the_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
+    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    assert weights(tmp_path / "run") == weights(tiny_run)
+
+
+@pytest.mark.parametrize("stop", [2, 5, 9])
+def test_an_interrupted_run_goes_on_to_the_same_end(tiny_run, tiny_dataset, tiny_settings, tmp_path, stop):
+    with pytest.raises(Interrupted):
+        train_run(tiny_dataset, tmp_path / "run", tiny_settings, should_stop=StopAfter(stop))
+    assert not (tmp_path / "run" / "model").exists()
+    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"workers": 1}))
+    assert_same_training(tmp_path / "run", tiny_run)
+    assert weights(tmp_path / "run") == weights(tiny_run)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dataset, tiny_settings, tmp_path):
+    longer = change(tiny_settings, training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
+    (tmp_path / "settings.toml").write_text(to_toml(longer))
+    command = ["train", tiny_dataset, "--preset", "demo", "--settings", tmp_path / "settings.toml"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for steps in (4, 13):
+        with tool.start(*command, "-o", killed, "--training.workers", 1) as process:
+            while len(events(killed)) < steps and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / "model").exists()
+    done = tool.run(*command, "-o", killed, "--training.workers", 2)
+    assert done.returncode == 0, done.stderr
+    train_run(tiny_dataset, whole, longer)
+    assert_same_training(killed, whole)
+    assert weights(killed) == weights(whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*(further from the target|discriminator is always right)")
+def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tiny_settings, tmp_path):
+    """A learning rate that ruins the generator makes an early epoch the best."""
+    ruinous = change(tiny_settings, training={"epochs": 3, "steps_per_epoch": 1, "learning_rate": 1.0})
+    trained = train_run(tiny_dataset, tmp_path / "run", ruinous)
+    validations = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "validation"]
+    best = max(validations, key=lambda event: event["psnr"])
+    assert best["epoch"] < 3
+    assert trained.stages[0]["best"]["epoch"] == best["epoch"]
+    marks = [event["best"] for event in validations]
+    assert max(index for index, mark in enumerate(marks) if mark) == best["epoch"] - 1
+    saved = safetensors.torch.load_file(max((tmp_path / "run" / "best").glob("*.safetensors")))
+    model = safetensors.torch.load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(model[f"0.{name.removeprefix('generator/')}"], tensor) for name, tensor in saved.items())
+
+
+def test_without_validation_subjects_the_last_epoch_is_the_model(tiny_dataset, tiny_settings, tmp_path):
+    trained = train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"validation": 0}))
+    assert trained.stages[0]["best"]["epoch"] == 2
+
+
+def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"epochs": 1}))
+    short = weights(tmp_path / "run")
+    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    assert_same_training(tmp_path / "run", tiny_run)
+    assert weights(tmp_path / "run") == weights(tiny_run) != short
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"training": {"batch": 3}}, r"training\.batch = 2, now 3"),
+        ({"loss": {"gdl": 0.0}}, r"loss\.gdl = 1\.0, now 0\.0"),
+        ({"generator": {"residual": False}}, r"generator\.residual = True, now False"),
+        ({"split": {"seed": 5}}, "other subjects"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
+    tiny_run, tiny_dataset, tiny_settings, tmp_path, tables, words
+):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    names = ("split.json", "log.jsonl", "model/model.json", "model/model.safetensors")
+    before = [(tmp_path / "run" / name).read_bytes() for name in names]
+    with pytest.raises(CheckpointError, match=words):
+        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+    assert [(tmp_path / "run" / name).read_bytes() for name in names] == before
+
+
+@pytest.mark.parametrize("tables", [{"generator": {"name": "nei"}}, {"discriminator": {"name": "patchgan"}}])
+def test_a_network_that_is_not_known_leaves_no_folder_behind(tiny_dataset, tiny_settings, tmp_path, tables):
+    with pytest.raises(SettingsError, match="nie, small"):
+        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_subjects_are_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
+    with pytest.raises(DatasetError, match="4 subjects"):
+        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"train": 9}))
+
+
+def test_a_subject_that_is_refused_is_left_out_and_named(tiny_dataset, tiny_settings, tiny_run, tmp_path):
+    shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    bad = json.loads((tiny_run / "split.json").read_text())["train"][0]
+    scan = next((tmp_path / "dataset").rglob(f"sub-{bad}_PDw.nii.gz"))
+    scan.write_bytes(scan.read_bytes()[:3000])
+    trained = train_run(tmp_path / "dataset", tmp_path / "run", tiny_settings)
+    assert list(trained.failures) == [f"sub-{bad}"]
+    provenance = load_model(tmp_path / "run").provenance
+    assert [case["case"] for case in provenance["training_cases"]] != []
+    assert scan.name in provenance["left_out"][f"sub-{bad}"]
+
+
+def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):
+    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, loss={"adversarial": 0.0}))
+    assert not any(name.startswith("discriminator") for name in last_checkpoint(tmp_path / "run"))
+    assert not {"d_loss", "adversarial"} & set(events(tmp_path / "run")[0])
+
+
+@pytest.fixture(scope="module")
+def chain_run(tiny_dataset, tiny_settings, tmp_path_factory):
+    """A chain of two stages, the second on volumes out of fold."""
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    train_run(tiny_dataset, folder, chained(tiny_settings))
+    return folder
+
+
+def manifest(folder):
+    return json.loads(max((folder / "best").glob("*.json")).read_text())
+
+
+def stage_network(folder, in_channels=1):
+    network = generators.build("small", in_channels=in_channels, residual=True)
+    tensors = safetensors.torch.load_file(max((folder / "best").glob("*.safetensors")))
+    network.load_state_dict({name.removeprefix("generator/"): tensor for name, tensor in tensors.items()})
+    return network.eval()
+
+
+def context_volume(run, case):
+    return np.load(next((run / "stage-1" / "context").glob(f"{case}_*.npy")))
+
+
+def prepared_source(run, case):
+    constants = load_model(run).normalization.source
+    return constants.standardize(np.load(run / "prepared" / case / "source.npy"))[None]
+
+
+def test_a_fold_never_trains_on_the_subject_that_it_predicts(chain_run):
+    split = json.loads((chain_run / "split.json").read_text())
+    subjects = [f"sub-{subject}" for subject in split["train"]]
+    for fold in (1, 2):
+        folder = chain_run / "stage-1" / f"fold-{fold}"
+        trained_on = manifest(folder)["identity"]["training subjects"]["cases"]
+        outside = [case for case in subjects if case not in trained_on]
+        assert len(outside) == len(trained_on) == 1
+        expected = reconstruct(prepared_source(chain_run, outside[0]), stage_network(folder), patch=16, stride=16)
+        np.testing.assert_allclose(context_volume(chain_run, outside[0]), expected, atol=1e-5)
+
+
+def test_a_validation_subject_is_predicted_by_the_first_stage_itself(chain_run):
+    case = "sub-" + json.loads((chain_run / "split.json").read_text())["validation"][0]
+    network = load_model(chain_run).generators[0]
+    expected = reconstruct(prepared_source(chain_run, case), network, patch=16, stride=16)
+    np.testing.assert_allclose(context_volume(chain_run, case), expected, atol=1e-5)
+
+
+def test_the_second_stage_trains_on_source_and_context_and_the_model_holds_both(chain_run, tiny_run):
+    model = load_model(chain_run)
+    assert [network.generator.convolutions[0].in_channels for network in model.generators] == [1, 2]
+    assert len(model.provenance["stages"]) == 2
+    assert events(chain_run / "stage-1") == events(tiny_run)
+    assert len([event for event in events(chain_run / "stage-2") if event["event"] == "step"]) == 6
+
+
+def test_in_sample_takes_the_volumes_of_the_first_stage_and_trains_no_fold(tiny_dataset, tiny_settings, tmp_path):
+    run = tmp_path / "run"
+    train_run(tiny_dataset, run, chained(tiny_settings, training_input="in_sample"))
+    assert not list((run / "stage-1").glob("fold-*"))
+    case = "sub-" + json.loads((run / "split.json").read_text())["train"][0]
+    expected = reconstruct(prepared_source(run, case), load_model(run).generators[0], patch=16, stride=16)
+    np.testing.assert_allclose(context_volume(run, case), expected, atol=1e-5)
+
+
+def test_context_on_patches_needs_no_volume_between_the_stages(tiny_dataset, tiny_settings, tmp_path):
+    run = tmp_path / "run"
+    train_run(tiny_dataset, run, chained(tiny_settings, input="patch"))
+    assert not (run / "stage-1" / "context").exists()
+    assert not list((run / "stage-1").glob("fold-*"))
+    assert len(load_model(run).generators) == 2
+
+
+def test_a_first_stage_that_is_there_already_is_the_one_that_would_be_trained(
+    chain_run, tiny_run, tiny_dataset, tiny_settings, tmp_path
+):
+    train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings), first_stage=tiny_run / "model")
+    assert not (tmp_path / "run" / "stage-1" / "log.jsonl").exists()
+    assert weights(tmp_path / "run") == weights(chain_run)
+    assert_same_training(tmp_path / "run" / "stage-2", chain_run / "stage-2")
+
+
+@pytest.mark.parametrize("tables", [{"training": {"seed": 1}}, {"split": {"seed": 5}}, {"loss": {"gdl": 0.0}}])
+def test_a_first_stage_of_another_training_is_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path, tables):
+    other = chained(change(tiny_settings, **tables))
+    with pytest.raises(CheckpointError, match="first stage"):
+        train_run(tiny_dataset, tmp_path / "run", other, first_stage=tiny_run / "model")
+
+
+@pytest.mark.parametrize("stop", [8, 40])
+def test_a_chain_that_was_interrupted_anywhere_goes_on_to_the_same_end(
+    chain_run, tiny_dataset, tiny_settings, tmp_path, stop
+):
+    with pytest.raises(Interrupted):
+        train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings), should_stop=StopAfter(stop))
+    train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings))
+    assert weights(tmp_path / "run") == weights(chain_run)
+    for stage in ("stage-1", "stage-1/fold-1", "stage-1/fold-2", "stage-2"):
+        assert_same_training(tmp_path / "run" / stage, chain_run / stage)
+
+
+def test_more_folds_than_subjects_are_refused_with_what_to_do(tiny_dataset, tiny_settings, tmp_path):
+    with pytest.raises(DatasetError, match=r"context\.folds lower"):
+        train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings, folds=3))
+
+
+def test_the_batches_of_a_run_are_those_of_its_seed(tiny_run, tiny_settings):
+    """The log's first L1 is that of the batch that `PatchBatches` cuts, seen by the fresh generator."""
+    from unscanned.data.prepare import Case
+
+    model = load_model(tiny_run)
+    split = json.loads((tiny_run / "split.json").read_text())
+    cases = [Case(f"sub-{subject}", subject, tiny_run / "prepared" / f"sub-{subject}") for subject in split["train"]]
+    batches = PatchBatches(cases, model.normalization, patch=16, batch=2, seed=1, min_head=0.1)
+    torch.manual_seed(1)
+    source, target = batches(0)
+    made = generators.build("small", residual=True)(source)
+    assert read_log(tiny_run / "log.jsonl")[0]["l1"] == pytest.approx((made - target).abs().mean().item(), rel=1e-4)
