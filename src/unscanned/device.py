@@ -17,10 +17,12 @@ def choose(name: str = "auto", *, threads: int | None = None) -> torch.device:
         threads: CPU threads for all that follows in this process; None leaves it to PyTorch.
 
     Raises:
-        SettingsError: Not the name of a device.
+        SettingsError: Not the name of a device, or less than one thread.
         ResourceError: A CUDA device that is not there.
     """
     if threads is not None:
+        if threads < 1:
+            raise SettingsError("no such number of threads", where="threads", found=threads, expected="1 or more")
         torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,17 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.data.patches import axis_starts, starts
-from unscanned.errors import ResourceError
+from unscanned.errors import ResourceError, SettingsError
 from unscanned.memory import is_out_of_memory
 from unscanned.models.generators import FastGenerator
 from unscanned.progress import Progress
 
-__all__ = ["default_batch", "reconstruct"]
+__all__ = ["check_grid", "default_batch", "reconstruct"]
 
 
 def default_batch(device: torch.device) -> int:
     """Return how many patches to map at a time: what stays in a CPU's cache, or fills a GPU."""
     return 1 if device.type == "cpu" else 64
+
+
+def check_grid(patch: int, stride: int, batch: int | None = None) -> None:
+    """Refuse a stride or a number of patches at a time that would leave voxels out.
+
+    Raises:
+        SettingsError: It is not within 1 and `patch`, or 1 and more.
+    """
+    if not 0 < stride <= patch:
+        raise SettingsError("no such stride", where="stride", found=stride, expected=f"1 to {patch}, the patch's edge")
+    if batch is not None and batch < 1:
+        raise SettingsError("no such number of patches at a time", where="batch", found=batch, expected="1 or more")
 
 
 def reconstruct(
@@ -54,8 +66,10 @@ def reconstruct(
         (i, j, k) float32, z-scores.
 
     Raises:
+        SettingsError: The stride or the batch would leave voxels out.
         ResourceError: Memory does not hold a single patch.
     """
+    check_grid(patch, stride, batch)
     device = torch.device(device)
     shape = volume.shape[1:]
     padding = [(0, max(0, patch - n)) for n in shape]
@@ -130,7 +144,9 @@ def _map(
     """Return the outputs (patch, patch, patch) of a group of patches, using and filling those of constant patches."""
     tiles = [_at(source, start, patch) for start in group]
     keys = [_constant(tile) for tile in tiles]
-    unknown = [number for number, key in enumerate(keys) if key is None or key not in constants]
+    unknown = [
+        number for number, key in enumerate(keys) if key is None or (key not in constants and keys.index(key) == number)
+    ]
     outputs: dict[int, Tensor] = {}
     if unknown:
         mapped = network(torch.stack([tiles[number] for number in unknown]).to(device))
