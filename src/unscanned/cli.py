@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from unscanned import options
-from unscanned.errors import PartialFailure, UnscannedError
+from unscanned.errors import DatasetError, PartialFailure, UnscannedError
 from unscanned.options import Options, Stop
 
 __all__ = ["app", "main"]
@@ -523,6 +523,8 @@ def _raise_partial(failures: dict[str, Any], count: int | None) -> None:
         return
     for case, error in failures.items():
         options.complain(f"{case}: {error}" if case not in str(error) else str(error))
+    if len(failures) == count:
+        raise DatasetError("no case was usable, nothing was written")
     of = f" of {count}" if count is not None else ""
     raise PartialFailure(f"{len(failures)}{of} cases failed, the others were written")
 

@@ -69,10 +69,12 @@ def reproduce(
         should_stop: Asked after each training step.
 
     Raises:
-        SettingsError: The arms would not share data, grid and split, or one is named twice.
+        SettingsError: The arms would not share data, grid and split, one is named twice, or none is.
         UnscannedError: As for `train_run`, `evaluate` and `write_report`.
     """
     out = Path(out)
+    if not arms or len(set(arms)) < len(arms):
+        raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
     settings = {arm: resolve(arm, file, overrides) for arm in arms}
     first = _shared(settings)
     failures: dict[str, UnscannedError] = {}
