@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from unscanned import options
 from unscanned.errors import DatasetError, PartialFailure, UnscannedError
 from unscanned.options import Options, Stop
+from unscanned.progress import interruptible
 
 __all__ = ["app", "main"]
 
@@ -328,7 +330,7 @@ def synthesize(
     chosen = devices.choose(device, threads=threads)
     loaded = load_model(model, chosen)
     scans = list_inputs(inputs, source=loaded.source, target=loaded.target)
-    with options.progress() as progress:
+    with options.progress() as progress, Stop() as stop:
         result = run(
             loaded,
             scans,
@@ -340,7 +342,7 @@ def synthesize(
             precision=precision,
             overwrite=overwrite,
             force=force,
-            progress=progress,
+            progress=interruptible(progress, stop, out),
         )
     for path in result.written:
         options.say(str(path))
@@ -349,6 +351,42 @@ def synthesize(
     if len(scans) == 1 and result.failures:
         raise next(iter(result.failures.values()))
     _raise_partial(result.failures, len(scans))
+
+
+@app.command
+def verify(
+    output: Path,
+    *,
+    model: Path | None = None,
+    scan: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Make a synthetic volume again from the model and scan in its sidecar, and say whether it is the same.
+
+    Exit 0 where it is the same bit for bit, or within the tolerance for other machines; exit 4 where it is not.
+
+    Example: `unscanned verify synthetic/sub-01/anat/sub-01_desc-synthetic_T2w.nii.gz`
+
+    Parameters
+    ----------
+    output
+        A synthetic volume with its sidecar beside it.
+    model
+        Folder of the model, where it is no longer where the sidecar says.
+    scan
+        The source scan, likewise.
+    device
+        auto, cpu, cuda or cuda:N.
+    threads
+        CPU threads; unset takes as many as made the volume.
+    """
+    from unscanned.synthesis.verify import verify as run
+
+    with options.progress() as progress, Stop() as stop:
+        report = interruptible(progress, stop, output)
+        result = run(output, model=model, scan=scan, device=device, threads=threads, progress=report)
+    options.say_verification(result)
 
 
 @app.command
@@ -501,6 +539,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows the program's name; None takes `sys.argv`.
     """
+    warnings.showwarning = options.complain_of
     try:
         app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unscanned import config
-from unscanned.errors import DatasetError, Interrupted, SettingsError
+from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError
 from unscanned.files import read_json, write_json
 from unscanned.progress import Progress
 from unscanned.provenance import version
@@ -177,6 +177,34 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print a message on standard error."""
     print(f"unscanned: {text}", file=sys.stderr)
+
+
+def complain_of(message: Warning | str, *place: object, **more: object) -> None:
+    """Print a warning of the library on standard error; what `warnings.showwarning` is set to."""
+    complain(f"warning: {message}")
+
+
+def say_verification(result: Any) -> None:
+    """Print what `verify` found.
+
+    Raises:
+        PartialFailure: The volume is not what its model makes of its scan.
+    """
+    for reason in result.reasons:
+        complain(reason)
+    difference = f"a largest difference of {result.difference:.2g} of the intensity scale"
+    if result.verdict == "different":
+        raise PartialFailure(
+            "not what the model makes of the scan",
+            where=result.volume,
+            found=difference,
+            expected=f"at most {result.tolerance:g}",
+            do="Make it again with unscanned synthesize --overwrite.",
+        )
+    if result.verdict == "identical":
+        say("identical: bit for bit what the model makes of the scan")
+    else:
+        say(f"within tolerance: {difference}; other devices, threads and versions may make {result.tolerance:g}")
 
 
 def say_settings(settings: config.Settings) -> None:

@@ -14,7 +14,7 @@ from unscanned.data.dataset import find_pairs
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import read_json, write_json
-from unscanned.progress import Progress
+from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
@@ -66,7 +66,7 @@ def reproduce(
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
         progress: Called with (done, total, label).
-        should_stop: Asked after each training step.
+        should_stop: Asked after each training step, and whenever other work reports.
 
     Raises:
         SettingsError: The arms would not share data, grid and split, one is named twice, or none is.
@@ -78,6 +78,7 @@ def reproduce(
     settings = {arm: resolve(arm, file, overrides) for arm in arms}
     first = _shared(settings)
     failures: dict[str, UnscannedError] = {}
+    watched = interruptible(progress, should_stop, out)
     record: dict[str, Any] = {
         "command": command,
         "dataset": str(dataset),
@@ -109,7 +110,7 @@ def reproduce(
     for arm, wanted in settings.items():
         began = time.monotonic()
         model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
-        made = synthesize(model, scans, out / "synthetic" / arm, progress=_labelled(progress, f"synthesize {arm}"))
+        made = synthesize(model, scans, out / "synthetic" / arm, progress=_labelled(watched, f"synthesize {arm}"))
         failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
         record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
     evaluation = evaluate(
@@ -123,7 +124,7 @@ def reproduce(
         training=split["train"],
         percentile=first.prepare.percentile,
         resample=first.prepare.resample,
-        progress=_labelled(progress, "score"),
+        progress=_labelled(watched, "score"),
     )
     record |= {"finished": utc_now(), "split": split}
     write_json(out / "reproduce.json", record)
@@ -132,7 +133,7 @@ def reproduce(
         out / "report.html",
         runs={arm: out / "arms" / arm for arm in settings},
         details={"How this was made": record},
-        progress=_labelled(progress, "report"),
+        progress=_labelled(watched, "report"),
     )
     return Reproduced(evaluation, report, failures)
 

@@ -1,0 +1,162 @@
+"""Whether a synthetic volume is what its sidecar says: it is made again from the named model and scan, and compared."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from unscanned import device as devices
+from unscanned.data.volume import Volume, read_volume
+from unscanned.errors import CheckpointError, VolumeError
+from unscanned.files import read_json, sha256
+from unscanned.progress import Progress
+from unscanned.provenance import environment
+from unscanned.synthesis.model import Model, load_model
+from unscanned.synthesis.synthesize import sidecar_path
+
+__all__ = ["TOLERANCE", "Verification", "verify"]
+
+TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-1}
+"""Largest difference that another device, number of threads or release of PyTorch may make, by the precision that the
+volume was made with; a share of the model's intensity scale, the 99.9th percentile inside the head."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came out.
+
+    Attributes:
+        volume: The synthetic volume.
+        verdict: Bit for bit the same, the same within the tolerance, or not the same.
+        difference: Largest absolute difference of a voxel, as a share of the intensity scale; infinite on another grid.
+        tolerance: What it may be.
+        reasons: What else is not as the sidecar says, and what differs from the machine that made the volume.
+    """
+
+    volume: Path
+    verdict: Literal["identical", "within tolerance", "different"]
+    difference: float
+    tolerance: float
+    reasons: tuple[str, ...]
+
+
+def verify(
+    volume: str | Path,
+    *,
+    model: str | Path | None = None,
+    scan: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Make a synthetic volume again and compare.
+
+    The paths in the sidecar are only where to look: the model and the scan must have the hashes that it names.
+
+    Args:
+        volume: A file that `synthesize` wrote, with its sidecar beside it.
+        model: The model's folder; None takes the path in the sidecar.
+        scan: The source scan; None takes the path in the sidecar.
+        device: Where to make it again.
+        threads: CPU threads; None takes as many as made the volume.
+        progress: Called with (patches done, all patches, label).
+
+    Raises:
+        VolumeError: The volume, its sidecar or the scan cannot be read, or it is another scan.
+        CheckpointError: The model is not there, or it is another one.
+        ResourceError: The device is not there, or memory is short.
+    """
+    volume = Path(volume)
+    facts = _sidecar(volume)
+    chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
+    found = read_volume(volume, allow_constant=True)
+    generator = load_model(_locate(volume, model, facts["Model"]["Path"], "model"), chosen)
+    _check_model(generator, facts)
+    source = read_volume(_locate(volume, scan, facts["Sources"][0]["Path"], "scan"))
+    _check_scan(source, facts)
+    again = generator.synthesize(source, **facts["Synthesis"], progress=progress)
+    return _compare(volume, found, again, facts, environment(chosen))
+
+
+def _compare(volume: Path, found: Volume, again: Volume, facts: dict[str, Any], now: dict[str, Any]) -> Verification:
+    tolerance = TOLERANCE[facts["Synthesis"].get("precision", "float32")]
+    reasons = [] if sha256(volume) == facts["Sha256"] else ["the file was changed after it was made"]
+    same_grid = found.shape == again.shape and np.allclose(found.affine, again.affine, atol=1e-3)
+    difference = float("inf")
+    if same_grid:
+        difference = float(np.abs(found.array - again.array).max()) / facts["Intensity"]["scale"]
+    else:
+        reasons.append("it lies on another grid")
+    is_changed = bool(reasons)
+    made_with = facts["Environment"]
+    reasons += [
+        f"{name}: made with {made_with.get(name)}, now {now[name]}"
+        for name in ("unscanned", "torch", "platform", "device", "threads")
+        if made_with.get(name) != now[name]
+    ]
+    verdict: Literal["identical", "within tolerance", "different"] = "different"
+    if difference <= tolerance and not is_changed:
+        verdict = "identical" if np.array_equal(found.array, again.array) else "within tolerance"
+    return Verification(volume, verdict, difference, tolerance, tuple(reasons))
+
+
+def _sidecar(volume: Path) -> dict[str, Any]:
+    path = sidecar_path(volume)
+    try:
+        facts = dict(read_json(path))
+        wanted = (
+            ("Model", "Path"),
+            ("Model", "Sha256"),
+            ("Environment", "threads"),
+            ("Intensity", "scale"),
+        )
+        for table, key in wanted:
+            _ = facts[table][key]
+        _ = facts["Sources"][0]["Path"], facts["Sources"][0]["Sha256"], facts["Sha256"]
+        dict(facts["Synthesis"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise VolumeError(
+            "no sidecar says how the volume was made",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the JSON file that synthesize wrote beside the volume",
+        ) from error
+    return facts
+
+
+def _locate(volume: Path, given: str | Path | None, named: str | None, what: str) -> Path:
+    """Return where the model or the scan is: as given, or as the sidecar names it."""
+    if given is not None:
+        return Path(given)
+    path = Path(os.path.normpath(volume.resolve().parent / (named or "")))
+    if named is None or not path.exists():
+        error = CheckpointError if what == "model" else VolumeError
+        raise error(f"the {what} is no longer where the sidecar says", where=path, do=f"Name it with --{what}.")
+    return path
+
+
+def _check_model(model: Model, facts: dict[str, Any]) -> None:
+    if model.sha256 != facts["Model"]["Sha256"]:
+        raise CheckpointError(
+            "another model than the one that made the volume",
+            where=model.path,
+            found=f"sha256 {model.sha256[:12]}…",
+            expected=f"{facts['Model']['Sha256'][:12]}…",
+            do="Name the right one with --model.",
+        )
+
+
+def _check_scan(scan: Volume, facts: dict[str, Any]) -> None:
+    expected = facts["Sources"][0]["Sha256"]
+    if scan.sha256 != expected:
+        raise VolumeError(
+            "another scan than the one that the volume was made from",
+            where=scan.path,
+            found=f"sha256 {str(scan.sha256)[:12]}…",
+            expected=f"{expected[:12]}…",
+            do="Name the right one with --scan.",
+        )
