@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from unscanned.errors import SettingsError
+from unscanned.precision import PRECISIONS, autocast, available, choose
+
+CPU = torch.device("cpu")
+
+
+def test_float32_is_always_there_and_changes_nothing():
+    choose("float32", CPU)
+    with autocast("float32", CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_precision_that_the_device_lacks_is_refused_with_those_it_has():
+    with pytest.raises(SettingsError, match=r"synthesis\.precision.*tf32 on cpu, expected one of float32"):
+        choose("tf32", CPU, where="synthesis.precision")
+    with pytest.raises(SettingsError, match="no such precision"):
+        choose("float8", CPU)
+
+
+def test_bfloat16_follows_the_processor():
+    if "bfloat16" not in available(CPU):
+        with pytest.raises(SettingsError, match="expected one of float32"):
+            choose("bfloat16", CPU)
+        return
+    choose("bfloat16", CPU)
+    with autocast("bfloat16", CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_the_frequency_domain_takes_no_bfloat16():
+    if "bfloat16" not in available(CPU):
+        pytest.skip("this processor has no bfloat16")
+    with pytest.raises(SettingsError, match="auto or plain"):
+        choose("bfloat16", CPU, convolution="spectral")
+
+
+def test_the_settings_know_the_same_precisions():
+    import typing
+
+    from unscanned.config import Precision
+
+    assert typing.get_args(Precision) == PRECISIONS
