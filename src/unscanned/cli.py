@@ -188,6 +188,37 @@ def check(
 
 
 @app.command
+def mend(
+    scan: Path,
+    *,
+    out: Out,
+    volume_index: int | None = None,
+    replace_nonfinite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write a clean copy of a scan that is refused: one volume of a 4D file, or 0 in the place of NaN and infinity.
+
+    Example: `unscanned mend sub-01_T2w.nii.gz -o mended/sub-01_T2w.nii.gz --volume-index 0`
+
+    Parameters
+    ----------
+    scan
+        The file; it is not changed.
+    out
+        The new file; a JSON file beside it says what was done.
+    volume_index
+        Which volume of a 4D file, counted from 0.
+    replace_nonfinite
+        Put 0 in the place of voxels that are not finite.
+    """
+    from unscanned.data.mend import mend as run
+
+    volume = run(scan, out, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
+    for warning in volume.warnings:
+        options.complain(f"{scan}: {warning}")
+    options.say(str(out))
+
+
+@app.command
 def prepare(
     dataset: Path,
     *,

@@ -220,7 +220,7 @@ def _choose(shape: tuple[int, ...], volume_index: int | None, path: Path) -> int
             where=path,
             found=f"shape {shape}",
             expected="one 3D volume",
-            do=f"Choose one with --volume-index 0 to {count - 1}.",
+            do=f"Choose one: unscanned mend {path.name} -o OUT --volume-index 0 to {count - 1}.",
         )
     if not 0 <= (volume_index or 0) < count:
         raise VolumeError(
@@ -308,7 +308,8 @@ def _check_intensities(array: np.ndarray, path: Path, *, replace_nonfinite: bool
                 where=path,
                 found=f"{count:,} of {finite.size:,} voxels NaN or infinite in float32",
                 expected="none",
-                do="Find out where they come from, or put 0 in their place with --replace-nonfinite.",
+                do="Find out where they come from, or put 0 in their place: "
+                f"unscanned mend {path.name} -o OUT --replace-nonfinite.",
             )
         array[~finite] = 0
         low, high = array.min(), array.max()
