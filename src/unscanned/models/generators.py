@@ -21,6 +21,12 @@ __all__ = ["CONVOLUTIONS", "GENERATORS", "FastGenerator", "NieGenerator", "Resid
 CONVOLUTIONS = ("auto", "plain", "spectral")
 "Ways to compute the same function: `plain` is `Conv3d`, `spectral` the frequency domain, `auto` the faster one."
 
+LARGE_KERNEL, LARGE_PATCH = 7, 16
+"""Where `auto` takes the frequency domain on a CPU: a kernel and all patch edges at least that large, in voxels.
+
+Below, it was between twice as fast and half as fast as `Conv3d` (docs/performance.md, cost against size).
+"""
+
 
 class NieGenerator(nn.Module):
     """The nine-layer fully convolutional generator of Nie et al. (IEEE TBME 2018, fig. 2) as the report has it.
@@ -78,8 +84,8 @@ class NieGenerator(nn.Module):
         convolutions, _, _ = self.layers
         return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in convolutions)
 
-    def takes_spectral(self, x: Tensor) -> bool:
-        """Return whether an input like this goes through the frequency domain: where asked for and possible."""
+    def admits_spectral(self, x: Tensor) -> bool:
+        """Return whether an input like this may go through the frequency domain: not forbidden, and possible."""
         if self.convolution == "plain" or x.dtype not in (torch.float32, torch.float64):
             return False
         if any(n % 2 for n in x.shape[2:]) or any(type(norm) is not nn.BatchNorm3d for norm in self.norms):
@@ -87,6 +93,11 @@ class NieGenerator(nn.Module):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type):
             return False
         return self.convolution == "spectral" or x.device.type == "cpu"
+
+    def takes_spectral(self, x: Tensor) -> bool:
+        """Return whether an input like this does go through the frequency domain: admitted, and asked for or faster."""
+        large = max(c.kernel_size[0] for c in self.layers[0]) >= LARGE_KERNEL and min(x.shape[2:]) >= LARGE_PATCH
+        return self.admits_spectral(x) and (large or self.convolution == "spectral")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""

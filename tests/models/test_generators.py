@@ -1,0 +1,184 @@
+"""The generators: the specified networks, and one function however it is computed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unscanned.errors import SettingsError
+from unscanned.models.folding import fold, polyphase, unfold
+from unscanned.models.generators import FastGenerator, NieGenerator, Residual, build
+
+NARROW = (3, 4, 3, 4, 5, 4, 3, 4)
+
+
+def narrow(convolution: str, *, in_channels: int = 1, dtype: torch.dtype = torch.float64) -> NieGenerator:
+    """Return the nine layers with few filters and with norms that are not the identity."""
+    torch.manual_seed(0)
+    generator = NieGenerator(in_channels, filters=NARROW).to(dtype)
+    for norm in generator.norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    generator.convolution = convolution
+    return generator
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_the_parameter_counts_are_those_of_the_specification() -> None:
+    assert parameters(build("nie")) == 3_638_945
+    assert parameters(build("nie", in_channels=2)) == 3_662_273
+
+
+def test_an_output_voxel_sees_exactly_59_voxels_a_side() -> None:
+    generator = NieGenerator(filters=(1,) * 8).double().eval()
+    for convolution in generator.convolutions:
+        nn.init.constant_(convolution.weight, 1.0)
+    x = torch.zeros(1, 1, 61, 3, 3, dtype=torch.float64)
+    centre = 30
+    calm = generator(x)[0, 0, centre, 1, 1]
+    for distance, seen in ((29, True), (30, False)):
+        for voxel in (centre - distance, centre + distance):
+            disturbed = x.clone()
+            disturbed[0, 0, voxel, 1, 1] = 1.0
+            assert bool(generator(disturbed)[0, 0, centre, 1, 1] != calm) == seen
+    assert generator.context == 29
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (2, 6, 4), (10, 4, 12)])
+@pytest.mark.parametrize("in_channels", [1, 2])
+def test_the_frequency_domain_equals_conv3d_in_training(shape: tuple[int, int, int], in_channels: int) -> None:
+    x = torch.randn(3, in_channels, *shape, dtype=torch.float64)
+    cotangent = torch.randn(3, 1, *shape, dtype=torch.float64)
+    results = []
+    for convolution in ("plain", "spectral"):
+        generator, source = narrow(convolution, in_channels=in_channels), x.clone().requires_grad_()
+        y = generator(source)
+        y.backward(cotangent)
+        results.append((generator, source, y))
+    (plain, plain_source, plain_y), (spectral, spectral_source, spectral_y) = results
+    assert relative(spectral_y, plain_y) < 1e-12
+    assert relative(spectral_source.grad, plain_source.grad) < 1e-10
+    for (name, a), b in zip(spectral.named_parameters(), plain.parameters(), strict=True):
+        if name.startswith("convolutions") and name.endswith("bias") and not name.startswith("convolutions.8"):
+            assert a.grad.abs().max() < 1e-10, "a bias before batch norm has no effect"
+        else:
+            assert relative(a.grad, b.grad) < 1e-10, name
+    for a, b in zip(spectral.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_evaluation_equals_conv3d_with_and_without_preparation(residual: bool) -> None:
+    x = torch.randn(2, 2, 6, 8, 10, dtype=torch.float64)
+    networks = [narrow(convolution, in_channels=2).eval() for convolution in ("plain", "spectral")]
+    if residual:
+        networks = [Residual(network) for network in networks]
+    plain, spectral = networks
+    expected = plain(x)
+    assert relative(spectral(x), expected) < 1e-12
+    fast = FastGenerator(spectral)
+    assert relative(fast(x), expected) < 1e-12
+    assert relative(fast(x[:, :, :4]), plain(x[:, :, :4])) < 1e-12
+
+
+def test_float32_output_of_the_full_generator_is_within_1e_5() -> None:
+    torch.manual_seed(1)
+    generator = NieGenerator().eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    generator.convolution = "plain"
+    with torch.no_grad():
+        expected = generator(x)
+    generator.convolution = "auto"
+    assert relative(FastGenerator(generator)(x), expected) < 1e-5
+
+
+def test_float32_gradients_are_as_good_as_those_of_conv3d() -> None:
+    torch.manual_seed(2)
+    filters = (8, 8, 8, 16, 16, 16, 8, 8)
+    x, cotangent = torch.randn(2, 1, 16, 16, 16), torch.randn(2, 1, 16, 16, 16)
+    start = NieGenerator(filters=filters).state_dict()
+    gradients = []
+    for convolution, dtype in (("plain", torch.float64), ("plain", torch.float32), ("auto", torch.float32)):
+        generator = NieGenerator(filters=filters).to(dtype)
+        generator.load_state_dict(start)
+        generator.convolution = convolution
+        generator(x.to(dtype)).backward(cotangent.to(dtype))
+        gradients.append({name: p.grad for name, p in generator.named_parameters() if "bias" not in name})
+    truth, plain, spectral = gradients
+    for name in truth:
+        assert relative(spectral[name], truth[name]) < 3 * relative(plain[name], truth[name]), name
+
+
+def test_every_way_to_convolve_has_the_same_state() -> None:
+    states = [narrow(convolution).state_dict() for convolution in ("plain", "spectral", "auto")]
+    for state in states[1:]:
+        assert list(state) == list(states[0])
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def test_odd_sizes_and_other_types_take_the_plain_way_exactly() -> None:
+    generator = narrow("spectral", dtype=torch.float32).eval()
+    plain = copy.deepcopy(generator)
+    plain.convolution = "plain"
+    x = torch.randn(1, 1, 7, 8, 8)
+    assert not generator.takes_spectral(x)
+    assert torch.equal(generator(x), plain(x))
+    assert torch.equal(FastGenerator(generator)(x), plain(x))
+    assert not generator.takes_spectral(x[:, :, :6].bfloat16())
+    assert generator.takes_spectral(x[:, :, :6])
+
+
+def test_auto_takes_the_frequency_domain_for_large_kernels_on_large_patches_only() -> None:
+    full, small = build("nie"), build("small")
+    assert full.takes_spectral(torch.zeros(1, 1, 32, 32, 32))
+    assert not full.takes_spectral(torch.zeros(1, 1, 8, 8, 8))
+    assert not small.takes_spectral(torch.zeros(1, 1, 32, 32, 32))
+
+
+def test_changed_weights_need_a_new_preparation_and_get_it() -> None:
+    generator = narrow("spectral").eval()
+    x = torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
+    before = FastGenerator(generator)(x)
+    with torch.no_grad():
+        generator.convolutions[4].weight.mul_(2.0)
+    after = FastGenerator(generator)(x)
+    assert relative(after, before) > 1e-3
+    assert relative(after, generator(x)) < 1e-12
+
+
+def test_folding_and_unfolding_is_the_identity() -> None:
+    x = torch.randn(2, 3, 4, 6, 8)
+    folded = fold(x)
+    assert folded.shape == (2, 3, 4, 24, 2)
+    assert torch.equal(unfold(folded), x)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 9])
+def test_a_polyphase_kernel_has_every_tap_once_for_each_output_parity(kernel: int) -> None:
+    weight = torch.randn(2, 3, kernel, kernel, kernel)
+    phases = polyphase(weight).view(2, 8, 3, -1)
+    for parity in range(8):
+        kept = phases[:, parity].flatten(2)
+        assert torch.allclose(kept.sum(2), weight.flatten(2).sum(2), atol=1e-4)
+        assert torch.equal(kept[kept != 0].sort().values, weight.flatten().sort().values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [({"name": "ni"}, "nie"), ({"name": "nie", "convolution": "fft"}, "spectral")]
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(arguments: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        build(**arguments)
