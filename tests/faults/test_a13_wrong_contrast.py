@@ -119,6 +119,13 @@ def test_a13_force_goes_on_and_stamps_the_sidecar(setting, tmp_path, capsys):
     assert [path.read_bytes() for path in volumes(out)] == before
 
 
+def test_a13_force_does_not_make_again_what_was_verified(setting, tmp_path, capsys):
+    for options in ([], ["--force"]):
+        assert synthesize(setting.model, setting.scans["PD"], tmp_path / "out", *options) == 0
+    assert "1 were there already" in " ".join(capsys.readouterr().out.split())
+    assert stamp(tmp_path / "out")["InputContrastVerified"] is True
+
+
 def test_a13_a_model_without_a_fingerprint_takes_the_scan_and_says_that_nothing_is_known(setting, tmp_path):
     facts = json.loads((setting.old_model / "model.json").read_text())
     del facts["fingerprint"]

@@ -159,10 +159,8 @@ def _one(
     decisive = {name: options[name] for name in ("mode", "stride", "precision")}
     if options["mode"] == "volume":
         del decisive["stride"]
-    # What was forced is not what a run without force would have made: it might have refused.
-    forced = {"force": True} if force else {}
-    key = fingerprint({"input": volume.sha256, "model": model.sha256, **decisive, **forced})
-    if not overwrite and _is_done(path, key):
+    key = fingerprint({"input": volume.sha256, "model": model.sha256, **decisive})
+    if not overwrite and _is_done(path, key, force):
         return False
     checked = check_contrast(volume, model.fingerprint, model.source, force=force)
     synthetic = model.synthesize(volume, **options, progress=progress)
@@ -236,10 +234,12 @@ def _relative(path: Path | None, folder: Path) -> str | None:
     return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def _is_done(path: Path, key: str) -> bool:
+def _is_done(path: Path, key: str, force: bool) -> bool:
     try:
         content: dict[str, Any] = read_json(sidecar_path(path))
-        return bool(content["Key"] == key and content["Sha256"] == sha256(path))
+        # What was forced once is refused again without force.
+        accepted = force or content.get("InputContrastVerified") is not False
+        return bool(accepted and content["Key"] == key and content["Sha256"] == sha256(path))
     except (OSError, ValueError, KeyError):
         return False
 
