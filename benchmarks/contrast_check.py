@@ -135,17 +135,21 @@ def judge(measured: list[Measured], seed: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], training: str, kind: str) -> list[str]:
-    """Return a Markdown table of refusals, one row for each pair of contrasts."""
+    """Return a Markdown table of refusals, one row for each pair of contrasts; other domains are counted together."""
     lines = [
         "| trained on | given | right | scans | refused | variants | refused | scores |",
         "|---|---|---|--:|--:|--:|--:|---|",
     ]
-    chosen = [row for row in rows if row["training"] == training and row["kind"] == kind]
-    for trained, given in sorted({(row["trained"], row["given"]) for row in chosen}):
-        group = [row for row in chosen if (row["trained"], row["given"]) == (trained, given)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if (row["training"], row["kind"]) == (training, kind):
+            names = row["trained"], row["given"]
+            key = names if kind == "same domain" else tuple(name.split()[-1] for name in names)
+            groups.setdefault(key, []).append(row)
+    for (trained, given), group in sorted(groups.items()):
         cells = [trained, given, "yes" if group[0]["right"] else "no"]
         for part in ([r for r in group if r["variant"] == PLAIN], [r for r in group if r["variant"] != PLAIN]):
-            cells += [str(len(part)), str(sum(refused(row) for row in part))]
+            cells += [str(len(part)), str(sum(map(refused, part)))]
         scores = [row["score"] for row in group if row["score"] is not None]
         lines.append(f"| {' | '.join(cells)} | {min(scores):.1f} to {max(scores):.1f} |")
     return lines
