@@ -26,6 +26,7 @@ from unscanned.models import generators as generator_models
 from unscanned.precision import autocast
 from unscanned.progress import Progress
 from unscanned.synthesis.context import chain
+from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.volume import check_network
 
 __all__ = ["Model", "load_model", "save_model"]
@@ -95,8 +96,8 @@ class Model:
             precision: float32, tf32 or bfloat16.
 
         Raises:
-            SettingsError: A mode that the generator does not have, a stride that leaves voxels out, or a precision that
-                the device does not have. It names what would do.
+            SettingsError: A mode that the generator does not have, a stride or batch that leaves voxels out, or a
+                precision that the device does not have. It names what would do.
         """
         given = {"mode": mode, "stride": stride, "batch": batch, "memory_mib": memory_mib, "precision": precision}
         own = asdict(Synthesis()) | self.settings["synthesis"]
@@ -104,15 +105,7 @@ class Model:
         patch = self.settings["training"]["patch"]
         if options["mode"] not in ("patches", "volume"):
             raise SettingsError("no such mode", where="mode", found=options["mode"], expected="patches or volume")
-        if not 0 < options["stride"] <= patch:
-            raise SettingsError(
-                "a stride larger than the patch leaves voxels out"
-                if options["stride"] > 0
-                else "the stride must be positive",
-                where="stride",
-                found=options["stride"],
-                expected=f"1 to {patch}",
-            )
+        check_grid(patch, options["stride"], options["batch"])
         if options["mode"] == "volume":
             for generator in self.generators:
                 check_network(generator)

@@ -29,9 +29,10 @@ def check_grid(patch: int, stride: int, batch: int | None = None) -> None:
         SettingsError: It is not within 1 and `patch`, or 1 and more.
     """
     if not 0 < stride <= patch:
-        raise SettingsError("no such stride", where="stride", found=stride, expected=f"1 to {patch}, the patch's edge")
+        what = "the stride must be positive" if stride < 1 else "a stride larger than the patch leaves voxels out"
+        raise SettingsError(what, where="stride", found=stride, expected=f"1 to {patch}")
     if batch is not None and batch < 1:
-        raise SettingsError("no such number of patches at a time", where="batch", found=batch, expected="1 or more")
+        raise SettingsError("the number of patches at a time must be positive", where="batch", found=batch)
 
 
 def reconstruct(

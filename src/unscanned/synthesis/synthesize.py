@@ -204,7 +204,8 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
         "Warning": STAMP,
         "Contrast": model.target,
         "GeneratedBy": [{"Name": NAME, "Version": version()}],
-        "Sources": [
+        "SkullStripped": _is_skull_stripped(scan),
+        "SourceScans": [
             {
                 "Name": scan.name,
                 "Path": _relative(scan, path.parent),
@@ -228,6 +229,14 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
         },
         "Environment": environment(model.device),
     }
+
+
+def _is_skull_stripped(scan: Path) -> bool:
+    """Return what the scan's own sidecar says; BIDS asks every derivative, and a raw scan without a word is whole."""
+    try:
+        return bool(read_json(sidecar_path(scan))["SkullStripped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _relative(path: Path | None, folder: Path) -> str | None:

@@ -76,7 +76,7 @@ def verify(
     found = read_volume(volume, allow_constant=True)
     generator = load_model(_locate(volume, model, facts["Model"]["Path"], "model"), chosen)
     _check_model(generator, facts)
-    source = read_volume(_locate(volume, scan, facts["Sources"][0]["Path"], "scan"))
+    source = read_volume(_locate(volume, scan, facts["SourceScans"][0]["Path"], "scan"))
     _check_scan(source, facts)
     again = generator.synthesize(source, **facts["Synthesis"], progress=progress)
     return _compare(volume, found, again, facts, environment(chosen))
@@ -116,7 +116,7 @@ def _sidecar(volume: Path) -> dict[str, Any]:
         )
         for table, key in wanted:
             _ = facts[table][key]
-        _ = facts["Sources"][0]["Path"], facts["Sources"][0]["Sha256"], facts["Sha256"]
+        _ = facts["SourceScans"][0]["Path"], facts["SourceScans"][0]["Sha256"], facts["Sha256"]
         dict(facts["Synthesis"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise VolumeError(
@@ -151,7 +151,7 @@ def _check_model(model: Model, facts: dict[str, Any]) -> None:
 
 
 def _check_scan(scan: Volume, facts: dict[str, Any]) -> None:
-    expected = facts["Sources"][0]["Sha256"]
+    expected = facts["SourceScans"][0]["Sha256"]
     if scan.sha256 != expected:
         raise VolumeError(
             "another scan than the one that the volume was made from",
