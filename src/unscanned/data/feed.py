@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import multiprocessing
+import queue
 import signal
 import sys
 import threading
-import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from unscanned.errors import DatasetError, ResourceError
 
 __all__ = ["Feed"]
 
-Batch = TypeVar("Batch")
+Batch = tuple[Tensor, ...]
 
-_POLL_S = 5.0
+_AHEAD = 2
 _PR_SET_PDEATHSIG = 1
 _FEWER = "Run it again to go on; if it comes back, set training.workers lower, or to 0."
 
 
-class Feed(Generic[Batch], Iterator[Batch]):
+class Feed(Iterator[Batch]):
     """Yields the batch of each step.
+
+    Each worker cuts every n-th batch and has a pipe of its own. PyTorch's loader, in contrast, waits for ever for a
+    worker that stopped while it handed over a tensor, and raises the death of another in the middle of a training step.
 
     Args:
         batch_of: Maps a step to its batch; runs in the workers.
@@ -37,19 +45,13 @@ class Feed(Generic[Batch], Iterator[Batch]):
     def __init__(
         self, batch_of: Callable[[int], Batch], first: int, last: int, workers: int = 0, timeout_s: float = 120.0
     ) -> None:
-        self.step, self.timeout_s = first, timeout_s
-        if workers == 0:
-            self._batches: Iterator[Batch] = (batch_of(step) for step in range(first, last))
-            return
-        loader = torch.utils.data.DataLoader(
-            _Steps(batch_of),
-            sampler=range(first, last),
-            batch_size=None,
-            num_workers=workers,
-            timeout=min(_POLL_S, timeout_s),
-            worker_init_fn=_follow_the_parent,
-        )
-        self._batches = _without_child_signals(loader)
+        self.batch_of, self.step, self.last, self.timeout_s = batch_of, first, last, timeout_s
+        self._first = first
+        self._workers: list[_Worker] = []
+        for number in range(min(workers, last - first)):
+            self._workers.append(_Worker(batch_of, range(first + number, last, workers)))
+        for worker in self._workers:
+            worker.listen()
 
     def __next__(self) -> Batch:
         """Return the next batch.
@@ -58,64 +60,101 @@ class Feed(Generic[Batch], Iterator[Batch]):
             DatasetError: Its scans can no longer be read.
             ResourceError: The worker was killed, hangs, or had too little memory.
         """
-        began = time.monotonic()
-        while True:
-            try:
-                batch = next(self._batches)
-            except (OSError, ValueError, EOFError) as error:
-                raise DatasetError("a batch cannot be cut", found=_last_line(error)) from error
-            except MemoryError as error:
-                raise ResourceError("too little memory to cut a batch", found=_last_line(error), do=_FEWER) from error
-            except RuntimeError as error:
-                if "DataLoader timed out" in str(error) and time.monotonic() - began < self.timeout_s:
-                    continue
-                raise self._lost(error) from error
-            self.step += 1
-            return batch
+        if self.step >= self.last:
+            self.close()
+            raise StopIteration
+        try:
+            batch = self._take()
+        except (OSError, ValueError, EOFError) as error:
+            raise DatasetError("a batch cannot be cut", found=error) from error
+        except MemoryError as error:
+            raise ResourceError("too little memory to cut a batch", found=error, do=_FEWER) from error
+        self.step += 1
+        return batch
 
-    def _lost(self, error: RuntimeError) -> ResourceError | RuntimeError:
-        if "DataLoader timed out" in str(error):
-            return ResourceError("a loader worker hangs", found=f"no batch for {self.timeout_s:g} s", do=_FEWER)
-        if "DataLoader worker" in str(error):
-            return ResourceError(
-                "a loader worker was killed", found=_last_line(error), expected="enough memory and /dev/shm", do=_FEWER
+    def close(self) -> None:
+        """End the workers."""
+        while self._workers:
+            self._workers.pop().end()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _take(self) -> Batch:
+        if not self._workers:
+            return self.batch_of(self.step)
+        worker = self._workers[(self.step - self._first) % len(self._workers)]
+        try:
+            content = worker.received.get(timeout=self.timeout_s)
+        except queue.Empty:
+            self.close()
+            raise ResourceError(
+                "a loader worker hangs", found=f"no batch for {self.timeout_s:g} s", do=_FEWER
+            ) from None
+        if content is None:
+            worker.process.join()
+            self.close()
+            raise ResourceError(
+                "a loader worker was killed",
+                found=f"exit code {worker.process.exitcode}",
+                expected="memory for all workers",
+                do=_FEWER,
             )
-        return error
+        if isinstance(content, Exception):
+            self.close()
+            raise content
+        return tuple(torch.from_numpy(array) for array in content)
 
 
-class _Steps(torch.utils.data.Dataset[Batch]):
-    def __init__(self, batch_of: Callable[[int], Batch]) -> None:
-        self.batch_of = batch_of
+class _Worker:
+    """A process that cuts batches, and a thread that takes them, so that waiting for them can end."""
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch_of(step)
+    def __init__(self, batch_of: Callable[[int], Batch], steps: range) -> None:
+        self.received: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._reading, writing = multiprocessing.Pipe(duplex=False)
+        self.process = multiprocessing.Process(target=_cut, args=(batch_of, steps, writing), daemon=True)
+        self.process.start()
+        writing.close()
+
+    def listen(self) -> None:
+        """Start the thread; only once all processes are there, since a fork should copy no thread."""
+        threading.Thread(target=_receive, args=(self._reading, self.received), daemon=True).start()
+
+    def end(self) -> None:
+        """Kill the process, and let the thread find that out."""
+        self.process.kill()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.received.get_nowait()
 
 
-def _without_child_signals(loader: torch.utils.data.DataLoader[Batch]) -> Iterator[Batch]:
-    """Start the workers, without PyTorch's SIGCHLD handler.
-
-    It would raise in the middle of a training step, between the two networks' updates. Without it, a death is noticed
-    when the dead worker's batch is missing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, before)
-    return batches
+def _receive(reading: Connection, received: queue.Queue[Any]) -> None:
+    try:
+        while True:
+            received.put(reading.recv())
+    except (EOFError, OSError):
+        received.put(None)
 
 
-def _follow_the_parent(worker: int) -> None:
+def _cut(batch_of: Callable[[int], Batch], steps: range, writing: Connection) -> None:
+    _follow_the_parent()
+    for step in steps:
+        try:
+            writing.send([tensor.numpy() for tensor in batch_of(step)])
+        except BrokenPipeError:
+            return
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            return writing.send(error)
+        except Exception:
+            return writing.send(RuntimeError(traceback.format_exc()))
+
+
+def _follow_the_parent() -> None:
     """Leave Ctrl-C, which a terminal sends to the workers too, to the parent, and die with it.
 
-    A worker that outlived a killed parent would hold on to its memory for seconds.
+    A worker that outlived a killed parent would hold on to its memory until it next wrote to the pipe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -141,9 +141,7 @@ class PatchBatches:
             places.setdefault(self.cases[number].name, []).append(str(tuple(start)))
         return "; ".join(f"{case} at {', '.join(starts)}" for case, starts in places.items())
 
-    def loader(
-        self, first: int, last: int, workers: int = 0, timeout_s: float = 120.0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def loader(self, first: int, last: int, workers: int = 0, timeout_s: float = 120.0) -> Feed:
         """Yield the batches of steps first ... last - 1, cut ahead of time by `workers` processes; see `Feed`."""
         return Feed(self, first, last, workers, timeout_s)
 

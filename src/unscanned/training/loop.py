@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unscanned.data.feed import Feed
 from unscanned.data.patches import PatchBatches
 from unscanned.errors import Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.losses import Reduction
@@ -145,6 +146,7 @@ def train_stage(
         except TrainingError as error:
             failure = _with_patches(error, batches, state)
             log.close()
+            feed.close()
             _roll_back(state, epoch_start, failure)
             record, log = state.record, RunLog(folder, state.step)
             _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
@@ -184,7 +186,7 @@ def train_stage(
     }
 
 
-def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int) -> Feed:
     """Return the batches from here on, in the order that the record asks for."""
     batches.order = 0 if state.record.rolled_back_from is None else 1
     return batches.loader(state.step, total, workers)
