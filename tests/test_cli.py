@@ -1,0 +1,225 @@
+import json
+import resource
+import shutil
+import signal
+import time
+import tomllib
+
+import numpy as np
+import pytest
+from nifti_files import write_nifti
+from tool import run, start
+
+from unscanned.config import to_toml
+from unscanned.training.log import read_log
+
+VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
+
+
+@pytest.fixture(scope="module")
+def settings_file(tiny_settings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    path.write_text(to_toml(tiny_settings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def own(tiny_dataset, tmp_path):
+    """A copy of the dataset that a test may change."""
+    shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+def scan(dataset, number, contrast="PD"):
+    return dataset / f"sub-{number:03d}" / "anat" / f"sub-{number:03d}_{contrast}w.nii.gz"
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:4000])
+    return path
+
+
+def test_the_help_lists_every_verb():
+    done = run("--help")
+    assert done.returncode == 0
+    for verb in VERBS:
+        assert f" {verb} " in done.stdout
+    assert "Not for clinical use" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_teaches_with_an_example(verb):
+    done = run(verb, "--help")
+    assert done.returncode == 0
+    assert f"Example: unscanned {verb}" in done.stdout
+
+
+def test_the_version_is_printed():
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "data", "-o", "out", "--dry-run"]])
+def test_it_starts_in_half_a_second_of_computing(arguments):
+    run(*arguments)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    run(*arguments)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "data", "-o", "out", "--training.epoch", "3"], "--training.epochs"),
+        (["train", "data", "-o", "out", "--training.epochs", "many"], "many"),
+        (["train", "data"], "--out"),
+        (["trian", "data"], "train"),
+        (["train", "data", "-o", "out", "--preset", "resgn"], "resgan"),
+        (["train", "data", "-o", "out", "--settings", "nothing.toml"], "nothing.toml"),
+        (["train", "data", "-o", "out", "--training.batch", "0"], "training.batch"),
+        (["reproduce", "data", "-o", "out", "--arms", "adv", "adv"], "each arm"),
+        (["fetch", "oasis", "-o", "out"], "ixi"),
+    ],
+)
+def test_wrong_usage_ends_with_2_names_the_near_option_and_writes_nothing(tmp_path, arguments, words):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_the_resolved_settings_and_writes_nothing(tmp_path, settings_file):
+    command = ["train", "data", "-o", tmp_path / "out", "--preset", "demo", "--settings", settings_file]
+    done = run(*command, "--training.epochs", 7, "--prepare.shape", 40, 48, 40, "--dry-run")
+    assert done.returncode == 0
+    content = tomllib.loads(done.stdout)
+    assert (content["preset"], content["training"]["epochs"], content["training"]["batch"]) == ("demo", 7, 2)
+    assert content["prepare"]["shape"] == [40, 48, 40]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_without_fault_is_checked_with_0(tiny_dataset, tmp_path):
+    done = run("check", tiny_dataset, "--json", tmp_path / "check.json")
+    assert done.returncode == 0, done.stderr
+    assert "4 usable pairs PD -> T2 of 4 subjects, 0 unusable cases" in done.stdout
+    assert json.loads((tmp_path / "check.json").read_text())["unusable"] == []
+
+
+def test_a_broken_dataset_is_checked_with_3_and_all_its_problems_named(own, tmp_path):
+    cut_short(scan(own, 1))
+    scan(own, 2, "T2").unlink()
+    shutil.copy(scan(own, 3), scan(own, 4))
+    done = run("check", own, "--json", tmp_path / "check.json")
+    assert done.returncode == 3
+    content = json.loads((tmp_path / "check.json").read_text())
+    assert {"sub-001", "sub-002"} <= set(content["unusable"])
+    assert {"missing-partner", "duplicate"} <= {finding["fault"] for finding in content["findings"]}
+    for case in content["unusable"]:
+        assert case in done.stdout
+
+
+@pytest.mark.slow
+def test_the_real_scans_are_checked_with_0(shared_data):
+    done = run("check", shared_data / "ms-t1-t2-flair", "--source", "T1w", "--target", "T2w")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 5 subjects, 0 unusable cases" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_a_folder_that_is_no_dataset_ends_with_3(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    done = run("check", tmp_path / name)
+    assert done.returncode == 3
+    assert str(tmp_path / name) in done.stderr
+
+
+def test_scans_are_synthesized_with_0_and_a_broken_one_among_them_with_4(tiny_run, own, tmp_path):
+    cut_short(scan(own, 2))
+    done = run("synthesize", tiny_run / "model", own, "-o", tmp_path / "out", "--threads", 1)
+    assert done.returncode == 4
+    assert scan(own, 2).name in done.stderr
+    assert "1 of 4 cases failed" in done.stderr
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 3
+    assert str(tmp_path / "out" / "sub-001") in done.stdout
+    again = run("synthesize", tiny_run / "model", scan(own, 1), "-o", tmp_path / "out")
+    assert again.returncode == 0
+    assert "1 were there already" in again.stdout
+
+
+def test_a_single_broken_scan_ends_with_3_and_nothing_written(tiny_run, own, tmp_path):
+    bad = cut_short(scan(own, 2))
+    done = run("synthesize", tiny_run / "model", bad, "-o", tmp_path / "out")
+    assert done.returncode == 3
+    assert str(bad) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def test_scans_that_are_all_broken_end_with_3(tiny_run, tmp_path):
+    dark = [write_nifti(tmp_path / f"{name}.nii", np.zeros((9, 9, 9), "<f4")) for name in "ab"]
+    done = run("synthesize", tiny_run / "model", *dark, "-o", tmp_path / "out")
+    assert done.returncode == 3
+    assert "a.nii" in done.stderr
+    assert "b.nii" in done.stderr
+
+
+def test_a_model_that_is_none_ends_with_5(tiny_dataset, tmp_path):
+    done = run("synthesize", tmp_path, scan(tiny_dataset, 1), "-o", tmp_path / "out")
+    assert done.returncode == 5
+    assert "model.json" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--stride", 99), ("--threads", 0)])
+def test_an_option_that_leaves_voxels_out_ends_with_2(tiny_run, tiny_dataset, tmp_path, option):
+    done = run("synthesize", tiny_run, scan(tiny_dataset, 1), "-o", tmp_path / "out", *option)
+    assert done.returncode == 2, done.stderr
+    assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_an_output_that_cannot_be_written_ends_with_7(tiny_dataset, settings_file, tmp_path):
+    (tmp_path / "file").write_text("a file, not a folder")
+    done = run("train", tiny_dataset, "-o", tmp_path / "file" / "run", "--preset", "demo", "--settings", settings_file)
+    assert done.returncode == 7
+    assert "cannot be written" in done.stderr
+
+
+def last_step(folder):
+    return max((event["step"] for event in read_log(folder / "log.jsonl")), default=0)
+
+
+def wait_for_step(process, folder, step):
+    while last_step(folder) < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_a_signal_finishes_the_step_and_saves_and_a_second_run_is_kept_out(tiny_dataset, settings_file, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", tiny_dataset, "-o", out, "--preset", "demo", "--settings", settings_file]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        goal = last_step(out) + 3
+        with start(*command, "--training.epochs", 10000) as process:
+            wait_for_step(process, out, goal)
+            if number == signal.SIGINT:
+                other = run(*command, "--training.epochs", 10000)
+                assert other.returncode == 8
+                assert f"process {process.pid}" in other.stderr
+            process.send_signal(number)
+            began = time.monotonic()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert time.monotonic() - began < 30
+        assert "saved" in err
+        assert "Traceback" not in err
+        checkpoint = json.loads(max((out / "checkpoints").glob("*.json")).read_text())
+        assert checkpoint["step"] == last_step(out)
+
+
+def test_a_loop_of_links_is_refused_by_its_name(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = run("check", tmp_path / "a")
+    assert done.returncode == 3
+    assert str(tmp_path / "a") in done.stderr

@@ -1,0 +1,137 @@
+import json
+import re
+import shutil
+import time
+
+import pytest
+from tool import run, start
+
+from unscanned.config import to_dict
+from unscanned.errors import Interrupted, SettingsError
+from unscanned.reproduce import reproduce
+from unscanned.training.log import read_log
+
+ARMS = ("resgan", "resgan-acm")
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_settings):
+    """The small networks and patches for every arm; what an arm is about stays its own."""
+    content = to_dict(tiny_settings)
+    tables = {name: content[name] for name in ("prepare", "split", "discriminator", "synthesis")}
+    training = {**content["training"], "steps_per_epoch": 2, "min_head": 0.0}
+    return {**tables, "generator": {"name": "small"}, "training": training, "context": {"stride": 16}}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset, overrides, tmp_path_factory):
+    """Two arms from the dataset to the report in one go."""
+    out = tmp_path_factory.mktemp("reproduce") / "out"
+    result = reproduce(tiny_dataset, out, arms=ARMS, overrides=overrides, command="unscanned reproduce")
+    return out, result
+
+
+def volumes(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in (out / "synthetic").rglob("*.nii.gz")}
+
+
+def scores(out):
+    return (out / "evaluation" / "scores.csv").read_text()
+
+
+def test_one_call_leads_from_the_dataset_to_models_volumes_scores_and_report(whole):
+    out, result = whole
+    split = json.loads((out / "split.json").read_text())
+    assert not result.failures
+    assert set(ARMS) <= set(result.evaluation.content["arms"])
+    name = f"sub-{split['test'][0]}/anat/sub-{split['test'][0]}_desc-synthetic_T2w.nii.gz"
+    assert set(volumes(out)) == {f"synthetic/{arm}/{name}" for arm in ARMS}
+    for arm in ARMS:
+        assert (out / "arms" / arm / "model" / "model.safetensors").is_file()
+        assert json.loads((out / "arms" / arm / "split.json").read_text()) == split
+        assert arm in scores(out)
+    assert result.report == out / "report.html"
+
+
+def test_the_report_asks_nothing_of_any_server(whole):
+    page = (whole[0] / "report.html").read_text(encoding="utf-8")
+    assert "resgan-acm" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']https?://""", page)
+
+
+def test_the_record_says_what_was_run_with_what(whole):
+    record = json.loads((whole[0] / "reproduce.json").read_text())
+    assert record["command"] == "unscanned reproduce"
+    assert set(record["arms"]) == set(ARMS)
+    assert record["arms"]["resgan-acm"]["settings"]["context"]["stages"] == 2
+    assert record["split"] == json.loads((whole[0] / "split.json").read_text())
+    assert record["finished"] >= record["started"]
+
+
+def test_the_chain_takes_the_arm_before_it_as_its_first_stage(whole):
+    stage = whole[0] / "arms" / "resgan-acm" / "stage-1"
+    assert not (stage / "log.jsonl").exists()
+    assert len(list(stage.glob("fold-*"))) == 2
+
+
+def test_the_arms_share_their_prepared_scans(whole):
+    assert len(list((whole[0] / "prepared").glob("*/source.npy"))) == 3
+    assert not list((whole[0] / "arms").rglob("source.npy"))
+
+
+def test_called_again_it_trains_and_synthesizes_nothing_anew(whole, tiny_dataset, overrides, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    before |= {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nii.gz")}
+    reproduce(tiny_dataset, tmp_path / "out", arms=ARMS, overrides=overrides)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert scores(tmp_path / "out") == scores(whole[0])
+
+
+def test_it_stops_while_it_synthesizes_too_and_goes_on_after(whole, tiny_dataset, overrides, tmp_path):
+    """A stop is asked for when the first synthetic volume is there."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    for folder in ("synthetic", "evaluation"):
+        shutil.rmtree(out / folder)
+    (out / "report.html").unlink()
+    with pytest.raises(Interrupted):
+        reproduce(tiny_dataset, out, arms=ARMS, overrides=overrides, should_stop=lambda: bool(volumes(out)))
+    assert len(volumes(out)) == 1
+    assert not (out / "report.html").exists()
+    reproduce(tiny_dataset, out, arms=ARMS, overrides=overrides)
+    assert volumes(out) == volumes(whole[0])
+    assert scores(out) == scores(whole[0])
+
+
+@pytest.mark.parametrize("arms", [(), ("adv", "adv"), ("adv", "demo"), ("adv", "avd")])
+def test_arms_that_cannot_be_compared_are_refused_before_anything_is_written(tiny_dataset, tmp_path, arms):
+    with pytest.raises(SettingsError):
+        reproduce(tiny_dataset, tmp_path / "out", arms=arms)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_volumes_and_scores(whole, tiny_dataset, tiny_settings, tmp_path):
+    out, given = tmp_path / "out", tmp_path / "settings.toml"
+    given.write_text(
+        "[prepare]\nshape = [32, 32, 32]\n[split]\ntrain = 2\nvalidation = 1\ntest = 1\n"
+        '[generator]\nname = "small"\n[discriminator]\nname = "small"\n'
+        "[training]\nepochs = 2\nsteps_per_epoch = 2\nbatch = 2\npatch = 16\nvalidation_stride = 16\n"
+        f"learning_rate = {tiny_settings.training.learning_rate}\n"
+        "[context]\nstride = 16\n[synthesis]\nstride = 16\n"
+    )
+    command = ["reproduce", tiny_dataset, "-o", out, "--arms", *ARMS, "--settings", given, "--training.device", "cpu"]
+    log = out / "arms" / "resgan-acm" / "stage-1" / "fold-2" / "log.jsonl"
+    with start(*command) as process:
+        while not read_log(log):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+    assert not (out / "report.html").exists()
+    done = run(*command, "--json", tmp_path / "scores.json")
+    assert done.returncode == 0, done.stderr
+    assert str(out / "report.html") in done.stdout
+    assert volumes(out) == volumes(whole[0])
+    assert scores(out) == scores(whole[0])
+    assert set(ARMS) <= set(json.loads((tmp_path / "scores.json").read_text())["arms"])
