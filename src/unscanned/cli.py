@@ -462,7 +462,7 @@ def evaluate(
     from unscanned.files import write_json
 
     arms = options.named_folders(synthetic)
-    parts = options.read_split(split) if split is not None else {"train": (), "test": None}
+    parts = options.read_split(split) if split is not None else None
     with options.progress() as progress:
         result = run(
             dataset,
@@ -471,8 +471,8 @@ def evaluate(
             source=source,
             target=target,
             layout=layout,
-            subjects=parts["test"],
-            training=parts["train"],
+            subjects=parts["test"] if parts else None,
+            training=parts["train"] if parts else (),
             resample=resample,
             progress=progress,
         )

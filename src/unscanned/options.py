@@ -95,7 +95,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def read_split(path: Path) -> dict[str, Any]:
+def read_split(path: Path) -> dict[str, list[str]]:
     """Return the lists train, validation and test of a split file.
 
     Raises:

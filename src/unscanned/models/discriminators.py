@@ -55,7 +55,7 @@ class NieDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.constant_(module.bias, 0.0)
+                nn.init.zeros_(torch.as_tensor(module.bias))
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Map source and target, each (batch, 1, patch, patch, patch), to logits (batch, 1)."""
