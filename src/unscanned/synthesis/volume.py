@@ -7,6 +7,7 @@ and padding at the volume's border only.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from unscanned.synthesis.streaming import Stream
 
 __all__ = ["DEFAULT_MEMORY_MIB", "check_network", "map_volume", "plan"]
 
-DEFAULT_MEMORY_MIB = 1280
+DEFAULT_MEMORY_MIB = 1344
 "On a CPU; on a GPU, four fifths of what is free."
 
 PLANES = (32, 24, 16, 12, 8, 4)
+LIBRARIES_MIB = 40
+"What the matrix libraries and the allocator take for themselves, as measured."
 COPIES = 5
 "Arrays of a layer's width that `Conv3d`, batch norm and LeakyReLU hold at once, reordered input and output included."
 
@@ -130,7 +133,7 @@ def plan(
     """
     device = torch.device(device)
     allowed = 2**20 * memory_mib if memory_mib else _default_bytes(device)
-    fixed = 4 * (channels + 1) * int(np.prod(shape))
+    fixed = 2**20 * LIBRARIES_MIB + 4 * (channels + 1) * math.prod(shape)
     context: int = network.context  # type: ignore[assignment]
     best: tuple[float, Shape] | None = None
     least: int | None = None
@@ -141,9 +144,9 @@ def plan(
             cost = 1 + 2 * stream.radius / (tile[0] // 2)
             extents[0] = tile[0]
         else:
-            work = 4 * COPIES * _width(network) * int(np.prod(extents))
+            work = 4 * COPIES * _width(network) * math.prod(extents)
             cost = 1.0
-        cost *= float(np.prod([-(-n // t) * e / n for n, t, e in zip(shape, tile, extents, strict=True)]))
+        cost *= math.prod(-(-n // t) * e / n for n, t, e in zip(shape, tile, extents, strict=True))
         least = min(fixed + work, least or fixed + work)
         if fixed + work <= allowed and (best is None or cost < best[0]):
             best = cost, tile
@@ -169,7 +172,7 @@ def _stream(network: nn.Module, like: Tensor) -> Stream | None:
     """Return the network plane by plane, where that is how it computes such an input; else None."""
     inner = network.generator if isinstance(network, Residual) else network
     sample = like.new_zeros(1, like.shape[0], 2, 2, 2)
-    return Stream(inner) if isinstance(inner, NieGenerator) and inner.takes_spectral(sample) else None
+    return Stream(inner) if isinstance(inner, NieGenerator) and inner.admits_spectral(sample) else None
 
 
 def _candidates(shape: Shape, context: int, streams: bool) -> Iterator[Shape]:
