@@ -1,0 +1,173 @@
+"""The stride-8 patches of a volume, mapped by the plain network, by this one, and by what a user would pick instead."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unscanned.benchmark.rounds import rounds
+from unscanned.data.patches import starts
+from unscanned.models import generators
+from unscanned.synthesis.reconstruct import reconstruct
+
+__all__ = ["PATCH", "STRIDE", "Network", "inference", "noise"]
+
+PATCH, STRIDE = 32, 8
+Mapping = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A generator whose weights follow from its name and the seed.
+
+    Attributes:
+        name: Key of `GENERATORS`.
+        seed: Of the weights.
+        device: Where to put them: cpu or cuda.
+    """
+
+    name: str
+    seed: int
+    device: str
+
+    def build(self, convolution: str) -> nn.Module:
+        """Return the generator, fresh."""
+        torch.manual_seed(self.seed)
+        return generators.build(self.name, convolution=convolution).to(self.device)
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    """Return standard normal values, float32."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def _plain(network: Network) -> Mapping:
+    generator = network.build("plain")
+    return lambda volume: reconstruct(
+        volume[None], generator, patch=PATCH, stride=STRIDE, batch=1, device=network.device
+    )
+
+
+def _unscanned(network: Network) -> Mapping:
+    generator = network.build("auto")
+    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
+
+
+def _monai(network: Network) -> Mapping:
+    from monai.inferers import sliding_window_inference  # MONAI takes seconds to import, and is optional
+
+    generator = network.build("plain").eval()
+
+    @torch.inference_mode()
+    def run(volume: np.ndarray) -> np.ndarray:
+        source = torch.from_numpy(volume[None, None]).to(network.device)
+        mapped = sliding_window_inference(
+            source, (PATCH,) * 3, 1, generator, overlap=1 - STRIDE / PATCH, mode="constant"
+        )
+        return cast(Tensor, mapped)[0, 0].cpu().numpy()
+
+    return run
+
+
+class _OnnxNetwork(nn.Module):
+    """The plain network as ONNX Runtime runs it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        program = torch.onnx.export(
+            network.eval(), (torch.zeros(1, 1, PATCH, PATCH, PATCH),), dynamo=True, verbose=False
+        )
+        assert program is not None
+        self.session = onnxruntime.InferenceSession(
+            program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        (name,) = (each.name for each in self.session.get_inputs())
+        return torch.from_numpy(self.session.run(None, {name: x.numpy()})[0])
+
+
+def _onnx(network: Network) -> Mapping:
+    if network.device != "cpu":
+        raise ImportError("compared on the CPU only")
+    generator = _OnnxNetwork(network.build("plain"))
+    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, batch=1)
+
+
+CONTENDERS: dict[str, Callable[[Network], Mapping]] = {
+    "plain PyTorch": _plain,
+    "unscanned": _unscanned,
+    "MONAI sliding window": _monai,
+    "ONNX Runtime": _onnx,
+}
+
+
+def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
+    """Map the stride-8 patches of one volume with every contender that is installed.
+
+    Args:
+        network: The generator.
+        edge: Of the cubic volume, at least a patch's.
+        repeats: Rounds.
+    """
+    volume = noise(network.seed, edge, edge, edge)
+    mappings: dict[str, Mapping] = {}
+    missing: dict[str, str] = {}
+    for name, make in CONTENDERS.items():
+        try:
+            mappings[name] = make(network)
+        except ImportError as error:
+            missing[name] = str(error)
+    results = {name: mapping(volume) for name, mapping in mappings.items()}
+    reference = results["plain PyTorch"]
+    table = rounds({name: partial(mapping, volume) for name, mapping in mappings.items()}, repeats)
+    for name, row in table.items():
+        row["relative_difference"] = float(np.linalg.norm(results[name] - reference) / np.linalg.norm(reference))
+        row["peak_mib"] = _peak_mib(name, network, volume)
+    return {"patches": len(starts(volume.shape, PATCH, STRIDE)), "contenders": table, "missing": missing}
+
+
+def _peak_mib(name: str, network: Network, volume: np.ndarray) -> float | None:
+    """Return the MiB that one mapping takes; on a CPU beyond the interpreter with its imports."""
+    if network.device == "cuda":
+        mapping = CONTENDERS[name](network)
+        torch.cuda.reset_peak_memory_stats()
+        mapping(volume)
+        return torch.cuda.max_memory_allocated() / 2**20
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_here, name, network, volume, torch.get_num_threads()).result()
+
+
+def _peak_here(name: str, network: Network, volume: np.ndarray, threads: int) -> float | None:
+    torch.set_num_threads(threads)
+    if name.startswith("MONAI"):
+        import monai.inferers  # noqa: F401
+    before = _high_water_mib()
+    CONTENDERS[name](network)(volume)
+    after = _high_water_mib()
+    return None if before is None or after is None else after - before
+
+
+def _high_water_mib() -> float | None:
+    """Return the most memory that this process has had; None where the system does not tell.
+
+    `getrusage` would count what the parent had when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10

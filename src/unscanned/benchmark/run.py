@@ -1,0 +1,81 @@
+"""The benchmark: inference, training and cost against size in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unscanned import device as devices
+from unscanned.benchmark.inference import PATCH, Network, inference
+from unscanned.benchmark.machine import machine
+from unscanned.benchmark.size import LAYERS, size
+from unscanned.benchmark.training import training
+from unscanned.errors import SettingsError
+from unscanned.memory import keep_freed_memory
+from unscanned.progress import Progress
+
+__all__ = ["benchmark"]
+
+
+def benchmark(
+    *,
+    network: str = "nie",
+    device: str = "cpu",
+    threads: int | None = None,
+    edge: int = 48,
+    repeats: int = 3,
+    batch: int = 7,
+    steps: int = 1,
+    volumes: Sequence[int] = (64, 96, 128),
+    layers: Sequence[tuple[int, int, int]] = LAYERS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time a generator and its training against the alternatives.
+
+    Args:
+        network: Name of the generator and of the discriminator: nie or small.
+        device: cpu or cuda.
+        threads: Of the CPU; None takes what PyTorch takes.
+        edge: Of the cubic volume whose stride-8 patches are mapped; 48 has 27 of them.
+        repeats: Rounds of inference and of the cost against size.
+        batch: Patches of a training step.
+        steps: Rounds of training; a plain step takes about a minute on two cores.
+        volumes: Edges of the cubic volumes for mode volume, in voxels.
+        layers: Kernel, channels and grid of the single layers.
+        seed: Of the weights and the input, which are noise: the time does not depend on them.
+        progress: Called with (parts done, all parts, label).
+
+    Returns:
+        What `--json` writes: machine, settings, inference, training, size; seconds, ratios to plain PyTorch, agreement,
+        MiB.
+
+    Raises:
+        SettingsError: A volume smaller than a patch, or no repeat.
+        ResourceError: The device is not there.
+    """
+    for name, value in {"repeats": repeats, "batch": batch, "steps": steps}.items():
+        if value < 1:
+            raise SettingsError("there is nothing to time", where=name, found=value, expected="at least 1")
+    if edge < PATCH:
+        raise SettingsError(
+            "the volume is smaller than a patch", where="edge", found=edge, expected=f"at least {PATCH}"
+        )
+    place = devices.choose(device, threads=threads)
+    keep_freed_memory()
+    generator = Network(network, seed, place.type)
+    parts: list[tuple[str, Callable[[], Any]]] = [
+        ("machine", lambda: machine(place)),
+        ("inference", lambda: inference(generator, edge, repeats)),
+        ("training", lambda: training(generator, batch, steps)),
+        ("size", lambda: size(generator, repeats, volumes, layers)),
+    ]
+    settings = {"network": network, "device": device, "edge": edge, "repeats": repeats, "batch": batch, "steps": steps}
+    result: dict[str, Any] = {"settings": {**settings, "volumes": list(volumes), "seed": seed}}
+    for number, (name, measure) in enumerate(parts):
+        if progress:
+            progress(number, len(parts), name)
+        result[name] = measure()
+    if progress:
+        progress(len(parts), len(parts), "benchmark")
+    return result

@@ -1,0 +1,76 @@
+"""A benchmark for readers: Markdown and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unscanned.benchmark.inference import STRIDE
+from unscanned.files import atomic_path
+
+__all__ = ["plot", "table"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the comparisons of a result as Markdown.
+
+    Ratios are plain PyTorch's time over each one's: of seconds with their range, and of CPU seconds.
+    """
+    machine, inference, training = result["machine"], result["inference"], result["training"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}",
+        "",
+        f"| {inference['patches']} patches, stride {STRIDE} | s a patch | ratio | range | CPU | difference | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in inference["contenders"].items():
+        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        each = row["seconds"] / inference["patches"]
+        lines.append(f"| {name} | {each:.3f} | {_ratios(row)} | {row['relative_difference']:.1e} | {peak} |")
+    lines += [f"| {name} | not measured: {reason} | | | | | |" for name, reason in inference["missing"].items()]
+    lines += [
+        "",
+        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradients |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in training["contenders"].items():
+        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_relative_difference']:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratios(row: dict[str, Any]) -> str:
+    low, high = row["seconds_ratio_range"]
+    return f"{row['seconds_ratio']:.1f} | {low:.1f} to {high:.1f} | {row['cpu_seconds_ratio']:.1f}"
+
+
+def plot(result: dict[str, Any], path: str | Path) -> None:
+    """Draw the cost against size: patches, whole volumes, and layers against `Conv3d`.
+
+    Args:
+        result: Of `benchmark`.
+        path: Image file; its suffix is the format.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+    from matplotlib.figure import Figure  # takes a second to import
+
+    size = result["size"]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    counted, voxels, ratios = figure.subplots(1, 3)
+    counted.loglog([row["patches"] for row in size["patches"]], [row["seconds"] for row in size["patches"]], "o-")
+    counted.set(xlabel="patches of 32³ voxels", ylabel="seconds", title="Patches")
+    voxels.loglog([row["edge"] ** 3 for row in size["volumes"]], [row["seconds"] for row in size["volumes"]], "o-")
+    voxels.set(xlabel="voxels", ylabel="seconds", title="Mode volume")
+    names = [f"{row['kernel']}³, {row['channels']}, {row['grid']}³" for row in size["layers"]]
+    for pass_, marker in (("forward", "o"), ("forward_backward", "s")):
+        values = [row[pass_]["seconds_ratio"] for row in size["layers"]]
+        ratios.semilogx(values, range(len(values)), marker, label=pass_.replace("_", " and "))
+    ratios.axvline(1.0, color="0.5", linewidth=1)
+    ratios.set(
+        yticks=range(len(names)), yticklabels=names, xlabel="times Conv3d", title="Layer: kernel, channels, grid"
+    )
+    ratios.invert_yaxis()
+    ratios.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)

@@ -1,0 +1,79 @@
+"""Cost against size: the number of patches, the volume, and a layer's kernel, channels and grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.rounds import rounds, timed
+from unscanned.models import generators
+from unscanned.models.spectral import kernel_spectrum, spectral_convolution
+from unscanned.synthesis.volume import map_volume
+
+__all__ = ["LAYERS", "size"]
+
+
+LAYERS = (
+    *((kernel, 32, 16) for kernel in (3, 5, 7, 9)),
+    *((9, channels, 16) for channels in (8, 16, 64)),
+    *((9, 16, grid) for grid in (4, 8, 24)),
+)
+"Kernel, channels and grid of layers: each varies while the others stay."
+
+
+def size(
+    network: Network, repeats: int, volumes: Sequence[int], layers: Sequence[tuple[int, int, int]]
+) -> dict[str, Any]:
+    """Time against the number of patches, the volume, and a layer's kernel, channels and grid.
+
+    Args:
+        network: The generator.
+        repeats: Rounds; a volume is mapped once.
+        volumes: Edges of cubic volumes, in voxels.
+        layers: Kernel, channels and grid of each.
+    """
+    fast, patches = generators.FastGenerator(network.build("auto")), []
+    for count in (1, 2, 4, 8, 16):
+        x = torch.from_numpy(noise(network.seed, count, 1, PATCH, PATCH, PATCH)).to(network.device)
+        fast(x[:1])
+        row = rounds({"unscanned": partial(_by_fours, fast, x)}, repeats)["unscanned"]
+        patches.append({"patches": count, "seconds": row["seconds"], "cpu_seconds": row["cpu_seconds"]})
+    whole: list[dict[str, Any]] = []
+    for edge in volumes:
+        volume = noise(network.seed, 1, edge, edge, edge)
+        row = timed(partial(map_volume, volume, network.build("auto"), device=network.device))
+        whole.append({"edge": edge, **row})
+    timed_layers = [_layer(torch.device(network.device), repeats, *layer) for layer in layers]
+    return {"patches": patches, "volumes": whole, "layers": timed_layers}
+
+
+def _by_fours(network: generators.FastGenerator, x: Tensor) -> None:
+    for part in x.split(4):
+        network(part)
+
+
+def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int) -> dict[str, Any]:
+    """Time one dense layer on the eight sub-grids of a patch, forward, and forward and backward, both ways."""
+    weight = torch.randn(channels, channels, kernel, kernel, kernel, device=device, requires_grad=True)
+    direct = torch.randn(8, channels, grid, grid, grid, device=device, requires_grad=True)
+    folded = direct.detach().permute(2, 3, 4, 1, 0).contiguous().requires_grad_()
+    kept = kernel_spectrum(weight.detach(), None, (grid, grid, grid))
+    row: dict[str, Any] = {"kernel": kernel, "channels": channels, "grid": grid}
+    with torch.inference_mode():
+        pair = {
+            "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2),
+            "spectral": lambda: kept(folded),
+        }
+        row["forward"] = rounds(pair, repeats)["spectral"]
+    both = {
+        "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2).sum().backward(),
+        "spectral": lambda: spectral_convolution(folded, weight).sum().backward(),
+    }
+    row["forward_backward"] = rounds(both, repeats)["spectral"]
+    return row

@@ -1,0 +1,48 @@
+"""The benchmark compares what is the same function, and its result can be written, read and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unscanned.benchmark import benchmark, plot, table
+from unscanned.errors import SettingsError
+
+
+@pytest.mark.slow
+def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("monai")
+    pytest.importorskip("onnxruntime")
+    seen: list[tuple[int, int, str]] = []
+    result = benchmark(
+        network="small",
+        edge=40,
+        repeats=1,
+        batch=2,
+        volumes=(16,),
+        layers=((9, 2, 4),),
+        progress=lambda *step: seen.append(step),
+    )
+    assert json.loads(json.dumps(result)) == result
+    assert seen[-1][0] == seen[-1][1]
+    inference, training = result["inference"], result["training"]
+    assert inference["patches"] == 8
+    assert set(inference["contenders"]) == {"plain PyTorch", "unscanned", "MONAI sliding window", "ONNX Runtime"}
+    for row in inference["contenders"].values():
+        assert row["relative_difference"] < 1e-5
+        assert row["seconds"] > 0
+        assert row["peak_mib"] > 0
+    assert inference["contenders"]["plain PyTorch"]["seconds_ratio"] == 1.0
+    assert training["contenders"]["unscanned"]["gradient_relative_difference"] < 1e-4
+    text = table(result)
+    assert all(name in text for name in inference["contenders"])
+    plot(result, tmp_path / "size.png")
+    assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("argument", "value"), [("repeats", 0), ("steps", 0), ("edge", 16)])
+def test_a_benchmark_of_nothing_is_refused_before_any_work(argument: str, value: int) -> None:
+    with pytest.raises(SettingsError, match=argument):
+        benchmark(**{argument: value})
