@@ -21,12 +21,12 @@ lint: $(VENV)/dev
 
 # Speed and memory, side by side with what else a user could pick. Heavy: about half an hour on two cores.
 bench: $(VENV)/bench
-	$(BIN)/unscanned benchmark --json runs/benchmark.json
+	$(BIN)/unscanned benchmark --json runs/benchmark.json --plot runs/benchmark.png
 
 # The same harness and the device tests on a GPU; says so and ends where there is none.
 gpu: $(VENV)/bench
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json; \
+		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json --plot runs/benchmark-gpu.png; \
 	else echo "skipped: PyTorch sees no CUDA device on this machine"; fi
 
 # Hundreds of kills of training and synthesis. Heavy.

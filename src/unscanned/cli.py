@@ -564,6 +564,69 @@ def reproduce(
     _raise_failed_scores(result.evaluation)
 
 
+@app.command
+def benchmark(
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    edge: int = 48,
+    repeats: int = 3,
+    batch: int = 7,
+    steps: int = 1,
+    volumes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (64, 96, 128),
+    network: str = "nie",
+    json: Json = None,
+    plot: Path | None = None,
+) -> None:
+    """Time inference and training on this machine beside plain PyTorch, MONAI and ONNX Runtime, in one run.
+
+    Example: `unscanned benchmark --json benchmark.json --plot benchmark.png`
+
+    Parameters
+    ----------
+    device
+        cpu or cuda.
+    threads
+        CPU threads.
+    edge
+        Edge of the cubic volume whose stride-8 patches are mapped; 48 has 27 of them.
+    repeats
+        Rounds; the contenders take turns in each.
+    batch
+        Patches of a training step.
+    steps
+        Rounds of training; a plain step takes about a minute on two cores.
+    volumes
+        Edges of the cubic volumes for mode volume.
+    network
+        nie or small.
+    json
+        Also write all figures to this file.
+    plot
+        Also draw the cost against size into this image file.
+    """
+    from unscanned import benchmark as module
+    from unscanned.files import write_json
+
+    with options.progress() as progress:
+        result = module.benchmark(
+            network=network,
+            device=device,
+            threads=threads,
+            edge=edge,
+            repeats=repeats,
+            batch=batch,
+            steps=steps,
+            volumes=volumes,
+            progress=progress,
+        )
+    if json is not None:
+        write_json(json, result)
+    if plot is not None:
+        module.plot(result, plot)
+    options.say(module.table(result))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return its exit code.
 
