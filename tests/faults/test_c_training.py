@@ -1,0 +1,695 @@
+"""Section C of the table of faults: training. Each test causes the real fault and is named by its row."""
+
+import dataclasses
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from storm.storm_training import settings as storm_settings
+from storm.storm_training import storm
+from torch import nn
+
+from unscanned import device as devices
+from unscanned.cli import main
+from unscanned.data.feed import Feed
+from unscanned.data.patches import PatchBatches
+from unscanned.data.prepare import Case, normalization
+from unscanned.errors import (
+    BusyError,
+    CheckpointError,
+    DatasetError,
+    Interrupted,
+    ResourceError,
+    TrainingError,
+)
+from unscanned.files import lock, read_json, sha256, write_json
+from unscanned.provenance import utc_now
+from unscanned.synthesis.model import load_model
+from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.checkpoint import load_checkpoint, save_checkpoint
+from unscanned.training.health import FATAL_AFTER, FATAL_STEPS, count_signs, output_signs, sign_warnings
+from unscanned.training.log import RunLog, read_log
+from unscanned.training.loop import train_stage
+from unscanned.training.run import train_run
+
+PATCH = 8
+
+
+class Judge(nn.Module):
+    """A discriminator of three numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv3d(2, 1, 3)
+
+    def forward(self, source, target):
+        return self.layer(torch.cat([source, target], 1)).mean((2, 3, 4))
+
+
+def networks(generator=None):
+    torch.manual_seed(0)
+    generator = generator or nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.BatchNorm3d(2), nn.Conv3d(2, 1, 1))
+    return generator, Judge()
+
+
+@pytest.fixture
+def cases(tiny_run, tmp_path):
+    """The prepared scans of two subjects, in a copy that a test may damage."""
+    folder = shutil.copytree(tiny_run / "prepared", tmp_path / "prepared")
+    return [Case(case.name, case.name, case) for case in sorted(folder.iterdir())[:2]]
+
+
+@pytest.fixture
+def batches(cases):
+    return PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
+
+
+def train(folder, batches, generator=None, **options):
+    """Train two networks of a few weights for three epochs of four steps, and return the generator."""
+    generator, discriminator = networks(generator)
+    given = {"epochs": 3, "steps_per_epoch": 4, "checkpoint_minutes": 1e-9, "learning_rate": 1e-3}
+    validate = options.pop("validate", lambda network: {})
+    train_stage(folder, generator, discriminator, batches, validate, **given | options)
+    return generator
+
+
+def stop_after(step):
+    """Return a should_stop that says so after so many steps."""
+    counted = iter(range(1, 10**6))
+    return lambda: next(counted) >= step
+
+
+def weights(folder):
+    """Return the bytes of every checkpoint by its name."""
+    return {path.name: path.read_bytes() for path in (folder / "checkpoints").glob("*.safetensors")}
+
+
+def course(folder):
+    kept = ("event", "step", "d_loss", "g_loss", "l1", "gdl", "adversarial")
+    return [{key: event.get(key) for key in kept} for event in read_log(folder / "log.jsonl")]
+
+
+def in_a_process(work):
+    """Run work in a forked process and return its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(work() or 0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(getattr(error, "exit_code", 99))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder, leave):
+    """Fill a disk but for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    (folder / "filling").write_bytes(bytes(max(0, free - leave)))
+
+
+def test_c01_killed_at_random_moments_every_resume_equals_the_uninterrupted_run(tmp_path):
+    outcome = storm(tmp_path, 3, seed=5, latest=1.5, wanted=storm_settings(epochs=2, steps=6))
+    assert outcome.kills >= 3
+    assert outcome.resumes >= 3
+    assert outcome.checkpoints > 0
+    assert (outcome.unreadable, outcome.different, outcome.wrong_runs) == (0, 0, 0)
+
+
+def test_c01_another_number_of_workers_on_resume_changes_nothing(tmp_path, batches):
+    train(tmp_path / "whole", batches)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", batches, should_stop=stop_after(6))
+    train(tmp_path / "parts", batches, workers=2)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert course(tmp_path / "parts") == course(tmp_path / "whole")
+
+
+def test_c02_what_a_kill_during_a_write_leaves_is_passed_over(tmp_path, batches):
+    train(tmp_path / "whole", batches)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", batches, should_stop=stop_after(6))
+    folder = tmp_path / "cut" / "checkpoints"
+    (folder / "step-00000007.safetensors").write_bytes(b"half of it")
+    (folder / ".partial-x.json").write_text('{"step": 7')
+    train(tmp_path / "cut", batches)
+    assert (
+        weights(tmp_path / "cut")["step-00000012.safetensors"]
+        == weights(tmp_path / "whole")["step-00000012.safetensors"]
+    )
+
+
+def test_c03_a_disk_full_at_a_checkpoint_is_exit_7_with_the_bytes_and_the_last_one_loads(small_disk, batches):
+    heavy = nn.Sequential(nn.Conv3d(1, 64, 3, padding=1), nn.Conv3d(64, 64, 3, padding=1), nn.Conv3d(64, 1, 1))
+    with pytest.raises(ResourceError, match=r"the disk is full; found [\d,]+ bytes free, expected [\d,]+") as refusal:
+        train(small_disk / "run", batches, generator=heavy)
+    assert refusal.value.exit_code == 7
+    kept = load_checkpoint(small_disk / "run" / "checkpoints", {})
+    assert kept is not None
+    assert kept.tensors
+    assert not list(small_disk.rglob(".partial-*"))
+
+
+def test_c03_a_log_that_cannot_be_written_ends_no_training(small_disk):
+    fill(small_disk, 0)
+    log = RunLog(small_disk)
+    for step in range(200):
+        log.write("step", step=step, l1=1.0, text="x" * 200)
+    log.close()
+    (small_disk / "filling").unlink()
+    assert len(read_log(small_disk / "log.jsonl")) < 200
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_c04_a_pickle_is_refused_and_never_run(tmp_path, batches):
+    trace = tmp_path / "pwned.txt"
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "last.pt").write_bytes(pickle.dumps(Bomb(trace)))
+    with pytest.raises(CheckpointError, match=r"last\.pt: pickled checkpoints are not read.*\. Remove it") as refusal:
+        train(tmp_path / "run", batches)
+    assert refusal.value.exit_code == 5
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb(trace)))
+    with pytest.raises(CheckpointError, match=r"model\.pt.*Give the folder"):
+        load_model(tmp_path / "model.pt")
+    assert not trace.exists()
+
+
+HOSTILE = {
+    "a header longer than the file": struct.pack("<Q", 2**62) + b"{}",
+    "a header of a gigabyte": struct.pack("<Q", 2**30) + b" " * 100,
+    "a header that is not JSON": struct.pack("<Q", 4) + b"\xff\xfe{}",
+    "a tensor larger than the file": b"",
+    "tensors that overlap": b"",
+    "no header": b"",
+}
+
+
+def hostile(name):
+    tensor = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    headers = {
+        "a tensor larger than the file": {"x": {**tensor, "shape": [2**40], "data_offsets": [0, 2**42]}},
+        "tensors that overlap": {"x": tensor, "y": {**tensor, "data_offsets": [8, 24]}},
+    }
+    if name not in headers:
+        return HOSTILE[name]
+    header = json.dumps(headers[name]).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(24)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_c04_a_safetensors_file_that_lies_is_refused_within_bounds(tmp_path, name):
+    path = tmp_path / "step-00000001.safetensors"
+    path.write_bytes(hostile(name))
+    write_json(path.with_suffix(".json"), {"step": 1, "sha256": sha256(path), "identity": {}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="step-00000001 passed over"):
+        load_checkpoint(tmp_path, {})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_c05_one_flipped_bit_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path, batches):
+    train(tmp_path / "whole", batches)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "flipped", batches, should_stop=stop_after(6))
+    flip(tmp_path / "flipped" / "checkpoints" / "step-00000006.safetensors")
+    with pytest.warns(UserWarning, match="step-00000006 passed over: its hash differs"):
+        train(tmp_path / "flipped", batches)
+    assert weights(tmp_path / "flipped") == weights(tmp_path / "whole")
+    warnings = [event for event in read_log(tmp_path / "flipped" / "log.jsonl") if event["event"] == "warning"]
+    assert "passed over" in warnings[0]["message"]
+
+
+def test_c05_where_no_checkpoint_is_whole_training_says_so_and_exits_5(tmp_path, batches):
+    with pytest.raises(Interrupted):
+        train(tmp_path, batches, should_stop=stop_after(6))
+    for path in (tmp_path / "checkpoints").glob("*.safetensors"):
+        flip(path)
+    with pytest.raises(CheckpointError, match="no checkpoint is readable") as refusal:
+        train(tmp_path, batches)
+    assert refusal.value.exit_code == 5
+
+
+def test_c05_a_flipped_bit_in_a_model_is_refused(tmp_path, tiny_run):
+    model = shutil.copytree(tiny_run / "model", tmp_path / "model")
+    flip(model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="the weights are damaged"):
+        load_model(model)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--generator.name", "nie", "generator.name = 'small', now 'nie'"),
+        ("--training.learning-rate", "0.5", "training.learning_rate = 0.001, now 0.5"),
+        ("--loss.gdl", "0", "loss.gdl = 1.0, now 0.0"),
+    ],
+)
+def test_c06_a_folder_of_other_settings_is_refused_with_the_difference(
+    tmp_path, capsys, tiny_run, tiny_dataset, option, value, message
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tiny_run / "settings.json", run)
+    file = tiny_run / "settings.toml"
+    code = main(["train", str(tiny_dataset), "-o", str(run), "-p", "demo", "--settings", str(file), option, value])
+    assert code == 5
+    assert message in capsys.readouterr().err
+
+
+def test_c06_a_checkpoint_of_other_scans_is_refused_with_the_case(tmp_path):
+    save_checkpoint(tmp_path, 1, {}, {}, identity={"scans of": {"sub-01": "aa bb"}})
+    with pytest.raises(CheckpointError, match=r"scans of\.sub-01 = 'aa bb', now 'aa cc'"):
+        load_checkpoint(tmp_path, {"scans of": {"sub-01": "aa cc"}})
+
+
+def test_c07_of_two_runs_in_one_folder_one_exits_8_in_fifty_of_fifty_tries(tmp_path):
+    def hold(ready, done):
+        with lock(tmp_path):
+            os.write(ready, b"x")
+            os.read(done, 1)
+        return 0
+
+    refused = 0
+    for _ in range(50):
+        ready, done = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os._exit(hold(ready[1], done[0]))
+        os.read(ready[0], 1)
+        with pytest.raises(BusyError, match=f"process {child} on"), lock(tmp_path):
+            pass
+        refused += 1
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)
+        for end in (*ready, *done):
+            os.close(end)
+    assert refused == 50
+
+
+def test_c07_the_lock_of_a_killed_run_is_free_even_while_its_children_live(tmp_path):
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with lock(tmp_path):
+            if os.fork() == 0:
+                time.sleep(30)
+                os._exit(0)
+            os.write(writing, b"x")
+            time.sleep(30)
+    os.read(reading, 1)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    with lock(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_c07_the_command_line_exits_8_on_a_folder_in_use(tmp_path, capsys, tiny_dataset):
+    holder = os.fork()
+    if holder == 0:
+        with lock(tmp_path):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    code = main(["train", str(tiny_dataset), "-o", str(tmp_path), "-p", "demo"])
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    assert code == 8
+    assert f"in use by another run; found process {holder}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)]
+)
+def test_c08_a_signal_ends_training_within_seconds_and_the_next_call_goes_on(
+    tmp_path, capfd, tiny_run, tiny_dataset, number, times, code
+):
+    run = tmp_path / "run"
+    arguments = ["train", str(tiny_dataset), "-o", str(run), "-p", "demo"]
+    arguments += ["--settings", str(tiny_run / "settings.toml"), "--training.epochs", "1000"]
+    child = os.fork()
+    if child == 0:
+        os._exit(main(arguments))
+    while len(read_log(run / "log.jsonl")) < 3:
+        time.sleep(0.05)
+    began = time.monotonic()
+    for _ in range(times):
+        os.kill(child, number)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert time.monotonic() - began < 30
+    saved = sorted((run / "checkpoints").glob("step-*.json"))[-1]
+    assert sha256(saved.with_suffix(".safetensors")) == read_json(saved)["sha256"]
+    if times == 1:
+        steps = [event["step"] for event in read_log(run / "log.jsonl") if event["event"] == "step"]
+        assert read_json(saved)["step"] == steps[-1]
+        assert "Run it again to go on" in capfd.readouterr().err
+
+
+def test_c08_a_signal_during_validation_saves_before_it_and_validates_on_resume(tmp_path, batches):
+    def interrupted(network):
+        raise Interrupted("interrupted")
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", batches, validate=interrupted)
+    seen = []
+    scores = {"psnr": 20.0}
+    train(tmp_path / "cut", batches, validate=lambda network: seen.append(1) or scores)
+    train(tmp_path / "whole", batches, validate=lambda network: scores)
+    assert len(seen) == 3
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_c09_a_device_that_is_not_there_is_exit_7_and_auto_takes_the_cpu(tmp_path, capsys, monkeypatch, tiny_run):
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    code = main(["synthesize", str(tiny_run / "model"), "scan.nii.gz", "-o", str(tmp_path), "--device", "cuda"])
+    assert code == 7
+    assert "the device is not there; found 0 CUDA devices, expected cuda" in capsys.readouterr().err
+    assert devices.choose("auto").type == "cpu"
+
+
+def limit_memory(mib):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, resource.RLIM_INFINITY))
+
+
+def test_c10_training_out_of_memory_names_a_batch_that_fits_and_keeps_its_checkpoint(tmp_path, capfd, cases):
+    huge = PatchBatches(cases, normalization(cases), patch=16, batch=1024)
+
+    def work():
+        limit_memory(400)
+        wide = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
+        train(tmp_path, huge, generator=wide, adversarial=0.0)
+
+    assert in_a_process(work) == 7
+    message = capfd.readouterr().err
+    assert "memory does not hold a training step; found training.batch = 1024" in message
+    fits = int(message.split("expected training.batch = ")[1].split(",")[0])
+    assert 0 < fits < 1024
+    assert load_checkpoint(tmp_path / "checkpoints", {}) is not None
+
+
+def test_c10_synthesis_out_of_memory_takes_fewer_patches_says_so_and_gives_the_same(tmp_path):
+    volume = np.random.default_rng(0).standard_normal((1, 32, 32, 32)).astype(np.float32)
+    network = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
+
+    def work():
+        limit_memory(150)
+        notes = []
+        made = reconstruct(volume, network, patch=16, stride=3, batch=256, note=notes.append)
+        np.save(tmp_path / "made.npy", made)
+        (tmp_path / "notes").write_text("\n".join(notes))
+
+    assert in_a_process(work) == 0
+    assert "memory did not hold 256 patches at a time on cpu; 128 were taken" in (tmp_path / "notes").read_text()
+    expected = reconstruct(volume, network, patch=16, stride=3)
+    np.testing.assert_allclose(np.load(tmp_path / "made.npy"), expected, atol=1e-5)
+
+
+def test_c11_another_number_of_threads_on_resume_is_told(tmp_path, batches):
+    with pytest.raises(Interrupted):
+        train(tmp_path, batches, should_stop=stop_after(6))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=rf"threads was {threads}, is {threads + 1}\).*statistically, not bit"):
+            train(tmp_path, batches)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_c11_two_runs_of_the_same_settings_are_equal(tmp_path, batches):
+    train(tmp_path / "one", batches)
+    train(tmp_path / "two", batches)
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+def damage(case):
+    target = np.load(case.folder / "target.npy")
+    target[4, 4, 4] = np.nan
+    np.save(case.folder / "target.npy", target)
+
+
+def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_the_best_epoch_is_kept(tmp_path, cases):
+    contrasts = normalization(cases)
+    damage(cases[1])
+    damaged = PatchBatches(cases, contrasts, patch=PATCH, batch=8)
+    pattern = rf"step \d+, .*{cases[1].name} at .*\(0, 0, 0\).*discriminator's loss or gradient is not finite"
+    with pytest.warns(UserWarning, match="went back to step"), pytest.raises(TrainingError, match=pattern) as refusal:
+        train(tmp_path / "run", damaged, epochs=1000, steps_per_epoch=2)
+    assert refusal.value.exit_code == 6
+    for folder in ("checkpoints", "best"):
+        kept = load_checkpoint(tmp_path / "run" / folder, {})
+        if kept is not None:
+            assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}) is not None
+
+
+class Once:
+    """Batches of which one, the first time that it is asked for, is not finite."""
+
+    def __init__(self, batches, bad):
+        self.batches, self.bad, self.done = batches, bad, False
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+    def __call__(self, step):
+        source, target = self.batches(step)
+        if step == self.bad and not self.done:
+            self.done = True
+            source[0, 0, 0, 0, 0] = float("inf")
+        return source, target
+
+    def loader(self, first, last, workers=0):
+        return Feed(self, first, last)
+
+
+def test_c12_after_a_passing_fault_training_goes_on_from_the_epoch_in_another_order(tmp_path, cases):
+    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
+    with pytest.warns(UserWarning, match="went back to step 4 and another order"):
+        generator = train(tmp_path / "run", Once(batches, 6))
+    assert all(torch.isfinite(tensor).all() for tensor in generator.state_dict().values())
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).facts["record"]["rolled_back_from"] == 6
+    steps = [event["step"] for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "step"]
+    assert steps == list(range(1, 13))
+
+
+def test_c12_a_resume_after_a_roll_back_equals_the_run_that_was_not_interrupted(tmp_path, cases):
+    def fresh():
+        return Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
+
+    with pytest.warns(UserWarning, match="went back"):
+        train(tmp_path / "whole", fresh())
+    interrupted = fresh()
+    with pytest.warns(UserWarning, match="went back"), pytest.raises(Interrupted):
+        train(tmp_path / "cut", interrupted, should_stop=stop_after(8))
+    train(tmp_path / "cut", interrupted, workers=0)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("which", ["generator", "discriminator"])
+def test_c12_an_infinite_weight_is_stopped_before_the_next_step(tmp_path, batches, which):
+    generator, discriminator = networks()
+    network = generator if which == "generator" else discriminator
+
+    def spoil():
+        with torch.no_grad():
+            next(network.parameters()).fill_(float("inf"))
+        return False
+
+    with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match="not finite"):
+        train_stage(tmp_path, generator, discriminator, batches, lambda n: {}, epochs=2, should_stop=spoil)
+
+
+def test_c12_the_best_epoch_of_a_failed_training_is_written_as_a_model(tmp_path, tiny_dataset, tiny_settings):
+    run = tmp_path / "run"
+
+    def spoil():
+        if len(read_log(run / "log.jsonl")) == 5:  # three steps, a validation and a step
+            for subject in read_json(run / "split.json")["train"]:
+                path = run / "prepared" / f"sub-{subject}" / "target.npy"
+                np.save(path, np.full_like(np.load(path), np.nan))
+        return False
+
+    training = dataclasses.replace(tiny_settings.training, epochs=60)
+    wanted = dataclasses.replace(tiny_settings, training=training)
+    pattern = r"not finite.*The best epoch so far is the model"
+    with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match=pattern):
+        train_run(tiny_dataset, run, wanted, should_stop=spoil)
+    model = load_model(run)
+    assert model.provenance["stages"][0]["best"]["epoch"] >= 1
+    assert "not finite" in model.provenance["stages"][0]["ended"]
+
+
+def test_c12_a_prepared_volume_that_is_not_finite_is_refused_by_its_name(cases):
+    damage(cases[1])
+    with pytest.raises(DatasetError, match=f"{cases[1].name}: a prepared volume holds numbers that are not finite"):
+        normalization(cases)
+
+
+def test_c13_outputs_that_have_collapsed_show_it_and_good_ones_do_not():
+    random = np.random.default_rng(0)
+    target = random.standard_normal((32, 32, 32)).astype(np.float32)
+    head = np.ones(target.shape, bool)
+    good = output_signs(target + 0.1 * random.standard_normal(target.shape), target, head, PATCH)
+    assert count_signs(good, {}) == {}
+    constant = output_signs(np.full_like(target, 0.5), target, head, PATCH)
+    assert count_signs(constant, {}) == {"std_ratio": 1, "variety": 1, "mae_ratio": 1}
+    tile = np.tile(target[:8, :8, :8], (4, 4, 4))
+    assert "variety" in count_signs(output_signs(tile, target, head, PATCH), {})
+    inverted = output_signs(-target, target, head, PATCH)
+    assert count_signs(inverted, {"mae_ratio": 2}) == {"mae_ratio": 3}
+    assert sign_warnings(inverted, {"mae_ratio": 3}) == [
+        f"synthetic volumes are further from the target than its mean: mae_ratio {inverted['mae_ratio']:.3f}, "
+        "3 validations in a row"
+    ]
+
+
+class Constant(nn.Module):
+    """A generator that has collapsed."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(()))
+
+    def forward(self, source):
+        return self.level + 0 * source
+
+
+def test_c13_a_generator_that_makes_a_constant_ends_with_exit_6_and_its_best_epoch(tmp_path, cases, batches):
+    target = batches.normalization.target.standardize(cases[0].target)
+
+    def validate(network):
+        made = np.full_like(target, float(network.level.detach()))
+        return {"psnr": -float(len(made)), **output_signs(made, target, np.asarray(cases[0].head), PATCH)}
+
+    epoch = FATAL_STEPS // FATAL_AFTER + 1
+    with (
+        pytest.warns(UserWarning, match="next to no contrast"),
+        pytest.raises(TrainingError, match="has collapsed") as refusal,
+    ):
+        train(
+            tmp_path,
+            batches,
+            generator=Constant(),
+            validate=validate,
+            epochs=20,
+            steps_per_epoch=epoch,
+            checkpoint_minutes=5.0,
+            adversarial=0.0,
+        )
+    assert refusal.value.exit_code == 6
+    assert load_checkpoint(tmp_path / "best", {}) is not None
+    validations = [event for event in read_log(tmp_path / "log.jsonl") if event["event"] == "validation"]
+    assert len(validations) == FATAL_AFTER
+
+
+def test_c13_a_healthy_run_gives_no_warning(tiny_run):
+    events = read_log(tiny_run / "log.jsonl")
+    assert any(event["event"] == "validation" and "std_ratio" in event for event in events)
+    assert not any(event["event"] == "warning" for event in events)
+
+
+def kill_itself(step):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (torch.zeros(1),)
+
+
+def stop_itself(step):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return (torch.zeros(1),)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"), [(kill_itself, "a loader worker was killed"), (stop_itself, "a loader worker hangs")]
+)
+def test_c14_a_worker_that_is_killed_or_hangs_is_exit_7_in_time(work, message):
+    feed = Feed(work, 0, 10, workers=1, timeout_s=2)
+    assert [float(next(feed)[0]) for _ in range(3)] == [0, 0, 0]
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match=message) as refusal:
+        next(feed)
+    assert refusal.value.exit_code == 7
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_c14_a_scan_that_vanishes_while_training_is_named_and_the_state_is_saved(tmp_path, cases, workers):
+    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
+    (cases[1].folder / "source.npy").unlink()
+    damaged = [Case(case.name, case.subject, case.folder) for case in cases]
+    for case in damaged[:1]:
+        assert case.source is not None
+    batches.cases = damaged
+    with pytest.raises(
+        DatasetError, match=rf"step \d+, .*{cases[1].name} at .*: a batch cannot be cut; found"
+    ) as refusal:
+        train(tmp_path / "run", batches, workers=workers)
+    assert refusal.value.exit_code == 3
+    assert "Traceback" not in str(refusal.value)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}) is not None
+
+
+def test_c16_a_sample_depends_on_its_step_and_slot_alone(cases):
+    contrasts = normalization(cases)
+    whole = PatchBatches(cases, contrasts, patch=PATCH, batch=8, seed=3)
+    half = PatchBatches(cases, contrasts, patch=PATCH, batch=4, seed=3)
+    for step in (5, 0, 40):
+        slots = np.concatenate([half.chosen(2 * step), half.chosen(2 * step + 1)])
+        np.testing.assert_array_equal(whole.chosen(step), slots)
+
+
+def test_c17_stamps_are_utc_and_durations_never_come_from_the_wall_clock(monkeypatch):
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    time.tzset()
+    try:
+        stamp = utc_now()
+        now = time.gmtime()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert stamp.endswith("Z")
+    assert stamp[:13] == time.strftime("%Y-%m-%dT%H", now)
+    sources = Path(devices.__file__).parent.rglob("*.py")
+    assert not [path for path in sources if "time.time()" in path.read_text() or ".now()" in path.read_text()]

@@ -1,0 +1,136 @@
+"""Kill synthesis with SIGKILL at random moments, and look for files that are not whole under their final names.
+
+PYTHONPATH=tests python -m storm.storm_synthesize --kills 60 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from storm.life import live, moments, small_dataset
+from storm.storm_training import settings
+
+from unscanned.data.volume import read_volume
+from unscanned.errors import VolumeError
+from unscanned.files import read_json, sha256
+from unscanned.synthesis.model import load_model
+from unscanned.synthesis.synthesize import list_inputs, sidecar_path, synthesize
+from unscanned.training.run import train_run
+
+STRIDES = (8, 4)
+SCANS = 2
+
+
+@dataclass
+class Outcome:
+    """What a storm left behind.
+
+    Attributes:
+        kills: Lives that ended by SIGKILL.
+        finished: Lives that came to their end.
+        volumes: Synthetic volumes looked at after the lives.
+        partial: Files under a final name that are not whole, volumes or sidecars.
+        wrong: Volumes that are whole but not, bit for bit, what an undisturbed run makes with one of the two strides.
+        parted: Sidecars of another volume than the one beside them; the next run makes these again.
+        missing: Outputs that a life which came to its end has left out.
+    """
+
+    kills: int = 0
+    finished: int = 0
+    volumes: int = 0
+    partial: int = 0
+    wrong: int = 0
+    parted: int = 0
+    missing: int = 0
+
+
+def make(model: Path, dataset: Path, out: Path, stride: int) -> None:
+    """Synthesize the first scans of the dataset."""
+    loaded = load_model(model)
+    synthesize(loaded, list_inputs([dataset], source="PD", target="T2")[:SCANS], out, stride=stride)
+
+
+def volumes(out: Path) -> list[Path]:
+    """Return the synthetic volumes below a folder."""
+    return sorted(out.rglob("*_desc-synthetic_T2w.nii.gz"))
+
+
+def inspect(out: Path, truth: dict[str, set[str]], outcome: Outcome) -> None:
+    """Read everything that stands under a final name."""
+    for path in volumes(out):
+        outcome.volumes += 1
+        try:
+            read_volume(path)
+        except VolumeError:
+            outcome.partial += 1
+        outcome.wrong += sha256(path) not in truth[path.name]
+    for sidecar in out.rglob("*_desc-synthetic_T2w.json"):
+        volume = sidecar.with_name(sidecar.name.removesuffix(".json") + ".nii.gz")
+        try:
+            outcome.parted += read_json(sidecar)["Sha256"] != sha256(volume)
+        except (OSError, ValueError, KeyError):
+            outcome.partial += 1
+
+
+def storm(root: Path, kills: int, seed: int) -> Outcome:
+    """Kill syntheses that write the same volumes over and over with two strides in turn.
+
+    The moments are uniform up to a tenth more than what an undisturbed life takes.
+
+    Args:
+        root: Empty folder.
+        kills: Number of kills.
+        seed: Of their moments.
+    """
+    dataset, out = small_dataset(root / "dataset"), root / "synthetic"
+    live(partial(train_run, dataset, root / "run", settings(epochs=1, steps=2)), None)
+    model = root / "run" / "model"
+    truth: dict[str, set[str]] = {}
+    for stride in STRIDES:
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        undisturbed = root / f"undisturbed-{stride}"
+        live(partial(make, model, dataset, undisturbed, stride), None)
+        for path in volumes(undisturbed):
+            truth.setdefault(path.name, set()).add(sha256(path))
+    outcome, moment, turn = Outcome(), moments(seed, 0.02, 1.1 * _used_since(began)), 0
+    while outcome.kills < kills:
+        seconds, group = moment()
+        finished = live(partial(make, model, dataset, out, STRIDES[turn % 2]), seconds, group=group)
+        inspect(out, truth, outcome)
+        outcome.kills += not finished
+        if finished:
+            outcome.finished += 1
+            outcome.missing += sum(not sidecar_path(path).exists() for path in volumes(out))
+            outcome.missing += len(truth) - len(volumes(out))
+            turn += 1
+    return outcome
+
+
+def _used_since(began: resource.struct_rusage) -> float:
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return now.ru_utime + now.ru_stime - began.ru_utime - began.ru_stime
+
+
+def main() -> None:
+    """Run the storm and print what it left behind."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="storm-") as root:
+        outcome = storm(Path(root), options.kills, options.seed)
+    print(json.dumps({**vars(outcome), "minutes": round((time.monotonic() - began) / 60, 1)}, indent=2))
+    if outcome.partial or outcome.wrong or outcome.missing:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
