@@ -157,8 +157,10 @@ class Stop:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        is_ending = isinstance(error, Interrupted) and self.signal is not None
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A late second signal must not cut off the message that the state is saved.
+            signal.signal(number, signal.SIG_IGN if is_ending else handler)
         if isinstance(error, Interrupted) and self.signal is not None:
             error.exit_code = 128 + self.signal
 

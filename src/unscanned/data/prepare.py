@@ -206,6 +206,13 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
     for case in cases:
         for name, total in sums.items():
             array = np.asarray(getattr(case, name), np.float64)
+            if not np.isfinite(array.sum()):
+                raise DatasetError(
+                    "a prepared volume holds numbers that are not finite",
+                    where=case.name,
+                    found=f"{np.count_nonzero(~np.isfinite(array))} voxels of the {name}",
+                    do=f"Remove {case.folder}: it is prepared again.",
+                )
             total += [array.size, array.sum(), np.square(array).sum()]
             scales[name].append(case.facts[f"{name}_scale"])
     if not scales["source"]:
