@@ -26,6 +26,7 @@ app = App(
     "`synthesize`, `evaluate`, `report`. Not for clinical use.",
     version=lambda: options.version(),
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # main() has a message for it
 )
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
