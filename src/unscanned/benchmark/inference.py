@@ -39,10 +39,10 @@ class Network:
     seed: int
     device: str
 
-    def build(self, convolution: str) -> nn.Module:
+    def build(self, convolution: str, *, slope: float = 0.2) -> nn.Module:
         """Return the generator, fresh."""
         torch.manual_seed(self.seed)
-        return generators.build(self.name, convolution=convolution).to(self.device)
+        return generators.build(self.name, slope=slope, convolution=convolution).to(self.device)
 
 
 def noise(seed: int, *shape: int) -> np.ndarray:

@@ -30,11 +30,11 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| {name} | not measured: {reason} | | | | | |" for name, reason in inference["missing"].items()]
     lines += [
         "",
-        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradients |",
+        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradient error |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in training["contenders"].items():
-        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_relative_difference']:.1e} |")
+        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} |")
     return "\n".join(lines) + "\n"
 
 
