@@ -1,6 +1,6 @@
 """Write the pictures of a report as files, in the order of the page: those of the docs come from here.
 
-    python tools/report_images.py runs/pd-t2/report.html pictures
+python tools/report_images.py runs/pd-t2/report.html pictures
 """
 
 from __future__ import annotations

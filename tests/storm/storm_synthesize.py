@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def storm(root: Path, kills: int, seed: int) -> Outcome:
         finished = live(partial(make, model, dataset, out, STRIDES[turn % 2]), seconds, group=group)
         inspect(out, truth, outcome)
         outcome.kills += not finished
+        if (outcome.kills + outcome.finished) % 10 == 9:
+            print(outcome, file=sys.stderr, flush=True)
         if finished:
             outcome.finished += 1
             outcome.missing += sum(not sidecar_path(path).exists() for path in volumes(out))

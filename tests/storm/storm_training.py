@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5, wanted: Set
         outcome.resumes += bool(list((folder / "checkpoints").glob("step-*.json")))
         finished = live(partial(train_run, dataset, folder, wanted), seconds, group=group)
         inspect(folder, truth, outcome)
+        if (outcome.kills + outcome.runs) % 10 == 9:
+            print(outcome, file=sys.stderr, flush=True)
         if not finished:
             outcome.kills += 1
             continue
