@@ -125,7 +125,12 @@ def train_stage(
     while True:
         epoch_start = state.step - state.step % steps_per_epoch
         if state.step == epoch_start > record.validated:
-            _validate(state, epoch_start // steps_per_epoch, validate, log)
+            try:
+                _validate(state, epoch_start // steps_per_epoch, validate, log)
+            except Interrupted as error:
+                log.close()
+                state.save(keep=state.step)
+                raise _interrupted(state, total) from error
             saved_at = time.monotonic()
         check_collapse(record.scores, record.signs, state.step)
         if state.step == total:
@@ -195,12 +200,7 @@ def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int)
 def _validate(state: TrainingState, epoch: int, validate: Callable[[nn.Module], dict[str, float]], log: RunLog) -> None:
     """Score the generator, keep it if it is the best so far, and save."""
     record, generator = state.record, state.modules["generator"]
-    try:
-        scores = validate(generator)
-    except Interrupted:
-        log.close()
-        state.save(keep=state.step)
-        raise
+    scores = validate(generator)
     is_best = record.best is None or not scores or scores["psnr"] > record.best["psnr"]
     log.write("validation", step=state.step, epoch=epoch, **scores, best=is_best)
     record.validated, record.scores, record.signs = state.step, scores, count_signs(scores, record.signs)
