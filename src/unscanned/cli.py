@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from unscanned import options
 from unscanned.errors import DatasetError, PartialFailure, UnscannedError
-from unscanned.options import Options, Stop
+from unscanned.options import Options
 from unscanned.progress import interruptible
 
 __all__ = ["app", "main"]
@@ -55,7 +55,7 @@ def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> N
     """
     from unscanned import demo as module
 
-    with options.progress() as progress, Stop() as stop:
+    with options.computing() as (progress, stop):
         shown = module.demo(out, subjects=subjects, seed=seed, progress=progress, should_stop=stop)
     options.say_scores(shown.evaluation)
     options.say(f"synthetic T2   {shown.synthetic[0]}")
@@ -297,7 +297,7 @@ def train(
         return options.say_settings(resolved)
     from unscanned.training.run import train_run
 
-    with options.progress() as progress, Stop() as stop:
+    with options.computing() as (progress, stop):
         trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
     options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
     _raise_partial(trained.failures, None)
@@ -362,7 +362,7 @@ def synthesize(
     chosen = devices.choose(device, threads=threads)
     loaded = load_model(model, chosen)
     scans = list_inputs(inputs, source=loaded.source, target=loaded.target)
-    with options.progress() as progress, Stop() as stop:
+    with options.computing() as (progress, stop):
         result = run(
             loaded,
             scans,
@@ -415,7 +415,7 @@ def verify(
     """
     from unscanned.synthesis.verify import verify as run
 
-    with options.progress() as progress, Stop() as stop:
+    with options.computing() as (progress, stop):
         report = interruptible(progress, stop, output)
         result = run(output, model=model, scan=scan, device=device, threads=threads, progress=report)
     options.say_verification(result)
@@ -546,7 +546,7 @@ def reproduce(
     from unscanned.reproduce import reproduce as run
 
     command = "unscanned " + " ".join(sys.argv[1:])
-    with options.progress() as progress, Stop() as stop:
+    with options.computing() as (progress, stop):
         result = run(
             dataset,
             out,

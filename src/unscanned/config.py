@@ -190,7 +190,7 @@ class Synthesis:
     batch: int | None = None
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = None
-    "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1344, or most of a GPU's memory."
+    "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1440, or most of a GPU's memory."
     precision: Precision = "float32"
     "Arithmetic of the networks, as in training.precision."
 

@@ -17,8 +17,9 @@ def keep_freed_memory() -> bool:
     """Let the process keep freed memory for its next tensors instead of returning it to the system each time.
 
     glibc maps blocks above 32 MiB anew for each use, and touching their pages for the first time costs several times as
-    much as computing their contents. Call it once at the start of training or of a benchmark: it holds for the whole
-    process, which then keeps its peak of memory until it ends.
+    much as computing their contents. The command line does it for the verbs that run networks; a program that trains or
+    synthesizes may call it once at its start. It holds for the whole process, which then keeps its peak of memory until
+    it ends.
 
     Returns:
         Whether it was done: False where the C library is not glibc.

@@ -142,6 +142,16 @@ def progress() -> Iterator[Progress]:
         yield show
 
 
+@contextlib.contextmanager
+def computing() -> Iterator[tuple[Progress, Stop]]:
+    """Yield a progress function and what says when to stop, for verbs that run networks in this process."""
+    from unscanned.memory import keep_freed_memory
+
+    keep_freed_memory()
+    with progress() as report, Stop() as stop:
+        yield report, stop
+
+
 class Stop:
     """Turns the first SIGINT or SIGTERM into "stop after this step"; the second stops at once."""
 

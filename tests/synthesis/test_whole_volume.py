@@ -11,6 +11,7 @@ from torch import nn
 from unscanned.errors import SettingsError
 from unscanned.models.generators import NieGenerator, Residual, small
 from unscanned.synthesis.context import PatchChain, chain
+from unscanned.synthesis.streaming import Stream
 from unscanned.synthesis.volume import check_network, map_volume, plan
 
 KERNELS = {"three layers": (5, 3, 3), "nine layers": (9, 3, 3, 3, 9, 3, 3, 7, 3)}
@@ -58,6 +59,12 @@ def test_a_volume_of_any_size_keeps_its_border_where_it_is(shape):
     assert relative(map_volume(source, network, tile=(8, 16, 16)), untiled(network, source)) < 1e-12
 
 
+@pytest.mark.parametrize("brick", [(2, 2), (8, 4), (4, 32), (12, 16), (64, 64)])
+def test_the_result_does_not_depend_on_the_brick(brick):
+    network, source = generator(KERNELS["nine layers"], dtype=torch.float64), volume(1, 19, 22, 37, dtype=np.float64)
+    assert relative(map_volume(source, network, brick=brick), untiled(network, source)) < 1e-12
+
+
 def test_all_nine_layers_agree_in_double_precision_across_several_tiles():
     network, source = generator(KERNELS["nine layers"], dtype=torch.float64), volume(1, 19, 35, 33, dtype=np.float64)
     assert relative(map_volume(source, network, tile=(16, 20, 33)), untiled(network, source)) < 1e-12
@@ -96,8 +103,11 @@ def test_progress_ends_with_all_voxels_done():
 
 def test_a_smaller_memory_gives_smaller_tiles_and_too_little_says_how_much_would_do():
     network, shape = NieGenerator(), (256, 256, 256)
-    tiles = [plan(network, shape, 1, memory_mib=mib) for mib in (700, 2000, 20_000)]
-    assert [np.prod(tile) for tile in tiles] == sorted(np.prod(tile) for tile in tiles)
+    for stream in (None, Stream(network)):
+        cuts = [plan(network, shape, 1, memory_mib=mib, stream=stream) for mib in (1000, 2000, 20_000)]
+        sizes = [(np.prod(cut.tile), np.prod(cut.brick or 0)) for cut in cuts]
+        assert sizes == sorted(sizes)
+        assert sizes[0] < sizes[-1]
     with pytest.raises(SettingsError, match=r"expected at least \d+\. Raise it") as refused:
         plan(network, shape, 1, memory_mib=120)
     plan(network, shape, 1, memory_mib=int(str(refused.value.expected).split()[-1]))

@@ -4,7 +4,7 @@ Arrays are (i, j, k, channel, batch) here. A kernel of edge K on n voxels needs 
 since the outputs that wrap are the ones that same padding cuts off. At these lengths the discrete Fourier transform is
 cheapest as a matrix product along each axis, and in this layout its result is already (frequency, channel, batch): per
 frequency the convolution is one complex matrix product over the channels, and nothing is transposed. Real input needs
-half of the frequencies of i.
+half of the frequencies of i. The whole-volume pass has the last two axes the other way round, as `Conv3d` likes them.
 
 The work goes through the cache in three sweeps. `_analyse` transforms along i and j, a block of columns at a time.
 `_multiply` takes a few frequencies of i and j at a time, transforms them along k, multiplies them by the kernel and
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Kernel", "kernel_spectrum", "spectral_convolution"]
+__all__ = ["Kernel", "ValidKernel", "kernel_spectrum", "spectral_convolution"]
 
 CACHE_BYTES = 3 * 2**20
 "Working set of one step: more than the second-level caches hold, but fewer and longer products."
@@ -80,17 +80,19 @@ def _axis(first_position: int, points: int, length: int, sign: int, dtype: torch
 Grid = tuple[Axis, Axis, Axis]
 
 
-def _grids(shape: tuple[int, ...], kernel: int, like: Tensor, *, padded: bool = True) -> tuple[Grid, Grid]:
-    """Return the transforms of a signal on that shape and of a cubic kernel for it.
+def _grids(shape: tuple[int, ...], kernel: int, like: Tensor) -> tuple[Grid, Grid]:
+    """Return the transforms of a same-padded signal on that shape and of a cubic kernel for it.
 
     The kernel's exponent has the other sign: a convolution layer computes a cross-correlation.
     """
-    radius = kernel // 2
-    lengths = [n + radius if padded else max(n, kernel) for n in shape]
+    lengths = [n + kernel // 2 for n in shape]
+    return _grid(0, shape, lengths, -1, like), _grid(-(kernel // 2), (kernel,) * 3, lengths, 1, like)
+
+
+def _grid(first: int, shape: tuple[int, ...], lengths: Sequence[int], sign: int, like: Tensor) -> Grid:
     with torch.inference_mode(False):
-        signal = [_axis(0, n, m, -1, like.dtype, like.device) for n, m in zip(shape, lengths, strict=True)]
-        taps = [_axis(-radius, kernel, m, 1, like.dtype, like.device) for m in lengths]
-    return tuple(signal), tuple(taps)  # type: ignore[return-value]
+        axes = [_axis(first, n, m, sign, like.dtype, like.device) for n, m in zip(shape, lengths, strict=True)]
+    return tuple(axes)  # type: ignore[return-value]
 
 
 def _blocks(grid: Grid, columns: int) -> Iterator[slice]:
@@ -108,12 +110,19 @@ def _parts(rows: int, values: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _analyse(x: Tensor, grid: Grid) -> Tensor:
+def _memory(out: Tensor | None, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return memory of that shape: the beginning of a flat tensor, or new."""
+    if out is None:
+        return like.new_empty(shape, dtype=dtype)
+    return out[: math.prod(shape)].view(shape)
+
+
+def _analyse(x: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
     """Transform real (i, j, k, ...) along i and j: (frequencies of i and j, k, rest), complex."""
     a, b, c = grid
     x = x.reshape(a.points, b.points, -1)
     columns = x.shape[2]
-    result = x.new_empty(a.half, b.length, columns, dtype=COMPLEX[x.dtype])
+    result = _memory(out, x, COMPLEX[x.dtype], a.half, b.length, columns)
     second = b.forward.expand(a.half, -1, -1)
     for block in _blocks(grid, columns):
         halves = torch.mm(a.first, x[:, :, block].reshape(a.points, -1)).view(a.half, 2, b.points, -1)
@@ -121,12 +130,12 @@ def _analyse(x: Tensor, grid: Grid) -> Tensor:
     return result.view(a.half * b.length, c.points, -1)
 
 
-def _synthesize(spectrum: Tensor, grid: Grid) -> Tensor:
+def _synthesize(spectrum: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
     """Undo `_analyse`: (frequencies of i and j, k, rest), complex, to real (i, j, k, rest)."""
     a, b, c = grid
     spectrum = spectrum.view(a.half, b.length, -1)
     columns = spectrum.shape[2]
-    result = a.last.new_empty(a.points, b.points, columns)
+    result = _memory(out, a.last, a.last.dtype, a.points, b.points, columns)
     second = b.inverse.expand(a.half, -1, -1)
     for block in _blocks(grid, columns):
         pairs = torch.view_as_real(torch.bmm(second, spectrum[:, :, block]))
@@ -244,15 +253,72 @@ class Kernel:
         return _synthesize(y, self.signal).view(*x.shape[:3], -1, x.shape[4])
 
 
-def kernel_spectrum(weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int], *, padded: bool = True) -> Kernel:
+def kernel_spectrum(weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int]) -> Kernel:
     """Transform a kernel once for inputs of one shape.
 
     Args:
         weight: (out, in, K, K, K), K odd.
         bias: (out,) or None.
         shape: Spatial shape of the inputs.
-        padded: Whether the convolution is same-padded. Without it the transform is shorter by K // 2, and outputs
-            closer than that to a face have no meaning.
     """
-    signal, taps = _grids(shape, weight.shape[2], weight, padded=padded)
+    signal, taps = _grids(shape, weight.shape[2], weight)
     return Kernel(_kernel(weight, taps), bias, signal)
+
+
+class ValidKernel:
+    """A kernel's spectrum for blocks of one spatial shape, convolved without padding and without gradients.
+
+    Channels come last here, after the batch: blocks are cut from arrays that `Conv3d` made channels-last. The circular
+    length is that of the block, since the outputs that wrap are the ones that have no full neighbourhood. The memory
+    that a block needs is taken once: to take it anew for each costs more than the arithmetic.
+
+    Args:
+        weight: (out, in, K, K, K), K odd, out at most in.
+        bias: (out,).
+        shape: Spatial shape of the outputs, (i, j, k).
+        batch: The largest batch.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, shape: tuple[int, int, int], batch: int) -> None:
+        out, into, taps = weight.shape[:3]
+        lengths = tuple(n + taps - 1 for n in shape)
+        self.signal = _grid(0, lengths, lengths, -1, weight)
+        self.result = _grid(taps // 2, shape, lengths, -1, weight)
+        self.spectrum = _kernel(weight.transpose(0, 1), _grid(-(taps // 2), (taps,) * 3, lengths, 1, weight))
+        self.bias = bias * math.prod(lengths)
+        self.into, self.out = into, out
+        self.block = weight.new_empty(math.prod(lengths) * batch * into)
+        frequencies = self.signal[0].half * lengths[1] * lengths[2]
+        self.work = weight.new_empty(frequencies * batch * into, dtype=COMPLEX[weight.dtype])
+
+    @staticmethod
+    def bytes(into: int, out: int, taps: int, shape: tuple[int, int, int], batch: int) -> int:
+        """Return what such a kernel keeps, in bytes of float32."""
+        i, j, k = (n + taps - 1 for n in shape)
+        return 4 * (2 * (i // 2 + 1) * j * k * (into * out + batch * into) + i * j * k * batch * into)
+
+    def input(self, batch: int) -> Tensor:
+        """Return memory to put a block into, (i + K - 1, j + K - 1, k + K - 1, batch, in)."""
+        shape = [axis.points for axis in self.signal]
+        return self.block[: math.prod(shape) * batch * self.into].view(*shape, batch, self.into)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Convolve what `input` returned to (i, j, k, batch, out), which holds until the next call."""
+        batch = x.shape[3]
+        y = self._multiply(_analyse(x, self.signal, self.work), batch)
+        shape = [axis.points for axis in self.result]
+        return _synthesize(y, self.result, self.block).view(*shape, batch, self.out)
+
+    def _multiply(self, x: Tensor, batch: int) -> Tensor:
+        """Do as the function of that name. The product of a row is not longer than the row, and takes its place."""
+        rows, depth, into, out = self.spectrum.shape
+        result = self.work[: rows * self.result[2].points * batch * out].view(rows, -1, batch * out)
+        for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+            size = part.stop - part.start
+            f = x.new_empty(size * depth, batch, into)
+            _along_last(self.signal[2].forward, x[part], f)
+            y = torch.bmm(f, self.spectrum[part].view(-1, into, out))
+            if part.start == 0:
+                y[0] += self.bias
+            _along_last(self.result[2].inverse, y.view(size, depth, -1), result[part])
+        return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,35 @@ from unscanned.errors import ResourceError, SettingsError
 from unscanned.memory import is_out_of_memory
 from unscanned.models.generators import NieGenerator, Residual
 from unscanned.progress import Progress
-from unscanned.synthesis.streaming import Stream
+from unscanned.synthesis.streaming import BRICKS, Brick, Stream
 
 __all__ = ["DEFAULT_MEMORY_MIB", "check_network", "map_volume", "plan"]
 
-DEFAULT_MEMORY_MIB = 1344
+DEFAULT_MEMORY_MIB = 1440
 "On a CPU; on a GPU, four fifths of what is free."
 
-PLANES = (32, 24, 16, 12, 8, 4)
-LIBRARIES_MIB = 40
+LIBRARIES_MIB = 56
 "What the matrix libraries and the allocator take for themselves, as measured."
+ONEDNN_ROWS = 20480
+"Channels times rows from which PyTorch gives a single sample to oneDNN; below, it lays out every neighbourhood."
 COPIES = 5
 "Arrays of a layer's width that `Conv3d`, batch norm and LeakyReLU hold at once, reordered input and output included."
 
 Shape = tuple[int, int, int]
 Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is cut.
+
+    Attributes:
+        tile: Voxels of output at a time.
+        brick: Of the pass through a tile; None where the network takes it whole.
+    """
+
+    tile: Shape
+    brick: Brick | None
 
 
 def map_volume(
@@ -42,6 +57,7 @@ def map_volume(
     *,
     memory_mib: int | None = None,
     tile: Shape | None = None,
+    brick: Brick | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -53,6 +69,7 @@ def map_volume(
         memory_mib: MiB that the work may take, the input and the output included; None takes the default.
         tile: Voxels of output at a time along i, j and k, instead of what the memory allows. The result depends on
             neither beyond rounding.
+        brick: Of the pass through a tile on a CPU, likewise; see `Stream`.
         device: Where the network is.
         progress: Called with (voxels done, all voxels, "voxels").
 
@@ -71,10 +88,12 @@ def map_volume(
         source = torch.as_tensor(np.ascontiguousarray(volume))
         shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
         stream = _stream(network, source.to(device)[:, :2, :2, :2])
-        chosen = tile or plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
+        if tile is None or (stream is not None and brick is None):
+            chosen = plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
+            tile, brick = tile or chosen.tile, brick or chosen.brick
         out = source.new_empty(shape)
         done = 0
-        for where, values in _pieces(network, stream, source, chosen, device):
+        for where, values in _pieces(network, stream, source, tile, brick, device):
             out[where] = values
             done += values.numel()
             if progress:
@@ -85,7 +104,7 @@ def map_volume(
         raise ResourceError(
             "memory does not hold the part of the volume that was to be mapped at a time",
             where=device,
-            found=f"tiles of {chosen} voxels",
+            found=f"tiles of {tile} voxels, bricks of {brick}" if brick else f"tiles of {tile} voxels",
             do="Set synthesis.memory_mib lower.",
         ) from error
     finally:
@@ -117,15 +136,15 @@ def plan(
     memory_mib: int | None = None,
     stream: Stream | None = None,
     device: torch.device | str = "cpu",
-) -> Shape:
-    """Return the tile with the least arithmetic among those whose working set fits the memory.
+) -> Plan:
+    """Return the cut with the least arithmetic among those whose working set fits the memory.
 
     Args:
         network: As for `map_volume`.
         shape: (i, j, k) of the volume.
         channels: Of the volume.
         memory_mib: As for `map_volume`.
-        stream: The network as it passes planes along i; None if it takes whole tiles.
+        stream: The network as it passes bricks through a tile; None if it takes whole tiles.
         device: Where the network is.
 
     Raises:
@@ -135,21 +154,20 @@ def plan(
     allowed = 2**20 * memory_mib if memory_mib else _default_bytes(device)
     fixed = 2**20 * LIBRARIES_MIB + 4 * (channels + 1) * math.prod(shape)
     context: int = network.context  # type: ignore[assignment]
-    best: tuple[float, Shape] | None = None
+    best: tuple[float, Plan] | None = None
     least: int | None = None
-    for tile in _candidates(shape, context, stream is not None):
-        extents = [min(n, t + 2 * context) for n, t in zip(shape, tile, strict=True)]
-        if stream is not None:
-            work = stream.bytes((shape[0], extents[1], extents[2]), tile[0])
-            cost = 1 + 2 * stream.radius / (tile[0] // 2)
-            extents[0] = tile[0]
+    bricks: Sequence[Brick | None] = [None] if stream is None else BRICKS
+    for tile, brick in itertools.product(_candidates(shape, context, stream is not None), bricks):
+        extents: Shape = tuple(min(n, t + 2 * context) for n, t in zip(shape, tile, strict=True))  # type: ignore[assignment]
+        count = math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
+        if stream is not None and brick is not None:
+            work, cost = stream.bytes(extents, brick), count * stream.cost(extents, brick)
         else:
-            work = 4 * COPIES * _width(network) * math.prod(extents)
-            cost = 1.0
-        cost *= math.prod(-(-n // t) * e / n for n, t, e in zip(shape, tile, extents, strict=True))
+            least_rows = math.prod(min(n, t + context) for n, t in zip(shape[:2], tile[:2], strict=True))
+            work, cost = _tile_bytes(network, extents, least_rows), float(count * math.prod(extents))
         least = min(fixed + work, least or fixed + work)
         if fixed + work <= allowed and (best is None or cost < best[0]):
-            best = cost, tile
+            best = cost, Plan(tile, brick)
     if best is None:
         assert least is not None
         raise SettingsError(
@@ -176,22 +194,32 @@ def _stream(network: nn.Module, like: Tensor) -> Stream | None:
 
 
 def _candidates(shape: Shape, context: int, streams: bool) -> Iterator[Shape]:
-    """Yield tiles from the whole volume down to a few voxels."""
+    """Yield tiles from the whole volume down to a few voxels; whole along i where bricks pass through them."""
     lengths = []
     for n in shape:
         counts = range(1, max(2, -(-n // max(8, context // 2)) + 1))
         lengths.append(sorted({-(-n // count) for count in counts}))
     if streams:
-        lengths[0] = sorted(PLANES)
+        lengths[0] = [shape[0]]
     yield from itertools.product(*lengths)  # type: ignore[misc]
 
 
-def _width(network: nn.Module) -> int:
-    return max(c.out_channels for c in network.modules() if isinstance(c, nn.Conv3d))
+def _tile_bytes(network: nn.Module, extents: Shape, least_rows: int) -> int:
+    """Return what the network takes for a tile of that size, the smallest of which has so many rows along k."""
+    convolutions = [c for c in network.modules() if isinstance(c, nn.Conv3d)]
+    width = max(c.out_channels for c in convolutions)
+    if width * least_rows > ONEDNN_ROWS:
+        return 4 * COPIES * width * math.prod(extents)
+    return 4 * max(c.in_channels * math.prod(c.kernel_size) for c in convolutions) * math.prod(extents)
 
 
 def _pieces(
-    network: nn.Module, stream: Stream | None, source: Tensor, tile: Shape, device: torch.device
+    network: nn.Module,
+    stream: Stream | None,
+    source: Tensor,
+    tile: Shape,
+    brick: Brick | None,
+    device: torch.device,
 ) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
     """Yield parts of the output and where they belong.
 
@@ -200,24 +228,31 @@ def _pieces(
     """
     context: int = network.context  # type: ignore[assignment]
     axes = [_ranges(n, t) for n, t in zip(source.shape[1:], tile, strict=True)]
-    if stream is not None:
-        axes[0] = [(0, source.shape[1])]
     for ranges in itertools.product(*axes):
-        wide = [(max(0, a - context), min(n, b + context)) for (a, b), n in zip(ranges, source.shape[1:], strict=True)]
+        wide = [
+            (max(0, min(a, n - t) - context), min(n, b + context))  # the last tile is not smaller than the others
+            for (a, b), n, t in zip(ranges, source.shape[1:], tile, strict=True)
+        ]
         i, j, k = (slice(*r) for r in wide)
         part = source[:, i, j, k].to(device)
         inside = [slice(a - w, b - w) for (a, b), (w, _) in zip(ranges, wide, strict=True)]
         i, j, k = (slice(*r) for r in ranges)
-        if stream is None:
+        if stream is None or brick is None:
             with torch.inference_mode():
                 values = network(part[None])[0, 0][inside[0], inside[1], inside[2]]
             yield (i, j, k), values.to("cpu", source.dtype)
             continue
-        for first, planes in stream(part, tile[0]):
-            values = planes[:, inside[1], inside[2]]
+        for *first, values in stream(part, brick):
             if isinstance(network, Residual):
-                values = values + part[0, first : first + len(values), inside[1], inside[2]]
-            yield (slice(first, first + len(values)), j, k), values.to("cpu")
+                m, n = first
+                values = values + part[0, m : m + values.shape[0], n : n + values.shape[1]]
+            kept, where = [], []
+            for start, size, wanted, (origin, _) in zip((*first, 0), values.shape, inside, wide, strict=True):
+                low = max(start, wanted.start)
+                high = max(low, min(start + size, wanted.stop))
+                kept.append(slice(low - start, high - start))
+                where.append(slice(origin + low, origin + high))
+            yield (where[0], where[1], where[2]), values[tuple(kept)].to("cpu")
 
 
 def _ranges(n: int, tile: int) -> Sequence[Range]:
