@@ -2,14 +2,17 @@ import json
 import resource
 import shutil
 import signal
+import threading
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from nifti_files import write_nifti
 from tool import run, start
 
+from unscanned import options
 from unscanned.config import to_toml
 from unscanned.training.log import read_log
 
@@ -223,3 +226,12 @@ def test_a_loop_of_links_is_refused_by_its_name(tmp_path):
     done = run("check", tmp_path / "a")
     assert done.returncode == 3
     assert str(tmp_path / "a") in done.stderr
+
+
+def test_a_thread_that_finds_the_disk_full_is_a_warning_in_one_line(capfd, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", options.complain_of_thread)
+    for path in ("/dev/full", "/dev/null"):
+        thread = threading.Thread(target=lambda path=path: Path(path).write_text("x"))
+        thread.start()
+        thread.join()
+    assert capfd.readouterr().err == "unscanned: warning: [Errno 28] No space left on device\n"

@@ -8,6 +8,7 @@ import dataclasses
 import signal
 import sys
 import tempfile
+import threading
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -194,6 +195,17 @@ def complain(text: str) -> None:
 def complain_of(message: Warning | str, *place: object, **more: object) -> None:
     """Print a warning of the library on standard error; what `warnings.showwarning` is set to."""
     complain(f"warning: {message}")
+
+
+def complain_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print in a line that a thread could not write; what `threading.excepthook` is set to.
+
+    TensorBoard writes in a thread of its own, and a log is never fatal.
+    """
+    if isinstance(failed.exc_value, OSError):
+        complain(f"warning: {failed.exc_value}")
+    else:
+        threading.__excepthook__(failed)
 
 
 def say_verification(result: Any) -> None:

@@ -173,6 +173,7 @@ def test_c03_a_disk_full_at_a_checkpoint_is_exit_7_with_the_bytes_and_the_last_o
     assert not list(small_disk.rglob(".partial-*"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard has its own thread
 def test_c03_a_log_that_cannot_be_written_ends_no_training(small_disk):
     fill(small_disk, 0)
     log = RunLog(small_disk)

@@ -66,3 +66,11 @@ def test_steps_on_the_same_batches_tell_acquired_from_synthetic(parts):
     synthetic = generator(source).detach()
     losses = [adversary.train(source, target, synthetic).item() for _ in range(15)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_on_a_cpu_the_discriminator_is_float32_whatever_the_precision(parts):
+    generator, discriminator, _, source, target = parts
+    rounded = Adversary(discriminator, torch.optim.Adam(discriminator.parameters(), 1e-3), "bfloat16")
+    synthetic = generator(source).detach()
+    expected = discriminator_loss(discriminator(source, target), discriminator(source, synthetic))
+    assert rounded.train(source, target, synthetic).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from unscanned.data.dataset import Pair
@@ -10,6 +11,7 @@ from unscanned.data.prepare import prepare_pair
 from unscanned.data.volume import write_volume
 from unscanned.models import discriminators
 from unscanned.models.generators import small
+from unscanned.precision import available
 from unscanned.training.loop import train_stage
 
 AS_IT_IS = Normalization(99.9, Contrast(1.0, 0.0, 1.0), Contrast(1.0, 0.0, 1.0))
@@ -74,3 +76,15 @@ def test_the_share_of_waiting_is_that_of_the_steps_in_the_log(tmp_path):
     share = sum(step["waiting_s"] for step in steps) / sum(step["seconds"] for step in steps)
     assert np.isclose(result["waiting_share"], share)
     assert 0 < share < 1
+
+
+@pytest.mark.skipif("bfloat16" not in available(torch.device("cpu")), reason="the processor has no bfloat16")
+def test_bfloat16_trains_float32_weights_to_nearly_the_same(tmp_path):
+    case = prepared(tmp_path)
+    batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4)
+    exact, _, steps = train(tmp_path / "float32", batches)
+    rounded, _, rough = train(tmp_path / "bfloat16", batches, precision="bfloat16")
+    assert {p.dtype for p in rounded.parameters()} == {torch.float32}
+    assert np.isclose(steps[0]["l1"], rough[0]["l1"], rtol=0.02)
+    assert steps[0]["l1"] != rough[0]["l1"]
+    assert not all(torch.equal(a, b) for a, b in zip(exact.parameters(), rounded.parameters(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,21 @@ class RunLog:
 
     Args:
         folder: The stage's folder.
-        step: Steps already taken; what an interrupted run logged after them is dropped.
+        step: Steps already taken.
+        validated: Steps taken at the last validation that was saved. What an interrupted run logged beyond either is
+            dropped.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0) -> None:
+    def __init__(self, folder: str | Path, step: int = 0, validated: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path = Path(folder) / "log.jsonl"
-        kept = [event for event in read_log(self.path) if event["step"] <= step]
+        kept = list(
+            itertools.takewhile(
+                lambda event: event["step"] <= (validated if event["event"] == "validation" else step),
+                read_log(self.path),
+            )
+        )
         self._board = None
         with contextlib.suppress(OSError, ResourceError):
             write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))

@@ -116,7 +116,7 @@ def train_stage(
     notes = state.load()
     if notes is None:
         state.save(keep=0)
-    record, log = state.record, RunLog(folder, state.step)
+    record, log = state.record, RunLog(folder, state.step, state.record.validated)
     for note in notes or ():
         _warn(log, state.step, note)
     feed = _feed(batches, state, total, workers)
@@ -153,7 +153,7 @@ def train_stage(
             log.close()
             feed.close()
             _roll_back(state, epoch_start, failure)
-            record, log = state.record, RunLog(folder, state.step)
+            record, log = state.record, RunLog(folder, state.step, state.record.validated)
             _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
             feed = _feed(batches, state, total, workers)
             continue
