@@ -34,9 +34,10 @@ storm: $(VENV)/dev
 	PYTHONPATH=tests $(BIN)/python -m storm.storm_training
 	PYTHONPATH=tests $(BIN)/python -m storm.storm_synthesize
 
-# Tens of thousands of mutated NIfTI files. Heavy.
-fuzz: $(VENV)/dev
+# Tens of thousands of mutated NIfTI files, then many more that the reader's coverage leads to. Heavy.
+fuzz: $(VENV)/fuzz
 	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --executions 25000
+	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --engine atheris --executions 500000 --seconds 1200
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'unscanned needs Python 3.11 or newer'"
@@ -52,6 +53,10 @@ $(VENV)/dev: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/bench: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[bench]"
+	touch $@
+
+$(VENV)/fuzz: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev,fuzz]"
 	touch $@
 
 clean:

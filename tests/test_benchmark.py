@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from unscanned.benchmark import benchmark, plot, table
+from unscanned.benchmark.floor import direct_operations, spectral_cost
 from unscanned.errors import SettingsError
+from unscanned.models.generators import NieGenerator
+from unscanned.models.spectral import kernel_spectrum
 
 
 @pytest.mark.slow
@@ -21,6 +26,7 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
         edge=40,
         repeats=1,
         batch=2,
+        patches=(1, 2),
         volumes=(16,),
         layers=((9, 2, 4),),
         progress=lambda *step: seen.append(step),
@@ -36,6 +42,7 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
         assert row["peak_mib"] > 0
     assert inference["contenders"]["plain PyTorch"]["seconds_ratio"] == 1.0
     assert training["contenders"]["unscanned"]["gradient_error"] < 1e-5
+    assert 0 < result["floor"]["seconds_operations"] < inference["contenders"]["unscanned"]["seconds"]
     text = table(result)
     assert all(name in text for name in inference["contenders"])
     plot(result, tmp_path / "size.png")
@@ -46,3 +53,19 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
 def test_a_benchmark_of_nothing_is_refused_before_any_work(argument: str, value: int) -> None:
     with pytest.raises(SettingsError, match=argument):
         benchmark(**{argument: value})
+
+
+def test_the_floor_counts_the_operations_that_pytorch_counts() -> None:
+    grid, kernel, into, out, batch = 6, 5, 3, 4, 2
+    layer = kernel_spectrum(torch.randn(out, into, kernel, kernel, kernel), None, (grid,) * 3)
+    x = torch.randn(grid, grid, grid, into, batch)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        layer(x)
+    counts = {str(name): value for name, value in counter.get_flop_counts()["Global"].items()}
+    # PyTorch counts a complex product as it counts a real one: two operations a pair instead of eight
+    counted = counts["aten.mm"] + 4 * counts["aten.bmm"]
+    assert spectral_cost(grid, kernel, into, out, batch)[0] == counted
+
+
+def test_the_plain_operations_of_the_reference_are_those_of_its_layers() -> None:
+    assert direct_operations(NieGenerator(), 32) / 1e9 == pytest.approx(238.4, abs=0.1)

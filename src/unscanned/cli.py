@@ -575,6 +575,7 @@ def benchmark(
     repeats: int = 3,
     batch: int = 7,
     steps: int = 1,
+    patches: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (1, 8, 64),
     volumes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (64, 96, 128),
     network: str = "nie",
     json: Json = None,
@@ -598,6 +599,8 @@ def benchmark(
         Patches of a training step.
     steps
         Rounds of training; a plain step takes about a minute on two cores.
+    patches
+        Numbers of patches for mode patches.
     volumes
         Edges of the cubic volumes for mode volume.
     network
@@ -619,6 +622,7 @@ def benchmark(
             repeats=repeats,
             batch=batch,
             steps=steps,
+            patches=patches,
             volumes=volumes,
             progress=progress,
         )

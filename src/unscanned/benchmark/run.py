@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unscanned import device as devices
+from unscanned.benchmark.floor import floor
 from unscanned.benchmark.inference import PATCH, Network, inference
 from unscanned.benchmark.machine import machine
 from unscanned.benchmark.size import LAYERS, size
@@ -26,6 +27,7 @@ def benchmark(
     repeats: int = 3,
     batch: int = 7,
     steps: int = 1,
+    patches: Sequence[int] = (1, 8, 64),
     volumes: Sequence[int] = (64, 96, 128),
     layers: Sequence[tuple[int, int, int]] = LAYERS,
     seed: int = 0,
@@ -41,14 +43,15 @@ def benchmark(
         repeats: Rounds of inference and of the cost against size.
         batch: Patches of a training step.
         steps: Rounds of training; a plain step takes about a minute on two cores.
+        patches: Numbers of patches for mode patches.
         volumes: Edges of the cubic volumes for mode volume, in voxels.
         layers: Kernel, channels and grid of the single layers.
         seed: Of the weights and the input, which are noise: the time does not depend on them.
         progress: Called with (parts done, all parts, label).
 
     Returns:
-        What `--json` writes: machine, settings, inference, training, size; seconds, ratios to plain PyTorch, agreement,
-        MiB.
+        What `--json` writes: settings, machine, floor, inference, training, size; seconds, ratios to plain PyTorch,
+        agreement, MiB.
 
     Raises:
         SettingsError: A volume smaller than a patch, or no repeat.
@@ -66,12 +69,15 @@ def benchmark(
     generator = Network(network, seed, place.type)
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("machine", lambda: machine(place)),
+        ("floor", lambda: floor(generator.build("auto"), PATCH, result["machine"])),
         ("inference", lambda: inference(generator, edge, repeats)),
         ("training", lambda: training(generator, batch, steps)),
-        ("size", lambda: size(generator, repeats, volumes, layers)),
+        ("size", lambda: size(generator, repeats, patches, volumes, layers)),
     ]
     settings = {"network": network, "device": device, "edge": edge, "repeats": repeats, "batch": batch, "steps": steps}
-    result: dict[str, Any] = {"settings": {**settings, "volumes": list(volumes), "seed": seed}}
+    result: dict[str, Any] = {
+        "settings": {**settings, "patches": list(patches), "volumes": list(volumes), "seed": seed}
+    }
     for number, (name, measure) in enumerate(parts):
         if progress:
             progress(number, len(parts), name)

@@ -18,7 +18,9 @@ def table(result: dict[str, Any]) -> str:
     """
     machine, inference, training = result["machine"], result["inference"], result["training"]
     lines = [
-        f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}",
+        f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}; "
+        f"matrix products {machine['gigaflop_per_second']:.0f} GFLOP/s, "
+        f"copies {machine['copied_gigabyte_per_second']:.0f} GB/s",
         "",
         f"| {inference['patches']} patches, stride {STRIDE} | s a patch | ratio | range | CPU | difference | MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -27,6 +29,10 @@ def table(result: dict[str, Any]) -> str:
         peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         each = row["seconds"] / inference["patches"]
         lines.append(f"| {name} | {each:.3f} | {_ratios(row)} | {row['relative_difference']:.1e} | {peak} |")
+    if result["floor"] is not None:
+        floor = result["floor"]
+        least = max(floor["seconds_operations"], floor["seconds_bytes"])
+        lines.append(f"| floor: {floor['gigaflop']:.1f} GFLOP, {floor['gigabyte']:.2f} GB | {least:.3f} | | | | | |")
     lines += [f"| {name} | not measured: {reason} | | | | | |" for name, reason in inference["missing"].items()]
     lines += [
         "",

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from unscanned.benchmark.inference import PATCH, Network, noise
@@ -28,34 +27,34 @@ LAYERS = (
 
 
 def size(
-    network: Network, repeats: int, volumes: Sequence[int], layers: Sequence[tuple[int, int, int]]
+    network: Network,
+    repeats: int,
+    patches: Sequence[int],
+    volumes: Sequence[int],
+    layers: Sequence[tuple[int, int, int]],
 ) -> dict[str, Any]:
     """Time against the number of patches, the volume, and a layer's kernel, channels and grid.
 
     Args:
         network: The generator.
-        repeats: Rounds; a volume is mapped once.
+        repeats: Rounds of the layers; patches and volumes are mapped once.
+        patches: Numbers of patches.
         volumes: Edges of cubic volumes, in voxels.
         layers: Kernel, channels and grid of each.
     """
-    fast, patches = generators.FastGenerator(network.build("auto")), []
-    for count in (1, 2, 4, 8, 16):
-        x = torch.from_numpy(noise(network.seed, count, 1, PATCH, PATCH, PATCH)).to(network.device)
-        fast(x[:1])
-        row = rounds({"unscanned": partial(_by_fours, fast, x)}, repeats)["unscanned"]
-        patches.append({"patches": count, "seconds": row["seconds"], "cpu_seconds": row["cpu_seconds"]})
+    fast, counted = generators.FastGenerator(network.build("auto")), []
+    x = torch.from_numpy(noise(network.seed, 1, 1, PATCH, PATCH, PATCH)).to(network.device)
+    fast(x)  # its spectra are at hand after it
+    for count in patches:
+        row = timed(lambda count=count: [fast(x) for _ in range(count)])  # type: ignore[misc]
+        counted.append({"patches": count, **row})
     whole: list[dict[str, Any]] = []
     for edge in volumes:
         volume = noise(network.seed, 1, edge, edge, edge)
         row = timed(partial(map_volume, volume, network.build("auto"), device=network.device))
         whole.append({"edge": edge, **row})
     timed_layers = [_layer(torch.device(network.device), repeats, *layer) for layer in layers]
-    return {"patches": patches, "volumes": whole, "layers": timed_layers}
-
-
-def _by_fours(network: generators.FastGenerator, x: Tensor) -> None:
-    for part in x.split(4):
-        network(part)
+    return {"patches": counted, "volumes": whole, "layers": timed_layers}
 
 
 def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""What a patch costs at least in the frequency domain: operations and bytes, counted, against the machine's peaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from unscanned.models.folding import PARITIES, polyphase
+from unscanned.models.generators import NieGenerator
+
+__all__ = ["direct_operations", "floor", "spectral_cost"]
+
+
+def spectral_cost(grid: int, kernel: int, into: int, out: int, batch: int) -> tuple[int, int]:
+    """Return operations and bytes of one same-padded layer of `unscanned.models.spectral`, the kernel's spectrum kept.
+
+    A complex product counts eight operations a pair. Bytes are those of arrays that do not stay in cache between two
+    sweeps: input, both transforms along i and j, the kernel's spectrum and output, each read and written in float32.
+
+    Args:
+        grid: Voxels a side.
+        kernel: Edge of the kernel.
+        into: Input channels.
+        out: Output channels.
+        batch: Sub-grids that are convolved alike.
+    """
+    length = grid + kernel // 2
+    half = length // 2 + 1
+    first = 2 * (2 * half) * grid * grid**2
+    second = 8 * half * length * grid * grid
+    third = 8 * half * length * length * grid
+    product = 8 * half * length**2 * into * out * batch
+    operations = (first + second + third) * (into + out) * batch + product
+    values = (grid**3 + 2 * 2 * half * length * grid) * (into + out) * batch + 2 * half * length**2 * into * out
+    return operations, 4 * values
+
+
+def direct_operations(network: NieGenerator, edge: int) -> int:
+    """Return the operations of the plain convolutions on a patch, padding included."""
+    return sum(2 * edge**3 * convolution.weight.numel() for convolution in network.layers[0])
+
+
+def floor(network: nn.Module, edge: int, machine: dict[str, Any]) -> dict[str, float] | None:
+    """Return what one patch costs at least.
+
+    Args:
+        network: The generator; None is returned for one that has no pass through the frequency domain.
+        edge: Of the patch, even.
+        machine: As `benchmark.machine` returns it.
+
+    Returns:
+        Operations of both paths in GFLOP, bytes in GB, and the seconds that each takes at the machine's peak; a patch
+        takes at least the larger of `seconds_operations` and `seconds_bytes`.
+    """
+    if not isinstance(network, NieGenerator):
+        return None
+    operations = moved = 0
+    convolutions = network.layers[0]
+    for number, convolution in enumerate(convolutions):
+        weight, batch = convolution.weight.detach(), PARITIES
+        if number in (0, len(convolutions) - 1):
+            weight, batch = polyphase(weight), 1
+        cost = spectral_cost(edge // 2, weight.shape[2], weight.shape[1], weight.shape[0], batch)
+        operations, moved = operations + cost[0], moved + cost[1]
+    plain = direct_operations(network, edge)
+    return {
+        "plain_gigaflop": plain / 1e9,
+        "gigaflop": operations / 1e9,
+        "gigabyte": moved / 1e9,
+        "seconds_operations": operations / 1e9 / machine["gigaflop_per_second"],
+        "seconds_bytes": moved / 1e9 / machine["copied_gigabyte_per_second"],
+    }
