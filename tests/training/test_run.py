@@ -215,6 +215,14 @@ def test_a_network_that_is_not_known_leaves_no_folder_behind(tiny_dataset, tiny_
     assert not (tmp_path / "run").exists()
 
 
+def test_patches_that_a_u_net_cannot_halve_are_refused_before_any_work(tiny_dataset, tiny_settings, tmp_path):
+    pytest.importorskip("monai")
+    odd = change(tiny_settings, generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
+    with pytest.raises(SettingsError, match=r"training\.patch: .*found 12 with .*expected a multiple of 8"):
+        train_run(tiny_dataset, tmp_path / "run", odd)
+    assert not (tmp_path / "run").exists()
+
+
 def test_too_few_subjects_are_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
     with pytest.raises(DatasetError, match="4 subjects"):
         train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"train": 9}))

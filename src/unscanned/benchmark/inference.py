@@ -19,7 +19,7 @@ from unscanned.data.patches import starts
 from unscanned.models import generators
 from unscanned.synthesis.reconstruct import reconstruct
 
-__all__ = ["PATCH", "STRIDE", "Network", "inference", "noise"]
+__all__ = ["PATCH", "STRIDE", "Network", "high_water_mib", "inference", "noise"]
 
 PATCH, STRIDE = 32, 8
 Mapping = Callable[[np.ndarray], np.ndarray]
@@ -155,13 +155,13 @@ def _peak_here(name: str, network: Network, volume: np.ndarray, threads: int) ->
     torch.set_num_threads(threads)
     if name.startswith("MONAI"):
         import monai.inferers  # noqa: F401
-    before = _high_water_mib()
+    before = high_water_mib()
     CONTENDERS[name](network)(volume)
-    after = _high_water_mib()
+    after = high_water_mib()
     return None if before is None or after is None else after - before
 
 
-def _high_water_mib() -> float | None:
+def high_water_mib() -> float | None:
     """Return the most memory that this process has had; None where the system does not tell.
 
     `getrusage` would count what the parent had when it started this process.

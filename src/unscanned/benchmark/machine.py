@@ -25,8 +25,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     square = torch.randn(2048, 2048, device=device)
     large = torch.randn(2**26, device=device)
     target = torch.empty_like(large)
-    product = min(timed(lambda: square @ square)["seconds"] for _ in range(5))
-    copying = min(timed(lambda: target.copy_(large))["seconds"] for _ in range(5))
+    product = min(timed(lambda: square @ square)["seconds"] for _ in range(20))
+    copying = min(timed(lambda: target.copy_(large))["seconds"] for _ in range(20))
     return {
         "device": name,
         "threads": torch.get_num_threads(),

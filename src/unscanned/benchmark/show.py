@@ -76,7 +76,11 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     ratios.set(
         yticks=range(len(names)), yticklabels=names, xlabel="times Conv3d", title="Layer: kernel, channels, grid"
     )
-    ratios.invert_yaxis()
-    ratios.legend()
+    ratios.set_ylim(len(names) + 0.7, -0.7)  # the first on top, and room for the legend
+    ratios.legend(loc="lower right", ncols=2)
+    for axes in (counted, voxels):
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)

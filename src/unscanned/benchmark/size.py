@@ -13,6 +13,7 @@ from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import rounds, timed
 from unscanned.models import generators
 from unscanned.models.spectral import kernel_spectrum, spectral_convolution
+from unscanned.synthesis.reconstruct import default_batch
 from unscanned.synthesis.volume import map_volume
 
 __all__ = ["LAYERS", "size"]
@@ -43,10 +44,11 @@ def size(
         layers: Kernel, channels and grid of each.
     """
     fast, counted = generators.FastGenerator(network.build("auto")), []
-    x = torch.from_numpy(noise(network.seed, 1, 1, PATCH, PATCH, PATCH)).to(network.device)
+    size = default_batch(torch.device(network.device))
+    x = torch.from_numpy(noise(network.seed, size, 1, PATCH, PATCH, PATCH)).to(network.device)
     fast(x)  # its spectra are at hand after it
     for count in patches:
-        row = timed(lambda count=count: [fast(x) for _ in range(count)])  # type: ignore[misc]
+        row = timed(lambda count=count: [fast(x[: count - done]) for done in range(0, count, size)])  # type: ignore[misc]
         counted.append({"patches": count, **row})
     whole: list[dict[str, Any]] = []
     for edge in volumes:

@@ -120,6 +120,9 @@ class UNetGenerator(nn.Module):
     context: int | None = None
     "Strided convolutions: the output depends on where the window starts, so no exact tiling exists."
 
+    multiple = 8
+    "Edges of a patch are multiples of this: they are halved three times."
+
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2) -> None:
         super().__init__()
         try:

@@ -16,7 +16,7 @@ from unscanned.config import Settings, decisive, difference, resolve, to_dict, t
 from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import find_pairs, split_subjects
 from unscanned.data.prepare import prepare
-from unscanned.errors import CheckpointError, DatasetError, TrainingError, UnscannedError
+from unscanned.errors import CheckpointError, DatasetError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import lock, read_json, remove_partials, sha256, write_json, write_text
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
@@ -200,7 +200,16 @@ def _check_networks(settings: Settings) -> nn.Module:
     """Refuse networks that cannot be built before their settings are written into the folder; return the generator."""
     discriminators.build(settings.discriminator.name, patch=settings.training.patch, slope=settings.discriminator.slope)
     options = settings.generator
-    return generators.build(options.name, slope=options.slope, convolution=options.convolution)
+    generator = generators.build(options.name, slope=options.slope, convolution=options.convolution)
+    multiple = getattr(generator, "multiple", 1)
+    if settings.training.patch % multiple:
+        raise SettingsError(
+            "the generator does not take patches of this size",
+            where="training.patch",
+            found=f"{settings.training.patch} with generator.name = {options.name}",
+            expected=f"a multiple of {multiple}",
+        )
+    return generator
 
 
 def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:
