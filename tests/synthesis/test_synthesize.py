@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,7 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torch import nn
 
+from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import DatasetError, SettingsError, VolumeError
 from unscanned.synthesis.model import load_model
@@ -170,6 +177,58 @@ def test_the_output_lies_on_the_own_grid_of_an_oblique_anisotropic_scan(model, t
     inside = np.asarray(scan.dataobj) > 0.3 * np.asarray(scan.dataobj).max()
     values = np.asarray(made.dataobj)
     assert np.abs(values[inside]).mean() > 2 * np.abs(values[:3, :3, :3]).mean()
+
+
+class Source(nn.Module):
+    """The identity, with a weight that says where it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x[:, :1]
+
+
+@st.composite
+def affines(draw):
+    """Any order and direction of axes, oblique, anisotropic, anywhere in the world."""
+    signs = draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+    spacings_mm = draw(st.tuples(*[st.floats(0.4, 5.0)] * 3))
+    angles = draw(st.tuples(*[st.floats(-40, 40)] * 3))
+    affine = np.eye(4)
+    axes = np.eye(3)[:, draw(st.permutations([0, 1, 2]))] * signs * spacings_mm
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes
+    affine[:3, 3] = draw(st.tuples(*[st.floats(-200, 200)] * 3))
+    return affine
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    affine=affines(),
+    shape=st.tuples(*[st.integers(5, 16)] * 3),
+    kind=st.sampled_from(["u1", "<i2", ">i2", "<i4", "<f4", ">f4", "<f8"]),
+    ending=st.sampled_from([".nii", ".nii.gz"]),
+)
+def test_the_identity_gives_the_scan_back_on_its_own_grid(model, tmp_path_factory, affine, shape, kind, ending):
+    folder = tmp_path_factory.mktemp("identity")
+    values = np.zeros(shape)
+    values[1:-1, 1:-1, 1:-1] = np.random.default_rng(0).uniform(20, 250, [n - 2 for n in shape])
+    path = folder / f"scan{ending}"
+    image = nib.Nifti1Image(values.astype(kind), affine, dtype=np.dtype(kind))
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    nib.save(image, path)
+    scan = read_volume(path)
+    # The target's scale is this scan's own, so that the way back is the inverse of the way in.
+    scale = head_scale(scan.array, head_mask(scan.array), 99.9)
+    constants = Normalization(99.9, Contrast(scale, 0.3, 0.2), Contrast(scale, 0.3, 0.2))
+    identity = dataclasses.replace(model, generators=[Source()], normalization=constants, fingerprint=None)
+    (written,) = synthesize(identity, [(path, None)], folder / "out").written
+    made = nib.load(written)
+    assert made.shape == shape
+    np.testing.assert_allclose(made.affine, nib.load(path).affine, atol=1e-5)
+    assert np.abs(np.asarray(made.dataobj) - scan.array).max() < 1e-6 * scan.array.max()
 
 
 def test_inputs_may_be_files_and_datasets_in_any_order(tiny_dataset):
