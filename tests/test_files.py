@@ -22,20 +22,6 @@ def script(text, *arguments):
     return process
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_file_is_written_with_the_folders_above_it(tmp_path):
     path = tmp_path / "días_磁共振" / "a b" / "text.txt"
     write_text(path, "grüße\n")
@@ -103,6 +89,7 @@ def test_readers_never_see_half_a_file(tmp_path):
     assert seen <= contents
 
 
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
 def test_a_full_disk_is_told_as_such_and_costs_nothing_that_was_there(small_disk):
     path = small_disk / "model.safetensors"
     write_bytes(path, b"old")

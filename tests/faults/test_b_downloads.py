@@ -12,7 +12,6 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -380,18 +379,6 @@ def test_b1_a_disk_that_fills_up_keeps_the_part_and_the_download_goes_on_later(s
         get(server, path, checksum=md5(content))
     assert server.requests[1]["Range"] == f"bytes={kept}-"
     assert path.read_bytes() == content
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no right to mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 # B1: the process

@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -111,19 +110,6 @@ def in_a_process(work):
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(getattr(error, "exit_code", 99))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(folder, leave):

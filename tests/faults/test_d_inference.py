@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -24,19 +23,6 @@ from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.synthesize import synthesize
 
 ATTACK = "<script>alert(1)</script>"
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
-    mounted = subprocess.run(mount, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(folder, leave):
