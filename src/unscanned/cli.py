@@ -423,6 +423,41 @@ def verify(
 
 
 @app.command
+def dicom(
+    volume: Path,
+    source: Path,
+    *,
+    out: Out,
+    series: str | None = None,
+    echo_time_ms: float | None = None,
+) -> None:
+    """Write a synthetic volume as a derived MR series, on the slices of the DICOM series that its source came from.
+
+    Every file is marked: Synthetic Data (0008,001C) is YES, and the series' description begins with SYNTHETIC. Needs
+    `pip install 'unscanned[dicom]'`.
+
+    Example: `unscanned dicom synthetic/sub-01/anat/sub-01_desc-synthetic_T2w.nii.gz dicom/sub-01 -o dicom/sub-01-T2`
+
+    Parameters
+    ----------
+    volume
+        A synthetic volume with its sidecar beside it.
+    source
+        Folder of the DICOM files that the source scan was converted from.
+    out
+        New folder for the series.
+    series
+        Series Instance UID, where several series lie on the volume's grid.
+    echo_time_ms
+        Echo time, where a series has several echoes on one grid, ms.
+    """
+    from unscanned.synthesis.dicom import write_dicom
+
+    written = write_dicom(volume, source, out, series=series, echo_time_ms=echo_time_ms)
+    options.say(f"{len(written)} slices are in {out}")
+
+
+@app.command
 def evaluate(
     dataset: Path,
     *synthetic: str,

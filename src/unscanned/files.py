@@ -14,9 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from unscanned.errors import BusyError, ResourceError
+from unscanned.errors import BusyError, DatasetError, ResourceError
 
-__all__ = ["atomic_path", "lock", "read_json", "remove_partials", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "lock",
+    "new_folder",
+    "read_json",
+    "remove_partials",
+    "sha256",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
@@ -55,6 +65,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise _full(path) from error
         if isinstance(error, OSError) and error.errno in _NO_PLACE:
             raise _cannot_write(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success rename it to `path`, otherwise remove it.
+
+    What an earlier, killed process left of the same folder is removed, so the caller must hold a lock.
+
+    Raises:
+        DatasetError: There is something at `path` already.
+        ResourceError: The disk is full.
+    """
+    path = Path(path)
+    prefix = f".partial-{path.name}-"
+    for stale in path.parent.glob(prefix + "*"):
+        shutil.rmtree(stale)
+    if path.exists():
+        raise DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(path.parent.stat().st_mode & 0o777)
+        temporary.rename(path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(path) from error
         raise
 
 

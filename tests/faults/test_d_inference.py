@@ -245,6 +245,8 @@ def test_no_command_leaves_a_traceback_on_a_folder_of_hostile_files(tmp_path, ca
         ["report", nothing, "-o", out + ".html"],
         ["verify", str(bad / "nan.nii")],
         ["verify", nothing],
+        ["dicom", str(bad / "nan.nii"), str(bad), "-o", out],
+        ["dicom", nothing, nothing, "-o", out],
         ["simulate", "-o", out, "--labels", str(bad)],
         ["reproduce", str(bad), "-o", out],
         ["fetch", "abc", "-o", out],

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
 import shutil
 import tarfile
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from unscanned.errors import DatasetError, ResourceError
 from unscanned.progress import Progress
 
-__all__ = ["new_folder", "unpack_tar"]
+__all__ = ["unpack_tar"]
 
 _CHUNK_BYTES = 256 * 1024
 _HEADER_LIMIT_BYTES = 1024 * 1024
@@ -70,36 +66,6 @@ def unpack_tar(
             do="Delete it and fetch it again.",
         ) from error
     return {name: member.size for name, member in members.items()}
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success rename it to `path`, otherwise remove it.
-
-    What an earlier, killed process left of the same folder is removed, so the caller must hold a lock.
-
-    Raises:
-        DatasetError: There is something at `path` already.
-        ResourceError: The disk is full.
-    """
-    path = Path(path)
-    prefix = f".partial-{path.name}-"
-    for stale in path.parent.glob(prefix + "*"):
-        shutil.rmtree(stale)
-    if path.exists():
-        raise DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(path.parent.stat().st_mode & 0o777)
-        temporary.rename(path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                "the disk is full", where=path, do="Free some space and run the same command again; nothing was lost."
-            ) from error
-        raise
 
 
 class _BoundedReader(io.BufferedReader):

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from unscanned.data.archive import new_folder, unpack_tar
+from unscanned.data.archive import unpack_tar
 from unscanned.data.download import download, https_where_served
 from unscanned.data.part import new_digest
 from unscanned.errors import DatasetError, ResourceError, SettingsError
-from unscanned.files import lock, read_json, write_json, write_text
+from unscanned.files import lock, new_folder, read_json, write_json, write_text
 from unscanned.progress import Progress
 
 __all__ = ["CHECKSUMS", "OFFICIAL_URL", "fetch_ixi"]

@@ -1,0 +1,457 @@
+"""A synthetic volume as a derived MR series, marked as synthetic, beside the DICOM series that its source came from."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unscanned.data.volume import Volume, read_volume
+from unscanned.errors import DatasetError, ResourceError, SettingsError, VolumeError
+from unscanned.files import new_folder, read_json, sha256
+from unscanned.synthesis.synthesize import NAME, STAMP, sidecar_path
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+__all__ = ["write_dicom"]
+
+MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+
+# What a derived image shares with its source: the patient, the study, the frame of reference. Everything else, among it
+# the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
+_SHARED = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "BodyPartExamined",
+    "PatientPosition",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "TimezoneOffsetFromUTC",
+)
+_GEOMETRY = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+)
+_MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "SliceThickness",
+)
+_NEEDED = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+)
+_FITS_VOXELS = 0.05  # how far a corner may lie from the volume's
+_EVEN_MM = 0.05  # how far a slice may lie from its place in an even stack
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """The slices of one MR series with one echo time, in the order in which they lie along their normal.
+
+    Attributes:
+        slices: Their headers.
+        affine: (column, row, slice) to world, mm, RAS+, (4, 4).
+    """
+
+    slices: Sequence[Dataset]
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.slices[0].Columns, self.slices[0].Rows, len(self.slices)
+
+    def __str__(self) -> str:
+        first = self.slices[0]
+        echo = first.get("EchoTime")
+        return f"{first.SeriesInstanceUID}" + ("" if echo is None else f" (echo time {float(echo):g} ms)")
+
+
+def write_dicom(
+    volume: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    series: str | None = None,
+    echo_time_ms: float | None = None,
+) -> list[Path]:
+    """Write a synthetic volume as a derived MR series on the slices of the series that its source came from.
+
+    The series belongs to the same patient, study and frame of reference, and gets UIDs of its own, always the same ones
+    from the same volume. Every file says that it is synthetic: Synthetic Data (0008,001C) is YES, the image type is
+    DERIVED, the content is for research, and the series' description begins with SYNTHETIC. Voxels are 16-bit, with a
+    rescale slope.
+
+    Args:
+        volume: A file that `synthesize` wrote, with its sidecar beside it.
+        source: Folder of the DICOM files that the source scan was converted from; looked through at any depth.
+        out: New folder for the series.
+        series: Series Instance UID, where several series lie on the volume's grid.
+        echo_time_ms: Echo time, where a series has several echoes on one grid, ms.
+
+    Returns:
+        One file for each slice.
+
+    Raises:
+        VolumeError: The volume was not made by `synthesize`, or was changed since.
+        DatasetError: No series, or more than one, lies on the volume's grid, or `out` is there already.
+        SettingsError: pydicom is not installed.
+        ResourceError: The disk is full.
+
+    Source:
+        DICOM PS3.3: C.12.1 SOP Common, C.7.6.1 General Image, C.8.3.1 MR Image.
+    """
+    _require_pydicom()
+    volume = Path(volume)
+    facts = _facts(volume)
+    synthetic = read_volume(volume, allow_constant=True)
+    found = _read_series(Path(source))
+    chosen = _choose(found, synthetic, Path(source), series, echo_time_ms)
+    voxels = _onto(chosen, synthetic)
+    assert voxels is not None  # the chosen series lies on the volume's grid
+    with _new_folder(Path(out)) as folder:
+        names = [f"IM{number:04d}.dcm" for number in range(1, len(chosen.slices) + 1)]
+        for name, image in zip(names, _derive(chosen, voxels, facts), strict=True):
+            image.save_as(folder / name, enforce_file_format=True)
+    return [Path(out) / name for name in names]
+
+
+def _require_pydicom() -> None:
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "DICOM needs pydicom", found="it is not installed", do="Run: pip install 'unscanned[dicom]'"
+        ) from error
+
+
+def _new_folder(out: Path) -> Any:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            "cannot be written", where=out, found=error.strerror, do="Choose another place for the output."
+        ) from error
+    return new_folder(out)
+
+
+def _facts(volume: Path) -> dict[str, Any]:
+    path = sidecar_path(volume)
+    try:
+        facts = dict(read_json(path))
+        _ = facts["Contrast"], facts["Model"]["Sha256"], facts["SourceScans"][0]["Contrast"], facts["Made"]
+        is_synthetic = facts["Synthetic"] is True
+        changed = facts["Sha256"] != sha256(volume)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise VolumeError(
+            "no sidecar says how the volume was made",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the JSON file that synthesize wrote beside the volume",
+        ) from error
+    if changed or not is_synthetic:
+        raise VolumeError(
+            "is not the volume that its sidecar describes",
+            where=volume,
+            do="Synthesize it again, so that the series can say where it came from.",
+        )
+    return facts
+
+
+def _read_series(folder: Path) -> list[_Series]:
+    """Return the MR series below a folder whose slices make an even stack, one for each echo time."""
+    import pydicom
+
+    groups: dict[tuple[str, str], list[Dataset]] = defaultdict(list)
+    lacking: dict[str, int] = defaultdict(int)
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            missing = [name for name in _NEEDED if header.get(name) in (None, "")]
+        except Exception:  # other files lie beside DICOM files, and a damaged one may fail in any way
+            lacking["not a DICOM file"] += 1
+            continue
+        if missing or header.SOPClassUID != MR_IMAGE_STORAGE:
+            lacking["without " + missing[0] if missing else f"of the class {header.SOPClassUID.name}"] += 1
+            continue
+        groups[str(header.SeriesInstanceUID), str(header.get("EchoTime"))].append(header)
+    found = [series for headers in groups.values() if (series := _stack(headers)) is not None]
+    if not found:
+        if groups:
+            lacking["in series that are no even stack of parallel slices"] = sum(map(len, groups.values()))
+        raise DatasetError(
+            "no series of MR images",
+            where=folder,
+            found=", ".join(f"{count} files {reason}" for reason, count in lacking.items()) or "no files",
+            expected="the folder of the DICOM files that the source scan was converted from",
+            do="Enhanced, multi-frame files: convert them to classic MR images first.",
+        )
+    return found
+
+
+def _stack(headers: list[Dataset]) -> _Series | None:
+    """Return the slices in order with their affine, or None if they are no even stack of parallel slices."""
+    try:
+        first = headers[0]
+        axes = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+        normal = np.cross(*axes)
+        headers = sorted(headers, key=lambda header: float(np.dot(normal, header.ImagePositionPatient)))
+        positions = np.array([header.ImagePositionPatient for header in headers], float)
+        alike = all(
+            np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-4)
+            and np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4)
+            and (header.Rows, header.Columns) == (first.Rows, first.Columns)
+            for header in headers
+        )
+        if len(headers) > 1:
+            step = (positions[-1] - positions[0]) / (len(headers) - 1)
+        else:
+            step = normal * float(first.get("SpacingBetweenSlices") or first.SliceThickness)
+        places = positions[0] + step * np.arange(len(headers))[:, None]
+        if not alike or np.abs(positions - places).max() > _EVEN_MM or np.linalg.norm(step) < _EVEN_MM:
+            return None
+        between_rows, between_columns = map(float, first.PixelSpacing)
+        affine = np.eye(4)
+        affine[:3, 0] = axes[0] * between_columns
+        affine[:3, 1] = axes[1] * between_rows
+        affine[:3, 2] = step
+        affine[:3, 3] = positions[0]
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return _Series(headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # DICOM's world is LPS+
+
+
+def _onto(series: _Series, volume: Volume) -> np.ndarray | None:
+    """Return the volume's voxels as (column, row, slice) of the series, or None if its grid is another one."""
+    try:
+        mapping = np.linalg.inv(volume.affine) @ series.affine
+    except np.linalg.LinAlgError:
+        return None
+    axes = np.rint(mapping[:3, :3]).astype(int)
+    if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all():
+        return None
+    order = tuple(int(axis) for axis in np.abs(axes).argmax(0))  # the volume's axis for each of the series'
+    if tuple(volume.shape[axis] for axis in order) != series.shape:
+        return None
+    signs = axes.sum(0)
+    start = np.array([volume.shape[axis] - 1 if axes[axis].sum() < 0 else 0 for axis in range(3)])
+    corners = np.stack(np.meshgrid(*((0, size - 1) for size in series.shape)), -1).reshape(-1, 3)
+    off = corners @ mapping[:3, :3].T + mapping[:3, 3] - (corners @ axes.T + start)
+    if np.abs(off).max() > _FITS_VOXELS:
+        return None
+    return np.flip(volume.array.transpose(order), tuple(axis for axis in range(3) if signs[axis] < 0))
+
+
+def _choose(
+    found: Sequence[_Series], volume: Volume, folder: Path, uid: str | None, echo_time_ms: float | None
+) -> _Series:
+    named = [
+        series
+        for series in found
+        if uid in (None, str(series.slices[0].SeriesInstanceUID))
+        and (
+            echo_time_ms is None
+            or math.isclose(float(series.slices[0].get("EchoTime") or "nan"), echo_time_ms, rel_tol=1e-3)
+        )
+    ]
+    fitting = [series for series in named if _onto(series, volume) is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DatasetError(
+            "several series lie on the volume's grid",
+            where=folder,
+            found=" and ".join(map(str, fitting)),
+            do="Name the one that the volume was made from with --series, and with --echo-time-ms among echoes.",
+        )
+    raise DatasetError(
+        "no series lies on the volume's grid",
+        where=folder,
+        found="; ".join(f"{series} with {' x '.join(map(str, series.shape))} voxels" for series in named)
+        or "no series with that UID and echo time",
+        expected=f"the series that {volume.path} was made from, {' x '.join(map(str, volume.shape))} voxels",
+        do="Convert the series to NIfTI without resampling or cropping (dcm2niix), and synthesize from that.",
+    )
+
+
+def _derive(series: _Series, voxels: np.ndarray, facts: dict[str, Any]) -> list[Dataset]:
+    """Return one image for each slice; `voxels` is (column, row, slice)."""
+    from pydicom.uid import generate_uid
+
+    stored, slope, intercept = _quantize(voxels)
+    low, high = (float(value) for value in np.percentile(voxels, [0.5, 99.5]))
+    first = series.slices[0]
+    made = datetime.fromisoformat(facts["Made"])
+    offset = first.get("TimezoneOffsetFromUTC")
+    # Times without an offset of their own are in the source's offset, which the shared times have too.
+    local = made.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)
+    identity = [facts["Sha256"], str(first.SeriesInstanceUID), str(first.get("EchoTime"))]
+    common: dict[str, Any] = {
+        "SOPClassUID": MR_IMAGE_STORAGE,
+        "SyntheticData": "YES",
+        "ImageType": ["DERIVED", "SECONDARY", "OTHER"],
+        "ContentQualification": "RESEARCH",
+        "Modality": "MR",
+        "SeriesInstanceUID": generate_uid(entropy_srcs=identity),
+        "SeriesNumber": 100 * int(first.get("SeriesNumber") or 0) + 1,
+        "SeriesDescription": f"SYNTHETIC {facts['Contrast']} - NOT FOR DIAGNOSIS"[:64],
+        "Manufacturer": NAME,
+        "ManufacturerModelName": NAME,
+        "SoftwareVersions": facts["GeneratedBy"][0]["Version"],
+        "ImageComments": STAMP,
+        "DerivationDescription": (
+            f"{facts['Contrast']} made from {facts['SourceScans'][0]['Contrast']} by a neural network; model sha256 "
+            f"{facts['Model']['Sha256']}, volume sha256 {facts['Sha256']}. Research only."
+        ),
+        "DerivationCodeSequence": [_code("synthesis", "99UNSCANNED", "MR contrast synthesized by a neural network")],
+        "DerivationAlgorithmSequence": [
+            _item(
+                AlgorithmFamilyCodeSequence=[_code("123110", "DCM", "Artificial Intelligence")],
+                AlgorithmName=NAME,
+                AlgorithmVersion=facts["GeneratedBy"][0]["Version"],
+            )
+        ],
+        "ContributingEquipmentSequence": _equipment(first, facts, made),
+        "ScanningSequence": "RM",  # research mode: no sequence acquired this
+        "SequenceVariant": "NONE",
+        "ScanOptions": None,
+        "MRAcquisitionType": None,
+        "RepetitionTime": None,
+        "EchoTime": None,
+        "EchoTrainLength": None,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 0,
+        "RescaleSlope": slope,
+        "RescaleIntercept": intercept,
+        "RescaleType": "US",
+        "WindowCenter": f"{(low + high) / 2:.9g}",
+        "WindowWidth": f"{max(high - low, 1.0):.9g}",
+        "BurnedInAnnotation": "NO",
+        "PositionReferenceIndicator": None,
+    }
+    for what in ("Series", "Content", "InstanceCreation"):
+        common |= {f"{what}Date": local.strftime("%Y%m%d"), f"{what}Time": local.strftime("%H%M%S")}
+    return [
+        _image(header, common, stored[:, :, number].T, number + 1, generate_uid(entropy_srcs=[*identity, str(number)]))
+        for number, header in enumerate(series.slices)
+    ]
+
+
+def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: int, uid: str) -> Dataset:
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for name, value in common.items():
+        setattr(image, name, value)
+    for name in (*_SHARED, *_GEOMETRY):
+        if name in header:
+            image[name] = header[name]
+    for name in _MAY_BE_EMPTY:
+        image.setdefault(name, None)
+    image.SOPInstanceUID = uid
+    image.InstanceNumber = number
+    image.SourceImageSequence = [
+        _item(
+            ReferencedSOPClassUID=header.SOPClassUID,
+            ReferencedSOPInstanceUID=header.SOPInstanceUID,
+            PurposeOfReferenceCodeSequence=[_code("121322", "DCM", "Source image for image processing operation")],
+        )
+    ]
+    image.PixelData = np.ascontiguousarray(pixels).astype("<u2").tobytes()
+    return image
+
+
+def _equipment(first: Dataset, facts: dict[str, Any], made: datetime) -> list[Dataset]:
+    """Return what contributed: the scanner as far as the source names it, and this software."""
+    scanner = {
+        name: first.get(name)
+        for name in ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber")
+        if first.get(name)
+    }
+    software = _item(
+        PurposeOfReferenceCodeSequence=[_code("109102", "DCM", "Processing Equipment")],
+        Manufacturer=NAME,
+        ManufacturerModelName=NAME,
+        SoftwareVersions=facts["GeneratedBy"][0]["Version"],
+        ContributionDateTime=made.strftime("%Y%m%d%H%M%S+0000"),
+        ContributionDescription=f"synthesis of {facts['Contrast']} by a neural network",
+    )
+    if not scanner:
+        return [software]
+    acquisition = _code("109101", "DCM", "Acquisition Equipment")
+    return [_item(PurposeOfReferenceCodeSequence=[acquisition], **{"Manufacturer": None} | scanner), software]
+
+
+def _quantize(voxels: np.ndarray) -> tuple[np.ndarray, str, str]:
+    """Return 16-bit integers, and the slope and intercept that bring them back, as DICOM writes numbers."""
+    low, high = float(voxels.min()), float(voxels.max())
+    intercept = f"{low:.9g}"
+    slope = f"{(high - float(intercept)) / 65535:.9g}" if high > low else "1"
+    stored = np.rint((voxels.astype(np.float64) - float(intercept)) / float(slope))
+    return np.clip(stored, 0, 65535).astype(np.uint16), slope, intercept
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _item(**elements: Any) -> Dataset:
+    from pydicom import Dataset
+
+    item = Dataset()
+    for name, value in elements.items():
+        setattr(item, name, value)
+    return item
