@@ -273,7 +273,10 @@ def say_findings(
         for finding in findings:
             table.add_row(finding.case, finding.severity, finding.fault, finding.message)
         Console().print(table)
-    say(f"{len(usable)} usable pairs {source} -> {target} of {subjects} subjects, {len(unusable)} unusable cases")
+    say(
+        f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "
+        f"{_count(len(unusable), 'unusable case')}"
+    )
     if json is not None:
         write_json(
             json,
@@ -304,3 +307,7 @@ def write_crash(text: str) -> Path:
     with open(handle, "w", encoding="utf-8") as file:
         file.write(f"unscanned {version()}\n{' '.join(sys.argv)}\n\n{text}")
     return Path(name)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
