@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from unscanned.benchmark.rounds import timed
 from unscanned.memory import keep_freed_memory
 from unscanned.models.generators import FastGenerator
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[Any, ...]] = {
     "plain Conv3d": ("plain", False, False, 1),
+    "plain Conv3d, torch.compile": ("plain", False, False, 1, True),
     "folded by parity, in the frequency domain": ("auto", False, False, 1),
     "and kernels' spectra kept, batch norm absorbed": ("auto", True, False, 1),
     "and freed memory kept": ("auto", True, True, 1),
@@ -31,12 +33,14 @@ VARIANTS = {
     "8 patches at a time": ("auto", True, True, 8),
     "16 patches at a time": ("auto", True, True, 16),
 }
-"Convolution, frozen, memory kept, patches at a time."
+"Convolution, frozen, memory kept, patches at a time, compiled."
 
 CALLS = 3
 
 
-def seconds(convolution: str, is_frozen: bool, keeps_memory: bool, batch: int, threads: int | None) -> float:
+def seconds(
+    threads: int | None, convolution: str, is_frozen: bool, keeps_memory: bool, batch: int, is_compiled: bool = False
+) -> float:
     """Return the seconds a patch that calls take after a first one."""
     if threads:
         torch.set_num_threads(threads)
@@ -44,6 +48,8 @@ def seconds(convolution: str, is_frozen: bool, keeps_memory: bool, batch: int, t
         keep_freed_memory()
     generator = Network("nie", 0, "cpu").build(convolution).eval()
     run: Callable[[Tensor], Tensor] = FastGenerator(generator) if is_frozen else generator
+    if is_compiled:
+        run = torch.compile(generator)
     x = torch.from_numpy(noise(0, batch, 1, PATCH, PATCH, PATCH))
     with torch.inference_mode():
         run(x)
@@ -60,7 +66,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, variant in VARIANTS.items():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                times[name].append(pool.submit(seconds, *variant, options.threads).result())
+                times[name].append(pool.submit(seconds, options.threads, *variant).result())
     base = times["plain Conv3d"]
     print("| with | s a patch | ratio | range |\n| --- | --- | --- | --- |")
     for name, own in times.items():
