@@ -11,7 +11,9 @@ import pytest
 
 from unscanned.cli import main
 from unscanned.data.volume import read_volume, write_volume
+from unscanned.errors import DatasetError
 from unscanned.files import read_json
+from unscanned.synthesis.dicom import write_dicom
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import synthesize
 
@@ -231,6 +233,31 @@ def test_a_series_that_the_volume_does_not_lie_on_is_refused(shift, made, head, 
     assert expected[shift] in message
     assert str(folder) in message
     assert not (tmp_path / "derived").exists()
+
+
+def test_damaged_headers_end_with_one_error_or_a_whole_series(made, tmp_path):
+    series, volume = made
+    files = sorted(series.iterdir())
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        folder = shutil.copytree(series, tmp_path / "source")
+        damaged = folder / files[random.integers(len(files))].name
+        content = bytearray(damaged.read_bytes())
+        for position in random.integers(128, 1200, 6):  # the header
+            content[position] = random.integers(256)
+        damaged.write_bytes(bytes(content))
+        refusal = None
+        try:
+            write_dicom(volume, folder, tmp_path / "derived")
+        except DatasetError as error:
+            refusal = str(error)
+        if refusal is None:
+            assert len(list((tmp_path / "derived").iterdir())) == 32
+        else:
+            assert str(folder) in refusal
+            assert not (tmp_path / "derived").exists()
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "derived", ignore_errors=True)
 
 
 def test_a_volume_that_is_not_synthetic_or_was_changed_is_refused(made, tmp_path, capsys):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unscanned.data.series import MR_IMAGE_STORAGE, Series, read_series
 from unscanned.data.volume import Volume, read_volume
-from unscanned.errors import DatasetError, ResourceError, SettingsError, VolumeError
+from unscanned.errors import DatasetError, ResourceError, VolumeError
 from unscanned.files import new_folder, read_json, sha256
 from unscanned.synthesis.synthesize import NAME, STAMP, sidecar_path
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = ["write_dicom"]
-
-MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 
 # What a derived image shares with its source: the patient, the study, the frame of reference. Everything else, among it
 # the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
@@ -50,8 +48,6 @@ _SHARED = (
     "FrameOfReferenceUID",
     "PositionReferenceIndicator",
     "TimezoneOffsetFromUTC",
-)
-_GEOMETRY = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -72,42 +68,6 @@ _MAY_BE_EMPTY = (
     "ReferringPhysicianName",
     "SliceThickness",
 )
-_NEEDED = (
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "FrameOfReferenceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-)
-_FITS_VOXELS = 0.05  # how far a corner may lie from the volume's
-_EVEN_MM = 0.05  # how far a slice may lie from its place in an even stack
-
-
-@dataclass(frozen=True, eq=False)
-class _Series:
-    """The slices of one MR series with one echo time, in the order in which they lie along their normal.
-
-    Attributes:
-        slices: Their headers.
-        affine: (column, row, slice) to world, mm, RAS+, (4, 4).
-    """
-
-    slices: Sequence[Dataset]
-    affine: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.slices[0].Columns, self.slices[0].Rows, len(self.slices)
-
-    def __str__(self) -> str:
-        first = self.slices[0]
-        echo = first.get("EchoTime")
-        return f"{first.SeriesInstanceUID}" + ("" if echo is None else f" (echo time {float(echo):g} ms)")
 
 
 def write_dicom(
@@ -137,35 +97,37 @@ def write_dicom(
 
     Raises:
         VolumeError: The volume was not made by `synthesize`, or was changed since.
-        DatasetError: No series, or more than one, lies on the volume's grid, or `out` is there already.
+        DatasetError: No series, or more than one, lies on the volume's grid, its headers are damaged, or `out` is there
+            already.
         SettingsError: pydicom is not installed.
         ResourceError: The disk is full.
 
     Source:
         DICOM PS3.3: C.12.1 SOP Common, C.7.6.1 General Image, C.8.3.1 MR Image.
     """
-    _require_pydicom()
-    volume = Path(volume)
+    volume, source, out = Path(volume), Path(source), Path(out)
     facts = _facts(volume)
     synthetic = read_volume(volume, allow_constant=True)
-    found = _read_series(Path(source))
-    chosen = _choose(found, synthetic, Path(source), series, echo_time_ms)
-    voxels = _onto(chosen, synthetic)
-    assert voxels is not None  # the chosen series lies on the volume's grid
-    with _new_folder(Path(out)) as folder:
-        names = [f"IM{number:04d}.dcm" for number in range(1, len(chosen.slices) + 1)]
-        for name, image in zip(names, _derive(chosen, voxels, facts), strict=True):
-            image.save_as(folder / name, enforce_file_format=True)
-    return [Path(out) / name for name in names]
+    with warnings.catch_warnings(action="ignore"):  # pydicom's, of odd values: they quote them whole
+        try:
+            chosen = _choose(read_series(source), synthetic, source, series, echo_time_ms)
+            voxels = chosen.onto(synthetic)
+            assert voxels is not None  # the chosen series lies on the volume's grid
+            with _new_folder(out) as folder:
+                for number, image in enumerate(_derive(chosen, voxels, facts), 1):
+                    image.save_as(folder / _name(number), enforce_file_format=True)
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, NotImplementedError) as error:
+            raise DatasetError(
+                "the headers of the series cannot be used",
+                where=source,
+                found=f"{type(error).__name__}: {error}",
+                do="Get the files again from where they came from.",
+            ) from error
+    return [out / _name(number) for number in range(1, len(chosen.slices) + 1)]
 
 
-def _require_pydicom() -> None:
-    try:
-        import pydicom  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            "DICOM needs pydicom", found="it is not installed", do="Run: pip install 'unscanned[dicom]'"
-        ) from error
+def _name(number: int) -> str:
+    return f"IM{number:04d}.dcm"
 
 
 def _new_folder(out: Path) -> Any:
@@ -201,105 +163,16 @@ def _facts(volume: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_series(folder: Path) -> list[_Series]:
-    """Return the MR series below a folder whose slices make an even stack, one for each echo time."""
-    import pydicom
-
-    groups: dict[tuple[str, str], list[Dataset]] = defaultdict(list)
-    lacking: dict[str, int] = defaultdict(int)
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            missing = [name for name in _NEEDED if header.get(name) in (None, "")]
-        except Exception:  # other files lie beside DICOM files, and a damaged one may fail in any way
-            lacking["not a DICOM file"] += 1
-            continue
-        if missing or header.SOPClassUID != MR_IMAGE_STORAGE:
-            lacking["without " + missing[0] if missing else f"of the class {header.SOPClassUID.name}"] += 1
-            continue
-        groups[str(header.SeriesInstanceUID), str(header.get("EchoTime"))].append(header)
-    found = [series for headers in groups.values() if (series := _stack(headers)) is not None]
-    if not found:
-        if groups:
-            lacking["in series that are no even stack of parallel slices"] = sum(map(len, groups.values()))
-        raise DatasetError(
-            "no series of MR images",
-            where=folder,
-            found=", ".join(f"{count} files {reason}" for reason, count in lacking.items()) or "no files",
-            expected="the folder of the DICOM files that the source scan was converted from",
-            do="Enhanced, multi-frame files: convert them to classic MR images first.",
-        )
-    return found
-
-
-def _stack(headers: list[Dataset]) -> _Series | None:
-    """Return the slices in order with their affine, or None if they are no even stack of parallel slices."""
-    try:
-        first = headers[0]
-        axes = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-        normal = np.cross(*axes)
-        headers = sorted(headers, key=lambda header: float(np.dot(normal, header.ImagePositionPatient)))
-        positions = np.array([header.ImagePositionPatient for header in headers], float)
-        alike = all(
-            np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-4)
-            and np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4)
-            and (header.Rows, header.Columns) == (first.Rows, first.Columns)
-            for header in headers
-        )
-        if len(headers) > 1:
-            step = (positions[-1] - positions[0]) / (len(headers) - 1)
-        else:
-            step = normal * float(first.get("SpacingBetweenSlices") or first.SliceThickness)
-        places = positions[0] + step * np.arange(len(headers))[:, None]
-        if not alike or np.abs(positions - places).max() > _EVEN_MM or np.linalg.norm(step) < _EVEN_MM:
-            return None
-        between_rows, between_columns = map(float, first.PixelSpacing)
-        affine = np.eye(4)
-        affine[:3, 0] = axes[0] * between_columns
-        affine[:3, 1] = axes[1] * between_rows
-        affine[:3, 2] = step
-        affine[:3, 3] = positions[0]
-    except (TypeError, ValueError, AttributeError):
-        return None
-    return _Series(headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # DICOM's world is LPS+
-
-
-def _onto(series: _Series, volume: Volume) -> np.ndarray | None:
-    """Return the volume's voxels as (column, row, slice) of the series, or None if its grid is another one."""
-    try:
-        mapping = np.linalg.inv(volume.affine) @ series.affine
-    except np.linalg.LinAlgError:
-        return None
-    axes = np.rint(mapping[:3, :3]).astype(int)
-    if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all():
-        return None
-    order = tuple(int(axis) for axis in np.abs(axes).argmax(0))  # the volume's axis for each of the series'
-    if tuple(volume.shape[axis] for axis in order) != series.shape:
-        return None
-    signs = axes.sum(0)
-    start = np.array([volume.shape[axis] - 1 if axes[axis].sum() < 0 else 0 for axis in range(3)])
-    corners = np.stack(np.meshgrid(*((0, size - 1) for size in series.shape)), -1).reshape(-1, 3)
-    off = corners @ mapping[:3, :3].T + mapping[:3, 3] - (corners @ axes.T + start)
-    if np.abs(off).max() > _FITS_VOXELS:
-        return None
-    return np.flip(volume.array.transpose(order), tuple(axis for axis in range(3) if signs[axis] < 0))
-
-
 def _choose(
-    found: Sequence[_Series], volume: Volume, folder: Path, uid: str | None, echo_time_ms: float | None
-) -> _Series:
+    found: Sequence[Series], volume: Volume, folder: Path, uid: str | None, echo_time_ms: float | None
+) -> Series:
     named = [
         series
         for series in found
         if uid in (None, str(series.slices[0].SeriesInstanceUID))
-        and (
-            echo_time_ms is None
-            or math.isclose(float(series.slices[0].get("EchoTime") or "nan"), echo_time_ms, rel_tol=1e-3)
-        )
+        and (echo_time_ms is None or math.isclose(series.echo_time_ms, echo_time_ms, rel_tol=1e-3))
     ]
-    fitting = [series for series in named if _onto(series, volume) is not None]
+    fitting = [series for series in named if series.onto(volume) is not None]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -319,7 +192,7 @@ def _choose(
     )
 
 
-def _derive(series: _Series, voxels: np.ndarray, facts: dict[str, Any]) -> list[Dataset]:
+def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any]) -> list[Dataset]:
     """Return one image for each slice; `voxels` is (column, row, slice)."""
     from pydicom.uid import generate_uid
 
@@ -396,7 +269,7 @@ def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: 
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     for name, value in common.items():
         setattr(image, name, value)
-    for name in (*_SHARED, *_GEOMETRY):
+    for name in _SHARED:
         if name in header:
             image[name] = header[name]
     for name in _MAY_BE_EMPTY:
