@@ -188,6 +188,17 @@ def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, ti
     assert weights(tmp_path / "run") == weights(tiny_run) != short
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"train": 1}', '{"data": 2}'])
+@pytest.mark.parametrize("name", ["split.json", "settings.json"])
+def test_a_damaged_file_of_the_run_is_refused_by_its_name(
+    name, content, tiny_run, tiny_dataset, tiny_settings, tmp_path
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read|on other subjects|other settings"):
+        train_run(tiny_dataset, run, tiny_settings)
+
+
 @pytest.mark.parametrize(
     ("tables", "words"),
     [

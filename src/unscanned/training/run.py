@@ -172,7 +172,7 @@ def _claim(folder: Path, settings: Settings) -> None:
     """Write the settings into a run's folder, or refuse one that holds another run."""
     path = folder / "settings.json"
     if path.exists():
-        found, wanted = _settings_of(path), decisive(settings)
+        found, wanted = _read_own(path, "settings", decisive), decisive(settings)
         if found != wanted:
             raise CheckpointError(
                 "the folder holds a run with other settings",
@@ -184,12 +184,13 @@ def _claim(folder: Path, settings: Settings) -> None:
     write_json(path, to_dict(settings))
 
 
-def _settings_of(path: Path) -> dict[str, Any]:
+def _read_own(path: Path, what: str, understand: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Return what an earlier call wrote into the run's folder."""
     try:
-        return decisive(read_json(path))
-    except (OSError, ValueError, AttributeError) as error:
+        return understand(read_json(path))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            "the settings of the run in this folder cannot be read",
+            f"the {what} of the run in this folder cannot be read",
             where=path,
             found=error,
             do="Choose another folder, or put this file back as it was.",
@@ -216,13 +217,13 @@ def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:
     """Write the split into a run's folder, or refuse one that was begun on other subjects."""
     path = folder / "split.json"
     if path.exists():
-        found = read_json(path)
-        other = [part for part in ("train", "validation") if found[part] != split[part]]
+        found = _read_own(path, "split", dict)
+        other = [part for part in ("train", "validation") if found.get(part) != split[part]]
         if other:
             raise CheckpointError(
                 "the folder holds a run on other subjects",
                 where=folder,
-                found="; ".join(f"{part}: {', '.join(found[part])}, now {', '.join(split[part])}" for part in other),
+                found="; ".join(f"{part}: {found.get(part)}, now {split[part]}" for part in other),
                 do=f"Choose another folder, or set split.file to {path}.",
             )
     write_json(path, split)
