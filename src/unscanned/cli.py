@@ -434,7 +434,7 @@ def dicom(
     """Write a synthetic volume as a derived MR series, on the slices of the DICOM series that its source came from.
 
     Every file is marked: Synthetic Data (0008,001C) is YES, and the series' description begins with SYNTHETIC. Needs
-    `pip install 'unscanned[dicom]'`.
+    `pip install pydicom`.
 
     Example: `unscanned dicom synthetic/sub-01/anat/sub-01_desc-synthetic_T2w.nii.gz dicom/sub-01 -o dicom/sub-01-T2`
 

@@ -165,6 +165,6 @@ def _pydicom() -> ModuleType:
         import pydicom
     except ImportError as error:
         raise SettingsError(
-            "DICOM needs pydicom", found="it is not installed", do="Run: pip install 'unscanned[dicom]'"
+            "DICOM needs pydicom", found="it is not installed", do="Run: pip install pydicom"
         ) from error
     return pydicom

@@ -131,7 +131,7 @@ class UNetGenerator(nn.Module):
             raise ResourceError(
                 "the U-Net needs MONAI, which is not installed",
                 where="generator.name",
-                do='Install it with: pip install "unscanned[monai]"',
+                do="Run: pip install monai",
             ) from error
 
         self.network = UNet(
