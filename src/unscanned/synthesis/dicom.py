@@ -14,8 +14,8 @@ import numpy as np
 from unscanned.data.series import MR_IMAGE_STORAGE, Series, read_series
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import DatasetError, ResourceError, VolumeError
-from unscanned.files import new_folder, read_json, sha256
-from unscanned.synthesis.synthesize import NAME, STAMP, sidecar_path
+from unscanned.files import new_folder, sha256
+from unscanned.synthesis.synthesize import NAME, STAMP, read_sidecar
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -141,20 +141,10 @@ def _new_folder(out: Path) -> Any:
 
 
 def _facts(volume: Path) -> dict[str, Any]:
-    path = sidecar_path(volume)
-    try:
-        facts = dict(read_json(path))
-        _ = facts["Contrast"], facts["Model"]["Sha256"], facts["SourceScans"][0]["Contrast"], facts["Made"]
-        is_synthetic = facts["Synthetic"] is True
-        changed = facts["Sha256"] != sha256(volume)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise VolumeError(
-            "no sidecar says how the volume was made",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the JSON file that synthesize wrote beside the volume",
-        ) from error
-    if changed or not is_synthetic:
+    facts = read_sidecar(
+        volume, "Synthetic", "Sha256", "Contrast", "Made", "SourceScans.Contrast", "Model.Sha256", "GeneratedBy.Version"
+    )
+    if facts["Synthetic"] is not True or facts["Sha256"] != sha256(volume):
         raise VolumeError(
             "is not the volume that its sidecar describes",
             where=volume,

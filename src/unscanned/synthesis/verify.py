@@ -12,11 +12,11 @@ import numpy as np
 from unscanned import device as devices
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import CheckpointError, VolumeError
-from unscanned.files import read_json, sha256
+from unscanned.files import sha256
 from unscanned.progress import Progress
 from unscanned.provenance import environment
 from unscanned.synthesis.model import Model, load_model
-from unscanned.synthesis.synthesize import sidecar_path
+from unscanned.synthesis.synthesize import read_sidecar
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
@@ -71,7 +71,17 @@ def verify(
         ResourceError: The device is not there, or memory is short.
     """
     volume = Path(volume)
-    facts = _sidecar(volume)
+    facts = read_sidecar(
+        volume,
+        "Sha256",
+        "Synthesis.mode",
+        "SourceScans.Path",
+        "SourceScans.Sha256",
+        "Model.Path",
+        "Model.Sha256",
+        "Environment.threads",
+        "Intensity.scale",
+    )
     chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
     found = read_volume(volume, allow_constant=True)
     generator = load_model(_locate(volume, model, facts["Model"]["Path"], "model"), chosen)
@@ -102,30 +112,6 @@ def _compare(volume: Path, found: Volume, again: Volume, facts: dict[str, Any], 
     if difference <= tolerance and not is_changed:
         verdict = "identical" if np.array_equal(found.array, again.array) else "within tolerance"
     return Verification(volume, verdict, difference, tolerance, tuple(reasons))
-
-
-def _sidecar(volume: Path) -> dict[str, Any]:
-    path = sidecar_path(volume)
-    try:
-        facts = dict(read_json(path))
-        wanted = (
-            ("Model", "Path"),
-            ("Model", "Sha256"),
-            ("Environment", "threads"),
-            ("Intensity", "scale"),
-        )
-        for table, key in wanted:
-            _ = facts[table][key]
-        _ = facts["SourceScans"][0]["Path"], facts["SourceScans"][0]["Sha256"], facts["Sha256"]
-        dict(facts["Synthesis"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise VolumeError(
-            "no sidecar says how the volume was made",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the JSON file that synthesize wrote beside the volume",
-        ) from error
-    return facts
 
 
 def _locate(volume: Path, given: str | Path | None, named: str | None, what: str) -> Path:
