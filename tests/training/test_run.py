@@ -312,6 +312,21 @@ def test_the_second_stage_trains_on_source_and_context_and_the_model_holds_both(
     assert len([event for event in events(chain_run / "stage-2") if event["event"] == "step"]) == 6
 
 
+@pytest.mark.parametrize("options", [{}, {"input": "patch"}])
+def test_a_stage_does_not_go_on_with_what_another_first_stage_makes(options, tiny_dataset, tiny_settings, tmp_path):
+    settings = chained(tiny_settings, **options)
+    run, longer = tmp_path / "run", tmp_path / "longer"
+    train_run(tiny_dataset, run, settings)
+    train_run(tiny_dataset, longer, change(settings, training={"epochs": 1}))
+    facts = [json.loads((folder / "model" / "model.json").read_text()) for folder in (run, longer)]
+    assert [model["provenance"]["stages"][0]["best"]["epoch"] for model in facts] == [2, 1]
+    with pytest.raises(CheckpointError, match=r"earlier stages'.* now .*remove this stage's folder"):
+        train_run(tiny_dataset, longer, settings)
+    shutil.rmtree(longer / "stage-2")
+    train_run(tiny_dataset, longer, settings)
+    assert weights(longer) == weights(run)
+
+
 def test_in_sample_takes_the_volumes_of_the_first_stage_and_trains_no_fold(tiny_dataset, tiny_settings, tmp_path):
     run = tmp_path / "run"
     train_run(tiny_dataset, run, chained(tiny_settings, training_input="in_sample"))

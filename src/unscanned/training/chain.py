@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ class Chain:
         previous = None
         if number > 1 and s.context.input == "patch":
             previous = PatchChain(earlier).eval()
+        identity = self._identity(number, cases, seed, context, previous)
         train = partial(
             train_stage,
             folder,
@@ -125,7 +127,7 @@ class Chain:
             device=self.device,
             precision=s.training.precision,
             previous=previous,
-            identity=self._identity(number, cases, seed),
+            identity=identity,
             progress=_labelled(self.progress, label or (f"stage {number}, " if s.context.stages > 1 else "")),
             should_stop=self.should_stop,
         )
@@ -133,7 +135,7 @@ class Chain:
             return generator, train()
         except TrainingError as error:
             if number == s.context.stages:
-                self._keep_best(folder, generator, self._identity(number, cases, seed), error)
+                self._keep_best(folder, generator, identity, error)
             raise
 
     def _keep_best(self, folder: Path, generator: nn.Module, identity: dict[str, Any], error: TrainingError) -> None:
@@ -301,15 +303,37 @@ class Chain:
                 scores.setdefault(name, []).append(value)
         return {name: float(np.mean(values)) for name, values in scores.items()}
 
-    def _identity(self, number: int, cases: list[Case], seed: int) -> dict[str, Any]:
+    def _identity(
+        self,
+        number: int,
+        cases: list[Case],
+        seed: int,
+        context: dict[str, np.ndarray],
+        previous: nn.Module | None,
+    ) -> dict[str, Any]:
         """Return what a checkpoint of a stage depends on, table by table."""
-        return {
+        all_cases = [*cases, *self.validation]
+        identity = {
             **decisive(self.settings),
             "stage": {"number": number, "seed": seed},
             "training subjects": {"cases": [case.name for case in cases]},
             "validation subjects": {"cases": [case.name for case in self.validation]},
-            "scans of": {case.name: _hashes(case) for case in [*cases, *self.validation]},
+            "scans of": {case.name: _hashes(case) for case in all_cases},
         }
+        # An earlier stage that trained on, to another best epoch, makes another input for this one.
+        if context:
+            identity["earlier stages' volume of"] = {case.name: _digest(context[case.name]) for case in all_cases}
+        elif previous is not None:
+            tensors = [tensor.detach().cpu().numpy() for tensor in previous.state_dict().values()]
+            identity["earlier stages'"] = {"weights": _digest(*tensors)}
+        return identity
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _hashes(case: Case) -> str:

@@ -151,7 +151,8 @@ def _other(manifest: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Che
         "the checkpoint was made with other settings or data",
         where=manifest,
         found=difference(found, wanted),
-        do="Train into another folder, or restore the settings and data of this one.",
+        do="Train into another folder, restore the settings and data of this one, or remove this stage's folder to "
+        "train it anew.",
     )
 
 
