@@ -15,19 +15,20 @@ METRICS = {"mae": 3, "psnr_nie": 2, "psnr": 2, "ssim": 3}
 
 
 def scores_table(evaluation: dict[str, Any], region: str) -> str:
-    """Return mean (SD) of every arm, and its paired difference in `psnr` from the source, as a Markdown table."""
+    """Return mean (SD) of every arm, and its paired differences in `psnr` from the baselines, as a Markdown table."""
     against = {
-        row["arm"]: row
+        (row["arm"], row["against"]): row
         for row in evaluation["comparisons"]
-        if row["against"] == "source" and row["region"] == region and row["metric"] == "psnr"
+        if row["region"] == region and row["metric"] == "psnr"
     }
     lines = [
-        "| arm | MAE | `psnr_nie`, dB | `psnr`, dB | SSIM | n | `psnr` minus the source's, 95 % interval |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | MAE | `psnr_nie`, dB | `psnr`, dB | SSIM | n | `psnr` minus the source's | minus the regression's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm, regions in evaluation["arms"].items():
         cells = [_cell(regions[region][name], digits) for name, digits in METRICS.items()]
-        lines.append(f"| {arm} | {' | '.join(cells)} | {regions[region]['mae']['n']} | {_gain(against.get(arm))} |")
+        gains = [_gain(against.get((arm, baseline))) for baseline in ("source", "regression")]
+        lines.append(f"| {arm} | {' | '.join([*cells, str(regions[region]['mae']['n']), *gains])} |")
     return "\n".join(lines)
 
 
