@@ -443,7 +443,7 @@ def dicom(
     volume
         A synthetic volume with its sidecar beside it.
     source
-        Folder of the DICOM files that the source scan was converted from.
+        Folder of the DICOM files that the source scan was converted from. Only the grid is compared, not the patient.
     out
         New folder for the series.
     series
