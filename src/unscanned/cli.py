@@ -428,8 +428,10 @@ def dicom(
     source: Path,
     *,
     out: Out,
+    scan: Path | None = None,
     series: str | None = None,
     echo_time_ms: float | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write a synthetic volume as a derived MR series, on the slices of the DICOM series that its source came from.
 
@@ -443,17 +445,21 @@ def dicom(
     volume
         A synthetic volume with its sidecar beside it.
     source
-        Folder of the DICOM files that the source scan was converted from. Only the grid is compared, not the patient.
+        Folder of the DICOM files that the source scan was converted from. The series is found by its grid and voxels.
     out
         New folder for the series.
+    scan
+        The source scan, where it is no longer where the sidecar says.
     series
-        Series Instance UID, where several series lie on the volume's grid.
+        Series Instance UID, to look at no other series.
     echo_time_ms
-        Echo time, where a series has several echoes on one grid, ms.
+        Echo time, to look at no other echo, ms.
+    force
+        Take the series on the volume's grid without comparing its voxels with the scan; every file says so.
     """
     from unscanned.synthesis.dicom import write_dicom
 
-    written = write_dicom(volume, source, out, series=series, echo_time_ms=echo_time_ms)
+    written = write_dicom(volume, source, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
     options.say(f"{len(written)} slices are in {out}")
 
 

@@ -14,7 +14,8 @@ from unscanned.data.volume import read_volume, write_volume
 from unscanned.files import read_json, sha256, write_json
 from unscanned.provenance import version
 from unscanned.synthesis.model import load_model
-from unscanned.synthesis.synthesize import sidecar_path, synthesize
+from unscanned.synthesis.sidecar import sidecar_path
+from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
 
 

@@ -188,20 +188,136 @@ def test_times_are_in_the_source_s_offset(made, head, tmp_path):
     assert utc.endswith("+0000")
 
 
-def test_of_two_echoes_on_one_grid_one_must_be_named(made, head, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def other_head(tiny_dataset):
+    """Another subject's, on the grid of `head`."""
+    array = read_volume(tiny_dataset / "sub-002" / "anat" / "sub-002_PDw.nii.gz").array
+    return np.ascontiguousarray(np.rint(array / array.max() * 1000).astype(np.uint16)[:, ::-1, :])
+
+
+def noisy(array, share, seed=0):
+    """The same head scanned again: noise is this share of the brightest voxel."""
+    noise = np.random.default_rng(seed).normal(0, share * array.max(), array.shape)
+    return np.clip(np.rint(array + noise), 0, 65535).astype(np.uint16)
+
+
+def test_of_two_patients_on_one_grid_the_scanned_one_gets_the_series(made, other_head, tmp_path, capsys):
+    axes, spacing = GRIDS["axial"]
+    other = {"uid": "9", "PatientName": "Other^Patient", "PatientID": "P-99"}
+    both = shutil.copytree(made[0], tmp_path / "both")
+    write_series(both / "other", other_head, axes, spacing, **other)
+    assert main(["dicom", str(made[1]), str(both), "-o", str(tmp_path / "derived")]) == 0
+    assert {image.PatientID for image in slices(tmp_path / "derived")} == {"P-17"}
+    wrong = write_series(tmp_path / "wrong", other_head, axes, spacing, **other)
+    assert main(["dicom", str(made[1]), str(wrong), "-o", str(tmp_path / "mistaken")]) == 3
+    message = capsys.readouterr().err
+    assert "is not the scan that the volume was made from" in message
+    assert "unexplained" in message
+    assert str(wrong) in message
+    assert not (tmp_path / "mistaken").exists()
+
+
+def test_the_same_head_scanned_again_is_another_scan(made, head, tmp_path, capsys):
+    axes, spacing = GRIDS["axial"]
+    again = write_series(tmp_path / "again", noisy(head, 0.01), axes, spacing, uid="9")
+    assert main(["dicom", str(made[1]), str(again), "-o", str(tmp_path / "derived")]) == 3
+    assert "is not the scan that the volume was made from" in capsys.readouterr().err
+
+
+def test_force_takes_the_series_unseen_and_every_file_says_so(made, head, tmp_path):
+    axes, spacing = GRIDS["axial"]
+    changed = write_series(tmp_path / "changed", noisy(head, 0.01), axes, spacing, uid="9")
+    assert main(["dicom", str(made[1]), str(changed), "-o", str(tmp_path / "derived"), "--force"]) == 0
+    for image in slices(tmp_path / "derived"):
+        assert "not compared with the source scan" in image.DerivationDescription
+    assert main(["dicom", str(made[1]), str(made[0]), "-o", str(tmp_path / "compared")]) == 0
+    assert "not compared" not in slices(tmp_path / "compared")[0].DerivationDescription
+
+
+def test_of_two_echoes_on_one_grid_the_scanned_one_is_found(made, head, other_head, tmp_path, capsys):
     axes, spacing = GRIDS["axial"]
     series = shutil.copytree(made[0], tmp_path / "source")
-    write_series(series, head, axes, spacing, echo_time=90.0)
-    call = ["dicom", str(made[1]), str(series), "-o", str(tmp_path / "derived")]
-    assert main(call) == 3
+    write_series(series, (head // 2 + other_head // 2), axes, spacing, echo_time=90.0)
+    call = ["dicom", str(made[1]), str(series), "-o"]
+    assert main([*call, str(tmp_path / "found")]) == 0
+    # Unseen, one must be named.
+    assert main([*call, str(tmp_path / "derived"), "--force"]) == 3
     message = capsys.readouterr().err
+    assert "several series lie on the grid of the volume" in message
     assert "echo time 13 ms" in message
     assert "echo time 90 ms" in message
     assert "--echo-time-ms" in message
     assert not (tmp_path / "derived").exists()
-    assert main([*call, "--echo-time-ms", "13"]) == 0
-    named = slices(tmp_path / "derived")[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-    assert named.startswith(f"{STUDY}.1.13.")
+    assert main([*call, str(tmp_path / "derived"), "--force", "--echo-time-ms", "13"]) == 0
+    for name in ("found", "derived"):
+        image = slices(tmp_path / name)[0]
+        assert image.SourceImageSequence[0].ReferencedSOPInstanceUID.startswith(f"{STUDY}.1.13.")
+
+
+def test_of_two_copies_of_the_series_one_must_be_named(made, head, tmp_path, capsys):
+    axes, spacing = GRIDS["axial"]
+    series = shutil.copytree(made[0], tmp_path / "source")
+    write_series(series / "copy", head, axes, spacing, uid="9")
+    call = ["dicom", str(made[1]), str(series), "-o", str(tmp_path / "derived")]
+    assert main(call) == 3
+    assert "several series hold the voxels of the source scan" in capsys.readouterr().err
+    assert main([*call, "--series", f"{STUDY}.9"]) == 0
+    assert slices(tmp_path / "derived")[0].SourceImageSequence[0].ReferencedSOPInstanceUID.startswith(f"{STUDY}.9.")
+
+
+def test_a_scan_that_was_moved_is_asked_for(made, tmp_path, capsys):
+    series, volume = made
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for path in volume.parent.glob("*synthetic*"):
+        shutil.copy(path, folder)
+    call = ["dicom", str(folder / volume.name), str(series), "-o", str(tmp_path / "derived")]
+    assert main(call) == 3
+    assert "Name it with --scan" in capsys.readouterr().err
+    scan = next((series.parent / "nifti").glob("*.nii.gz"))
+    assert main([*call, "--scan", str(volume)]) == 3
+    assert "another scan than the one" in capsys.readouterr().err
+    assert main([*call, "--scan", str(scan)]) == 0
+
+
+def test_rescaled_voxels_are_recognized(head, tiny_run, tmp_path):
+    axes, spacing = GRIDS["axial"]
+    series = write_series(
+        tmp_path / "source", head, axes, spacing, RescaleSlope="2.5", RescaleIntercept="-40", RescaleType="US"
+    )
+    scan = converted(series, tmp_path / "nifti")
+    assert read_volume(scan).array.min() < -30  # dcm2niix applied them
+    volume = synthesize(load_model(tiny_run), [(scan, None)], tmp_path / "synthetic", force=True).written[0]
+    assert main(["dicom", str(volume), str(series), "-o", str(tmp_path / "derived")]) == 0
+
+
+def test_compressed_voxels_are_read_or_what_reads_them_is_named(made, tmp_path, capsys):
+    series, volume = made
+    packed = shutil.copytree(series, tmp_path / "packed")
+    for path in packed.iterdir():
+        image = pydicom.dcmread(path)
+        image.compress(pydicom.uid.RLELossless)
+        image.save_as(path)
+    assert main(["dicom", str(volume), str(packed), "-o", str(tmp_path / "derived")]) == 0
+    broken = next(packed.iterdir())
+    image = pydicom.dcmread(broken)
+    image.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+    image.save_as(broken)
+    assert main(["dicom", str(volume), str(packed), "-o", str(tmp_path / "refused")]) == 3
+    message = capsys.readouterr().err
+    assert "the voxels of the series cannot be read" in message
+    assert str(broken) in message
+    assert "python-gdcm" in message
+
+
+def test_slices_that_name_two_patients_are_no_series(made, tmp_path, capsys):
+    mixed = shutil.copytree(made[0], tmp_path / "mixed")
+    path = sorted(mixed.iterdir())[5]
+    image = pydicom.dcmread(path)
+    image.PatientID = "P-18"
+    image.save_as(path)
+    assert main(["dicom", str(made[1]), str(mixed), "-o", str(tmp_path / "derived")]) == 3
+    assert "no even stack of parallel slices of one patient and study" in capsys.readouterr().err
 
 
 def test_another_series_beside_it_is_told_apart_by_its_grid(made, head, tmp_path):
@@ -235,29 +351,30 @@ def test_a_series_that_the_volume_does_not_lie_on_is_refused(shift, made, head, 
     assert not (tmp_path / "derived").exists()
 
 
-def test_damaged_headers_end_with_one_error_or_a_whole_series(made, tmp_path):
+def test_damaged_files_end_with_one_error_or_a_whole_series(made, tmp_path):
     series, volume = made
     files = sorted(series.iterdir())
+    refusals = []
     for seed in range(40):
         random = np.random.default_rng(seed)
         folder = shutil.copytree(series, tmp_path / "source")
         damaged = folder / files[random.integers(len(files))].name
         content = bytearray(damaged.read_bytes())
-        for position in random.integers(128, 1200, 6):  # the header
-            content[position] = random.integers(256)
+        content[random.integers(128, 1200)] = random.integers(256)  # the header
         damaged.write_bytes(bytes(content))
-        refusal = None
         try:
             write_dicom(volume, folder, tmp_path / "derived")
         except DatasetError as error:
-            refusal = str(error)
-        if refusal is None:
-            assert len(list((tmp_path / "derived").iterdir())) == 32
-        else:
-            assert str(folder) in refusal
+            refusals.append(str(error))
+            assert str(folder) in refusals[-1]
             assert not (tmp_path / "derived").exists()
+        else:
+            images = slices(tmp_path / "derived")
+            assert len(images) == 32
+            assert {image.PatientID for image in images} == {"P-17"}
+            shutil.rmtree(tmp_path / "derived")
         shutil.rmtree(folder)
-        shutil.rmtree(tmp_path / "derived", ignore_errors=True)
+    assert 5 < len(refusals) < 35  # both outcomes were tried
 
 
 def test_a_volume_that_is_not_synthetic_or_was_changed_is_refused(made, tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,10 +20,40 @@ from unscanned.errors import DatasetError, SettingsError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["MR_IMAGE_STORAGE", "Series", "read_series"]
+__all__ = ["IDENTITY", "MR_IMAGE_STORAGE", "SCANNER", "Series", "read_series"]
 
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 "SOP class of a classic MR image: one file for each slice."
+
+IDENTITY = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "BodyPartExamined",
+    "PatientPosition",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "TimezoneOffsetFromUTC",
+)
+"Elements that say whose a slice is, of which study and in which space; the same in all slices of a series."
+
+SCANNER = ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber")
+"Elements that name the scanner."
 
 _NEEDED = (
     "StudyInstanceUID",
@@ -35,6 +67,7 @@ _NEEDED = (
     "Rows",
     "Columns",
 )
+_READ = (*IDENTITY, *SCANNER, *_NEEDED, "SeriesNumber", "EchoTime", "SliceThickness", "SpacingBetweenSlices")
 _FITS_VOXELS = 0.05  # how far a corner may lie from the volume's
 _EVEN_MM = 0.05  # how far a slice may lie from its place in an even stack
 
@@ -44,11 +77,13 @@ class Series:
     """The slices of one MR series with one echo time, in the order in which they lie along their normal.
 
     Attributes:
-        slices: Their headers.
+        slices: Of their headers, what is read here.
+        files: Where they are.
         affine: (column, row, slice) to world, mm, RAS+, (4, 4).
     """
 
     slices: Sequence[Dataset]
+    files: Sequence[Path]
     affine: np.ndarray
 
     @property
@@ -85,6 +120,30 @@ class Series:
             return None
         return np.flip(volume.array.transpose(order), tuple(axis for axis in range(3) if signs[axis] < 0))
 
+    def read_voxels(self) -> np.ndarray:
+        """Return the voxels as (column, row, slice), in the series' intensities (rescale slope and intercept applied).
+
+        Raises:
+            DatasetError: Those of a file cannot be read.
+        """
+        from pydicom.pixels import apply_rescale
+
+        planes = []
+        for path in self.files:
+            try:
+                image = _pydicom().dcmread(path)
+                planes.append(np.asarray(apply_rescale(image.pixel_array, image), np.float64).T)
+                if planes[-1].shape != self.shape[:2]:
+                    raise ValueError(f"{planes[-1].shape} voxels")
+            except Exception as error:  # each of pydicom's decoders fails in its own way
+                raise DatasetError(
+                    "the voxels of the series cannot be read",
+                    where=path,
+                    found=f"{type(error).__name__}: {error}",
+                    do="Compressed files: pip install python-gdcm. Damaged ones: get them again.",
+                ) from error
+        return np.stack(planes, -1)
+
 
 def read_series(folder: str | Path) -> list[Series]:
     """Return the MR series below a folder whose slices make an even stack, one for each echo time.
@@ -98,13 +157,13 @@ def read_series(folder: str | Path) -> list[Series]:
     """
     pydicom = _pydicom()
     folder = Path(folder)
-    groups: dict[tuple[str, str], list[Dataset]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
     lacking: dict[str, int] = defaultdict(int)
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            header = _header(pydicom, path)
             missing = [name for name in _NEEDED if header.get(name) in (None, "")]
             group = str(header.get("SeriesInstanceUID")), f"{float(header.get('EchoTime') or 'nan'):g}"
         except Exception:  # other files lie beside DICOM files, and a damaged one may fail in any way
@@ -113,11 +172,13 @@ def read_series(folder: str | Path) -> list[Series]:
         if missing or header.SOPClassUID != MR_IMAGE_STORAGE:
             lacking["without " + missing[0] if missing else f"of the class {header.SOPClassUID.name}"] += 1
             continue
-        groups[group].append(header)
-    found = [series for headers in groups.values() if (series := _stack(headers)) is not None]
+        groups[group].append((path, header))
+    found = [series for images in groups.values() if (series := _stack(images)) is not None]
     if not found:
         if groups:
-            lacking["in series that are no even stack of parallel slices"] = sum(map(len, groups.values()))
+            lacking["in series that are no even stack of parallel slices of one patient and study"] = sum(
+                map(len, groups.values())
+            )
         raise DatasetError(
             "no series of MR images",
             where=folder,
@@ -128,18 +189,33 @@ def read_series(folder: str | Path) -> list[Series]:
     return found
 
 
-def _stack(headers: list[Dataset]) -> Series | None:
-    """Return the slices in order with their affine, or None if they are no even stack of parallel slices."""
+def _header(pydicom: ModuleType, path: Path) -> Dataset:
+    """Return the elements that are used, each decoded and fit to be written, so that what is damaged shows here."""
+    whole = pydicom.dcmread(path, stop_before_pixels=True)
+    header = pydicom.Dataset()
+    for name in _READ:
+        if name in whole:
+            header[name] = whole[name]
+    pydicom.dcmwrite(io.BytesIO(), header, implicit_vr=False, little_endian=True)
+    int(header.get("SeriesNumber") or 0)
+    datetime.strptime(header.get("TimezoneOffsetFromUTC") or "+0000", "%z")
+    return header
+
+
+def _stack(images: list[tuple[Path, Dataset]]) -> Series | None:
+    """Return the slices in order with their affine, or None if they are no even stack of one patient's slices."""
     try:
-        first = headers[0]
+        first = images[0][1]
         axes = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
         normal = np.cross(*axes)
-        headers = sorted(headers, key=lambda header: float(np.dot(normal, header.ImagePositionPatient)))
+        images = sorted(images, key=lambda image: float(np.dot(normal, image[1].ImagePositionPatient)))
+        files, headers = zip(*images, strict=True)
         positions = np.array([header.ImagePositionPatient for header in headers], float)
         alike = all(
             np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-4)
             and np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-4)
             and (header.Rows, header.Columns) == (first.Rows, first.Columns)
+            and all(header.get(name) == first.get(name) for name in IDENTITY)
             for header in headers
         )
         if len(headers) > 1:
@@ -157,7 +233,7 @@ def _stack(headers: list[Dataset]) -> Series | None:
         affine[:3, 3] = positions[0]
     except (TypeError, ValueError, AttributeError):
         return None
-    return Series(headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # DICOM's world is LPS+
+    return Series(headers, files, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # DICOM's world is LPS+
 
 
 def _pydicom() -> ModuleType:

@@ -11,43 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unscanned.data.series import MR_IMAGE_STORAGE, Series, read_series
+from unscanned.data.series import IDENTITY, MR_IMAGE_STORAGE, SCANNER, Series, read_series
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import DatasetError, ResourceError, VolumeError
 from unscanned.files import new_folder, sha256
-from unscanned.synthesis.synthesize import NAME, STAMP, read_sidecar
+from unscanned.synthesis.sidecar import read_sidecar, read_source
+from unscanned.synthesis.synthesize import NAME, STAMP
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 __all__ = ["write_dicom"]
 
-# What a derived image shares with its source: the patient, the study, the frame of reference. Everything else, among it
-# the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
+# What a derived image shares with its source: the patient, the study, the frame of reference, the slice. Everything
+# else, such as the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
 _SHARED = (
-    "SpecificCharacterSet",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDescription",
-    "BodyPartExamined",
-    "PatientPosition",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "TimezoneOffsetFromUTC",
+    *IDENTITY,
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -68,6 +47,10 @@ _MAY_BE_EMPTY = (
     "ReferringPhysicianName",
     "SliceThickness",
 )
+_UNEXPLAINED = 1e-5
+"""Largest share of the variance of the scan's voxels within slices that a linear function of the series' voxels may
+leave unexplained. dcm2niix stores them as they are or rescaled, which leaves rounding; a second scan of the same head
+leaves its noise, another head most of the variance."""
 
 
 def write_dicom(
@@ -75,30 +58,35 @@ def write_dicom(
     source: str | Path,
     out: str | Path,
     *,
+    scan: str | Path | None = None,
     series: str | None = None,
     echo_time_ms: float | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Write a synthetic volume as a derived MR series on the slices of the series that its source came from.
 
-    The series belongs to the same patient, study and frame of reference, and gets UIDs of its own, always the same ones
-    from the same volume. Every file says that it is synthetic: Synthetic Data (0008,001C) is YES, the image type is
-    DERIVED, the content is for research, and the series' description begins with SYNTHETIC. Voxels are 16-bit, with a
-    rescale slope.
+    That series is recognized by its grid and by its voxels, which must be those of the source scan up to a linear scale
+    for each slice. The new series belongs to the same patient, study and frame of reference, and gets UIDs of its own,
+    always the same ones from the same volume. Every file says that it is synthetic: Synthetic Data (0008,001C) is YES,
+    the image type is DERIVED, the content is for research, and the series' description begins with SYNTHETIC. Voxels
+    are 16-bit, with a rescale slope.
 
     Args:
         volume: A file that `synthesize` wrote, with its sidecar beside it.
         source: Folder of the DICOM files that the source scan was converted from; looked through at any depth.
         out: New folder for the series.
-        series: Series Instance UID, where several series lie on the volume's grid.
-        echo_time_ms: Echo time, where a series has several echoes on one grid, ms.
+        scan: The source scan; None takes the path in the sidecar.
+        series: Series Instance UID, to look at no other series.
+        echo_time_ms: Echo time, to look at no other echo, ms.
+        force: Take the series on the volume's grid without a look at its voxels, and say so in every file.
 
     Returns:
         One file for each slice.
 
     Raises:
-        VolumeError: The volume was not made by `synthesize`, or was changed since.
-        DatasetError: No series, or more than one, lies on the volume's grid, its headers are damaged, or `out` is there
-            already.
+        VolumeError: The volume was not made by `synthesize`, or was changed since; the source scan is not there.
+        DatasetError: No series, or more than one, is that of the source scan, its voxels cannot be read, or `out` is
+            there already.
         SettingsError: pydicom is not installed.
         ResourceError: The disk is full.
 
@@ -109,20 +97,22 @@ def write_dicom(
     facts = _facts(volume)
     synthetic = read_volume(volume, allow_constant=True)
     with warnings.catch_warnings(action="ignore"):  # pydicom's, of odd values: they quote them whole
-        try:
-            chosen = _choose(read_series(source), synthetic, source, series, echo_time_ms)
-            voxels = chosen.onto(synthetic)
-            assert voxels is not None  # the chosen series lies on the volume's grid
-            with _new_folder(out) as folder:
-                for number, image in enumerate(_derive(chosen, voxels, facts), 1):
-                    image.save_as(folder / _name(number), enforce_file_format=True)
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, NotImplementedError) as error:
+        found = _on_grid(read_series(source), synthetic, source, series, echo_time_ms)
+        if not force:
+            found = _of_scan(found, read_source(volume, facts, scan))
+        if len(found) > 1:
             raise DatasetError(
-                "the headers of the series cannot be used",
+                f"several series {'lie on the grid of the volume' if force else 'hold the voxels of the source scan'}",
                 where=source,
-                found=f"{type(error).__name__}: {error}",
-                do="Get the files again from where they came from.",
-            ) from error
+                found=" and ".join(map(str, found)),
+                do="Name the one that the volume was made from with --series, and with --echo-time-ms among echoes.",
+            )
+        (chosen,) = found
+        voxels = chosen.onto(synthetic)
+        assert voxels is not None  # the chosen series lies on the volume's grid
+        with _new_folder(out) as folder:
+            for number, image in enumerate(_derive(chosen, voxels, facts, is_compared=not force), 1):
+                image.save_as(folder / _name(number), enforce_file_format=True)
     return [out / _name(number) for number in range(1, len(chosen.slices) + 1)]
 
 
@@ -142,7 +132,16 @@ def _new_folder(out: Path) -> Any:
 
 def _facts(volume: Path) -> dict[str, Any]:
     facts = read_sidecar(
-        volume, "Synthetic", "Sha256", "Contrast", "Made", "SourceScans.Contrast", "Model.Sha256", "GeneratedBy.Version"
+        volume,
+        "Synthetic",
+        "Sha256",
+        "Contrast",
+        "Made",
+        "SourceScans.Contrast",
+        "SourceScans.Path",
+        "SourceScans.Sha256",
+        "Model.Sha256",
+        "GeneratedBy.Version",
     )
     if facts["Synthetic"] is not True or facts["Sha256"] != sha256(volume):
         raise VolumeError(
@@ -153,9 +152,10 @@ def _facts(volume: Path) -> dict[str, Any]:
     return facts
 
 
-def _choose(
+def _on_grid(
     found: Sequence[Series], volume: Volume, folder: Path, uid: str | None, echo_time_ms: float | None
-) -> Series:
+) -> list[Series]:
+    """Return the series on the volume's grid; at least one."""
     named = [
         series
         for series in found
@@ -163,26 +163,49 @@ def _choose(
         and (echo_time_ms is None or math.isclose(series.echo_time_ms, echo_time_ms, rel_tol=1e-3))
     ]
     fitting = [series for series in named if series.onto(volume) is not None]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    if not fitting:
         raise DatasetError(
-            "several series lie on the volume's grid",
+            "no series lies on the volume's grid",
             where=folder,
-            found=" and ".join(map(str, fitting)),
-            do="Name the one that the volume was made from with --series, and with --echo-time-ms among echoes.",
+            found="; ".join(f"{series} with {' x '.join(map(str, series.shape))} voxels" for series in named)
+            or "no series with that UID and echo time",
+            expected=f"the series that {volume.path} was made from, {' x '.join(map(str, volume.shape))} voxels",
+            do="Convert the series to NIfTI without resampling or cropping (dcm2niix), and synthesize from that.",
         )
-    raise DatasetError(
-        "no series lies on the volume's grid",
-        where=folder,
-        found="; ".join(f"{series} with {' x '.join(map(str, series.shape))} voxels" for series in named)
-        or "no series with that UID and echo time",
-        expected=f"the series that {volume.path} was made from, {' x '.join(map(str, volume.shape))} voxels",
-        do="Convert the series to NIfTI without resampling or cropping (dcm2niix), and synthesize from that.",
-    )
+    return fitting
 
 
-def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any]) -> list[Dataset]:
+def _of_scan(found: Sequence[Series], scan: Volume) -> list[Series]:
+    """Return those of the series whose voxels are the scan's; at least one."""
+    unexplained = {series: _unexplained(scan, series) for series in found}
+    fitting = [series for series in found if unexplained[series] <= _UNEXPLAINED]
+    if not fitting:
+        raise DatasetError(
+            "the series on the volume's grid is not the scan that the volume was made from",
+            where=found[0].files[0].parent,
+            found="; ".join(
+                f"{series}, whose voxels leave {100 * share:.3g} % of the scan's variance within slices unexplained"
+                for series, share in unexplained.items()
+            ),
+            expected=f"at most {100 * _UNEXPLAINED:g} %, for the series that {scan.path} was converted from",
+            do="Give the folder of that series. If it is the right one, and the scan was changed before the synthesis "
+            "(bias field, face), --force takes it without this comparison and says so in every file.",
+        )
+    return fitting
+
+
+def _unexplained(scan: Volume, series: Series) -> float:
+    """Return the share of the scan's variance within slices that no line through the series' voxels explains."""
+    voxels = series.onto(scan)
+    assert voxels is not None  # a synthetic volume lies on its scan's grid
+    wanted, found = (array.reshape(-1, array.shape[2]).astype(np.float64) for array in (voxels, series.read_voxels()))
+    wanted, found = wanted - wanted.mean(0), found - found.mean(0)
+    both, squares = (wanted * found).sum(0), (found**2).sum(0)
+    explained = np.divide(both**2, squares, out=np.zeros_like(both), where=squares > 0)
+    return float(1 - explained.sum() / (wanted**2).sum())
+
+
+def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_compared: bool) -> list[Dataset]:
     """Return one image for each slice; `voxels` is (column, row, slice)."""
     from pydicom.uid import generate_uid
 
@@ -210,6 +233,7 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any]) -> list[D
         "DerivationDescription": (
             f"{facts['Contrast']} made from {facts['SourceScans'][0]['Contrast']} by a neural network; model sha256 "
             f"{facts['Model']['Sha256']}, volume sha256 {facts['Sha256']}. Research only."
+            + ("" if is_compared else " The series was taken by its grid, not compared with the source scan.")
         ),
         "DerivationCodeSequence": [_code("synthesis", "99UNSCANNED", "MR contrast synthesized by a neural network")],
         "DerivationAlgorithmSequence": [
@@ -279,11 +303,7 @@ def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: 
 
 def _equipment(first: Dataset, facts: dict[str, Any], made: datetime) -> list[Dataset]:
     """Return what contributed: the scanner as far as the source names it, and this software."""
-    scanner = {
-        name: first.get(name)
-        for name in ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber")
-        if first.get(name)
-    }
+    scanner = {name: first.get(name) for name in SCANNER if first.get(name)}
     software = _item(
         PurposeOfReferenceCodeSequence=[_code("109102", "DCM", "Processing Equipment")],
         Manufacturer=NAME,

@@ -16,13 +16,14 @@ from unscanned.data.dataset import find_pairs
 from unscanned.data.intensity import head_mask, head_scale
 from unscanned.data.layout import bids_suffix, identify
 from unscanned.data.volume import Volume, read_volume, write_volume
-from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.progress import Progress
 from unscanned.provenance import environment, utc_now, version
 from unscanned.synthesis.model import Model
+from unscanned.synthesis.sidecar import sidecar_path
 
-__all__ = ["Synthesized", "list_inputs", "output_path", "read_sidecar", "sidecar_path", "synthesize"]
+__all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 
 NAME = "unscanned"
 STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
@@ -79,38 +80,6 @@ def output_path(out: str | Path, scan: Path, target: str, case: str | None = Non
         case = f"sub-{known.subject}" + (f"_ses-{known.session}" if known.session else "")
         return Path(out).joinpath(*case.split("_"), "anat", case + known.entities + ending)
     return Path(out).joinpath(*case.split("_"), "anat", case + ending)
-
-
-def sidecar_path(volume: Path) -> Path:
-    """Return the JSON file beside a NIfTI file."""
-    return volume.with_name(volume.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-
-
-def read_sidecar(volume: Path, *needed: str) -> dict[str, Any]:
-    """Return what the sidecar of a synthetic volume says.
-
-    Args:
-        volume: The NIfTI file.
-        needed: Keys that must be there, "table.key" for one of a table or of the first of a list of tables.
-
-    Raises:
-        VolumeError: There is no such sidecar.
-    """
-    path = sidecar_path(volume)
-    try:
-        facts: dict[str, Any] = dict(read_json(path))
-        for name in needed:
-            value: Any = facts
-            for key in name.split("."):
-                value = (value[0] if isinstance(value, list) else value)[key]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise VolumeError(
-            "no sidecar says how the volume was made",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the JSON file that synthesize wrote beside the volume",
-        ) from error
-    return facts
 
 
 def synthesize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +10,12 @@ import numpy as np
 
 from unscanned import device as devices
 from unscanned.data.volume import Volume, read_volume
-from unscanned.errors import CheckpointError, VolumeError
+from unscanned.errors import CheckpointError
 from unscanned.files import sha256
 from unscanned.progress import Progress
 from unscanned.provenance import environment
 from unscanned.synthesis.model import Model, load_model
-from unscanned.synthesis.synthesize import read_sidecar
+from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
@@ -84,10 +83,9 @@ def verify(
     )
     chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
     found = read_volume(volume, allow_constant=True)
-    generator = load_model(_locate(volume, model, facts["Model"]["Path"], "model"), chosen)
+    generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
     _check_model(generator, facts)
-    source = read_volume(_locate(volume, scan, facts["SourceScans"][0]["Path"], "scan"))
-    _check_scan(source, facts)
+    source = read_source(volume, facts, scan)
     again = generator.synthesize(source, **facts["Synthesis"], progress=progress)
     return _compare(volume, found, again, facts, environment(chosen))
 
@@ -114,17 +112,6 @@ def _compare(volume: Path, found: Volume, again: Volume, facts: dict[str, Any], 
     return Verification(volume, verdict, difference, tolerance, tuple(reasons))
 
 
-def _locate(volume: Path, given: str | Path | None, named: str | None, what: str) -> Path:
-    """Return where the model or the scan is: as given, or as the sidecar names it."""
-    if given is not None:
-        return Path(given)
-    path = Path(os.path.normpath(volume.resolve().parent / (named or "")))
-    if named is None or not path.exists():
-        error = CheckpointError if what == "model" else VolumeError
-        raise error(f"the {what} is no longer where the sidecar says", where=path, do=f"Name it with --{what}.")
-    return path
-
-
 def _check_model(model: Model, facts: dict[str, Any]) -> None:
     if model.sha256 != facts["Model"]["Sha256"]:
         raise CheckpointError(
@@ -133,16 +120,4 @@ def _check_model(model: Model, facts: dict[str, Any]) -> None:
             found=f"sha256 {model.sha256[:12]}…",
             expected=f"{facts['Model']['Sha256'][:12]}…",
             do="Name the right one with --model.",
-        )
-
-
-def _check_scan(scan: Volume, facts: dict[str, Any]) -> None:
-    expected = facts["SourceScans"][0]["Sha256"]
-    if scan.sha256 != expected:
-        raise VolumeError(
-            "another scan than the one that the volume was made from",
-            where=scan.path,
-            found=f"sha256 {str(scan.sha256)[:12]}…",
-            expected=f"{expected[:12]}…",
-            do="Name the right one with --scan.",
         )

@@ -1,0 +1,85 @@
+"""The sidecar of a synthetic volume: what it says, and the model and scan that it names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from unscanned.data.volume import Volume, read_volume
+from unscanned.errors import CheckpointError, VolumeError
+from unscanned.files import read_json
+
+__all__ = ["locate", "read_sidecar", "read_source", "sidecar_path"]
+
+
+def sidecar_path(volume: Path) -> Path:
+    """Return the JSON file beside a NIfTI file."""
+    return volume.with_name(volume.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def read_sidecar(volume: Path, *needed: str) -> dict[str, Any]:
+    """Return what the sidecar of a synthetic volume says.
+
+    Args:
+        volume: The NIfTI file.
+        needed: Keys that must be there, "table.key" for one of a table or of the first of a list of tables.
+
+    Raises:
+        VolumeError: There is no such sidecar.
+    """
+    path = sidecar_path(volume)
+    try:
+        facts: dict[str, Any] = dict(read_json(path))
+        for name in needed:
+            value: Any = facts
+            for key in name.split("."):
+                value = (value[0] if isinstance(value, list) else value)[key]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise VolumeError(
+            "no sidecar says how the volume was made",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            expected="the JSON file that synthesize wrote beside the volume",
+        ) from error
+    return facts
+
+
+def locate(volume: Path, given: str | Path | None, named: str | None, what: str) -> Path:
+    """Return where the model or the scan is: as given, or as the sidecar names it.
+
+    Raises:
+        CheckpointError: The model is not there.
+        VolumeError: The scan is not there.
+    """
+    if given is not None:
+        return Path(given)
+    path = Path(os.path.normpath(volume.resolve().parent / (named or "")))
+    if named is None or not path.exists():
+        error = CheckpointError if what == "model" else VolumeError
+        raise error(f"the {what} is no longer where the sidecar says", where=path, do=f"Name it with --{what}.")
+    return path
+
+
+def read_source(volume: Path, facts: dict[str, Any], given: str | Path | None) -> Volume:
+    """Return the scan that a synthetic volume was made from.
+
+    Args:
+        volume: The synthetic volume.
+        facts: Its sidecar, with the path and the hash of the scan.
+        given: The scan; None takes the path in the sidecar.
+
+    Raises:
+        VolumeError: It cannot be read, or it is another scan.
+    """
+    scan = read_volume(locate(volume, given, facts["SourceScans"][0]["Path"], "scan"))
+    expected = facts["SourceScans"][0]["Sha256"]
+    if scan.sha256 != expected:
+        raise VolumeError(
+            "another scan than the one that the volume was made from",
+            where=scan.path,
+            found=f"sha256 {str(scan.sha256)[:12]}…",
+            expected=f"{expected[:12]}…",
+            do="Name the right one with --scan.",
+        )
+    return scan
