@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import signal
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 from tool import ENVIRONMENT
 
-from unscanned.errors import BusyError, ResourceError
-from unscanned.files import atomic_path, lock, read_json, sha256, write_bytes, write_json, write_text
+from unscanned.errors import BusyError, DatasetError, ResourceError
+from unscanned.files import atomic_path, lock, new_folder, read_json, sha256, write_bytes, write_json, write_text
 
 
 def script(text, *arguments):
@@ -54,6 +55,37 @@ def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path):
         process.kill()
     assert path.read_bytes() == b"old"
     assert all(other.name.startswith(".partial-") for other in tmp_path.iterdir() if other != path)
+
+
+def test_a_folder_that_a_living_process_writes_is_busy_and_a_dead_one_s_is_cleared_away(tmp_path):
+    path = tmp_path / "series"
+    process = script(
+        "import sys, time\n"
+        "from unscanned.files import new_folder\n"
+        "with new_folder(sys.argv[1]) as temporary:\n"
+        "    (temporary / 'half').touch()\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n",
+        path,
+    )
+    with process:
+        with pytest.raises(BusyError, match="in use by another run"), new_folder(path):
+            pass
+        process.kill()
+    assert not path.exists()
+    with new_folder(path) as temporary:
+        (temporary / "whole").touch()
+    assert [found.relative_to(tmp_path).as_posix() for found in tmp_path.rglob("*")] == ["series", "series/whole"]
+
+
+def test_of_two_who_begin_the_same_folder_at_once_one_keeps_it(tmp_path):
+    path = tmp_path / "series"
+    with contextlib.ExitStack() as stack:
+        (stack.enter_context(new_folder(path)) / "second").touch()
+        write_text(path / "first", "")
+        with pytest.raises(DatasetError, match="is there already"):
+            stack.close()
+    assert [found.relative_to(tmp_path).as_posix() for found in tmp_path.rglob("*")] == ["series", "series/first"]
 
 
 def test_the_temporary_name_keeps_the_suffixes_that_libraries_look_at(tmp_path):

@@ -65,6 +65,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise _full(path) from error
         if isinstance(error, OSError) and error.errno in _NO_PLACE:
             raise _cannot_write(path, error) from error
+        if isinstance(error, ResourceError) and error.where == temporary:  # of an atomic file within this one
+            raise ResourceError(
+                error.what, where=path, found=error.found, expected=error.expected, do=error.do
+            ) from error
         raise
 
 
@@ -72,27 +76,38 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success rename it to `path`, otherwise remove it.
 
-    What an earlier, killed process left of the same folder is removed, so the caller must hold a lock.
+    What an earlier, killed process left of the same folder is removed.
 
     Raises:
         DatasetError: There is something at `path` already.
-        ResourceError: The disk is full.
+        BusyError: A living process is writing the same folder.
+        ResourceError: The disk is full, or nothing can be written there.
     """
     path = Path(path)
     prefix = f".partial-{path.name}-"
-    for stale in path.parent.glob(prefix + "*"):
-        shutil.rmtree(stale)
-    if path.exists():
-        raise DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    there_already = DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
     try:
-        yield temporary
-        temporary.chmod(path.parent.stat().st_mode & 0o777)
-        temporary.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(prefix + "*"):
+            with lock(stale):
+                shutil.rmtree(stale)
+        if path.exists():
+            raise there_already
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with lock(temporary):
+            yield temporary
+            temporary.chmod(path.parent.stat().st_mode & 0o777)
+            (temporary / ".lock").unlink()
+            temporary.rename(path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(path) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise there_already from error
         raise
 
 
@@ -175,7 +190,8 @@ def lock(folder: str | Path) -> Iterator[None]:
 def remove_partials(folder: str | Path) -> None:
     """Remove what killed processes left of unfinished files below a folder; call it while its lock is held."""
     for path in Path(folder).rglob(".partial-*"):
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 _held: set[TextIO] = set()

@@ -114,7 +114,7 @@ def test_d04_a_disk_full_at_an_output_is_exit_7_and_what_was_there_still_loads(
     capsys.readouterr()
     assert main(["synthesize", model, second, "-o", str(out)]) == 7
     message = capsys.readouterr().err
-    assert "the disk is full; found " in message
+    assert "sub-002_desc-synthetic_T2w.nii.gz: the disk is full; found " in message
     assert "bytes free" in message
     after = {path: sha256(path) for path in out.rglob("*") if path.suffix in (".gz", ".json")}
     assert after == before

@@ -13,7 +13,7 @@ import numpy as np
 
 from unscanned.data.series import IDENTITY, MR_IMAGE_STORAGE, SCANNER, Series, read_series
 from unscanned.data.volume import Volume, read_volume
-from unscanned.errors import DatasetError, ResourceError, VolumeError
+from unscanned.errors import DatasetError, VolumeError
 from unscanned.files import new_folder, sha256
 from unscanned.synthesis.sidecar import read_sidecar, read_source
 from unscanned.synthesis.synthesize import NAME, STAMP
@@ -88,7 +88,8 @@ def write_dicom(
         DatasetError: No series, or more than one, is that of the source scan, its voxels cannot be read, or `out` is
             there already.
         SettingsError: pydicom is not installed.
-        ResourceError: The disk is full.
+        BusyError: Another process is writing `out`.
+        ResourceError: The disk is full, or nothing can be written there.
 
     Source:
         DICOM PS3.3: C.12.1 SOP Common, C.7.6.1 General Image, C.8.3.1 MR Image.
@@ -110,7 +111,7 @@ def write_dicom(
         (chosen,) = found
         voxels = chosen.onto(synthetic)
         assert voxels is not None  # the chosen series lies on the volume's grid
-        with _new_folder(out) as folder:
+        with new_folder(out) as folder:
             for number, image in enumerate(_derive(chosen, voxels, facts, is_compared=not force), 1):
                 image.save_as(folder / _name(number), enforce_file_format=True)
     return [out / _name(number) for number in range(1, len(chosen.slices) + 1)]
@@ -118,16 +119,6 @@ def write_dicom(
 
 def _name(number: int) -> str:
     return f"IM{number:04d}.dcm"
-
-
-def _new_folder(out: Path) -> Any:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            "cannot be written", where=out, found=error.strerror, do="Choose another place for the output."
-        ) from error
-    return new_folder(out)
 
 
 def _facts(volume: Path) -> dict[str, Any]:
