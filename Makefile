@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint bench gpu storm fuzz clean
+.PHONY: demo test lint bench gpu storm fuzz sbom clean
 
 # The main job on simulated heads: train, synthesize, score, report. A few minutes on two cores.
 demo: $(VENV)/package
@@ -38,6 +38,13 @@ storm: $(VENV)/dev
 fuzz: $(VENV)/fuzz
 	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --executions 25000
 	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --engine atheris --executions 300000
+
+# The third-party software in .venv with versions and licences, as CycloneDX: runs/sbom.json.
+sbom: $(VENV)/package
+	mkdir -p runs
+	$(PYTHON) -m venv $(VENV)/sbom
+	$(VENV)/sbom/bin/python -m pip install --disable-pip-version-check --quiet cyclonedx-bom
+	$(VENV)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file runs/sbom.json $(BIN)/python
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'unscanned needs Python 3.11 or newer'"
