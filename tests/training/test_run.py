@@ -188,6 +188,15 @@ def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, ti
     assert weights(tmp_path / "run") == weights(tiny_run) != short
 
 
+def test_fewer_epochs_than_a_run_has_had_are_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"beyond the last epoch; found step 6, expected at most 3"):
+        train_run(tiny_dataset, run, change(tiny_settings, training={"epochs": 1}))
+    assert weights(run) == weights(tiny_run)
+    train_run(tiny_dataset, run, tiny_settings)
+    assert_same_training(run, tiny_run)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"train": 1}', '{"data": 2}'])
 @pytest.mark.parametrize("name", ["split.json", "settings.json"])
 def test_a_damaged_file_of_the_run_is_refused_by_its_name(

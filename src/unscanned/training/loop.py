@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unscanned.data.feed import Feed
 from unscanned.data.patches import PatchBatches
-from unscanned.errors import Interrupted, ResourceError, TrainingError, UnscannedError
+from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.losses import Reduction
 from unscanned.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
@@ -95,7 +95,7 @@ def train_stage(
         TrainingError: A loss or gradient is not finite for the second time, or the generator has collapsed; the best
             epoch is in best/.
         Interrupted: `should_stop` said so; the state is saved.
-        CheckpointError: The folder holds checkpoints of other settings or data.
+        CheckpointError: The folder holds checkpoints of other settings or data, or of more epochs.
         DatasetError: Prepared scans can no longer be read; the state is saved.
         ResourceError: The disk is full, memory is short, or a loader worker was lost.
     """
@@ -116,6 +116,14 @@ def train_stage(
     notes = state.load()
     if notes is None:
         state.save(keep=0)
+    if state.step > total:
+        raise CheckpointError(
+            "the run is beyond the last epoch",
+            where=folder,
+            found=f"step {state.step}",
+            expected=f"at most {total} ({epochs} epochs of {steps_per_epoch} steps)",
+            do="Give training.epochs as many as it has had or more, or choose another folder.",
+        )
     record, log = state.record, RunLog(folder, state.step, state.record.validated)
     for note in notes or ():
         _warn(log, state.step, note)

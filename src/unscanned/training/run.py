@@ -93,7 +93,7 @@ def train_run(
     Raises:
         SettingsError: A network's name is not known.
         BusyError: Another run uses the folder.
-        CheckpointError: The folder holds a run with other settings or subjects.
+        CheckpointError: The folder holds a run with other settings or subjects, or one that is beyond its epochs.
         DatasetError: Too few usable subjects.
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
