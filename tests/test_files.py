@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,19 @@ import pytest
 from tool import ENVIRONMENT
 
 from unscanned.errors import BusyError, DatasetError, ResourceError
-from unscanned.files import atomic_path, lock, new_folder, read_json, sha256, write_bytes, write_json, write_text
+from unscanned.files import (
+    atomic_path,
+    lock,
+    new_folder,
+    read_json,
+    read_sealed,
+    remove_partials,
+    sha256,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_text,
+)
 
 
 def script(text, *arguments):
@@ -76,6 +89,59 @@ def test_a_folder_that_a_living_process_writes_is_busy_and_a_dead_one_s_is_clear
     with new_folder(path) as temporary:
         (temporary / "whole").touch()
     assert [found.relative_to(tmp_path).as_posix() for found in tmp_path.rglob("*")] == ["series", "series/whole"]
+
+
+def test_a_folder_whose_name_begins_like_another_is_another(tmp_path):
+    with new_folder(tmp_path / "T2-bbbbbbbb"), new_folder(tmp_path / "T2") as temporary:
+        (temporary / "a").touch()
+    with new_folder(tmp_path / "x1") as other, new_folder(tmp_path / "x[1]"):
+        assert other.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"T2-bbbbbbbb", "T2", "x1", "x[1]"}
+
+
+def test_an_unfinished_file_goes_when_its_process_is_dead_and_not_before(tmp_path):
+    path = tmp_path / "inside" / "scan.nii.gz"
+    process = script(
+        "import sys, time\n"
+        "from unscanned.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n",
+        path,
+    )
+    with process:
+        remove_partials(tmp_path)
+        assert len(list(path.parent.iterdir())) == 1
+        process.kill()
+    remove_partials(tmp_path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_was_sealed_is_read_back_and_any_change_of_it_is_found(tmp_path):
+    path = tmp_path / "facts.json"
+    content = {"step": 4, "name": "días_磁共振", "scale": 0.1, "list": [1, None, {"b": 2, "a": 1}]}
+    write_sealed(path, content)
+    assert read_sealed(path) == content
+    for old, new in (("4", "5"), ("0.1", "0.10000000000000002"), ('"b": 2', '"b": 3'), ("seal_sha256", "seal")):
+        write_sealed(path, content)
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(ValueError, match="it was changed"):
+            read_sealed(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
+def test_a_lock_on_a_disk_without_a_byte_left_is_held_or_told_as_full(small_disk):
+    (small_disk / "run").mkdir()
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb") as file:
+        file.write(bytes(1_000_000))
+    assert shutil.disk_usage(small_disk).free == 0
+    with lock(small_disk / "run"), pytest.raises(BusyError), lock(small_disk / "run"):
+        pass
 
 
 def test_of_two_who_begin_the_same_folder_at_once_one_keeps_it(tmp_path):

@@ -7,24 +7,28 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from unscanned.errors import BusyError, DatasetError, ResourceError
 
 __all__ = [
     "atomic_path",
+    "digest",
     "lock",
     "new_folder",
     "read_json",
+    "read_sealed",
     "remove_partials",
     "sha256",
     "write_bytes",
     "write_json",
+    "write_sealed",
     "write_text",
 ]
 
@@ -50,7 +54,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".partial-{os.getpid()}-", suffix="".join(path.suffixes[-2:]), dir=path.parent
+        )
         temporary = Path(name)
         os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
@@ -61,9 +67,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        if isinstance(error, OSError) and error.errno in _NO_PLACE:
+        if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_NO_PLACE):
             raise _cannot_write(path, error) from error
         if isinstance(error, ResourceError) and error.where == temporary:  # of an atomic file within this one
             raise ResourceError(
@@ -88,9 +92,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     there_already = DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(prefix + "*"):
-            with lock(stale):
-                shutil.rmtree(stale)
+        for stale in path.parent.iterdir():
+            if re.fullmatch(re.escape(prefix) + r"[a-z0-9_]{8}", stale.name):
+                with lock(stale):
+                    shutil.rmtree(stale)
         if path.exists():
             raise there_already
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
@@ -104,8 +109,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             temporary.rename(path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise _cannot_write(path, error) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise there_already from error
         raise
@@ -121,7 +126,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_text(path: str | Path, content: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
-    write_bytes(path, content.encode())
+    # A file's name may hold bytes that are no text; as an escape it stands in JSON and HTML and can be read back.
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -136,7 +142,33 @@ def read_json(path: str | Path) -> Any:
         OSError: The file cannot be read.
         ValueError: The file is not JSON.
     """
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object whole or not at all, with a hash of all that it says."""
+    write_json(path, {**content, _SEAL: digest(content)})
+
+
+def read_sealed(path: str | Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is not what was written.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop(_SEAL, None) != digest(content):
+        raise ValueError("it was changed since it was written")
+    return content
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, as 64 hexadecimal digits; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:
@@ -160,7 +192,7 @@ def lock(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        opened = open(folder / ".lock", "ab+", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise _cannot_write(folder, error) from error
     # The kernel's lock dies with its process, so a stale file never blocks; the text only serves the message.
@@ -172,29 +204,46 @@ def lock(folder: str | Path) -> Iterator[None]:
             raise BusyError(
                 "the folder is in use by another run",
                 where=folder,
-                found=file.read().strip() or "a lock without an owner's name",
+                found=file.read().decode(errors="replace").strip() or "a lock without an owner's name",
                 do="Wait for it to end, or choose another output folder.",
             ) from error
         _held.add(file)
         with contextlib.suppress(OSError):  # a full disk can go without the name
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:
             _held.discard(file)
-            file.truncate(0)
+            with contextlib.suppress(OSError):
+                file.truncate(0)
 
 
 def remove_partials(folder: str | Path) -> None:
-    """Remove what killed processes left of unfinished files below a folder; call it while its lock is held."""
+    """Remove what killed processes left of unfinished files below a folder; call it while its lock is held.
+
+    Those of living processes stay: a folder inside may be another run's output.
+    """
     for path in Path(folder).rglob(".partial-*"):
-        if path.is_file():
+        named = re.match(r"\.partial-(\d+)-", path.name)
+        if path.is_file() and not (named and _is_alive(int(named[1]))):
             path.unlink(missing_ok=True)
 
 
-_held: set[TextIO] = set()
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # no file is unfinished where this process cleans up
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+_SEAL = "seal_sha256"
+_held: set[BinaryIO] = set()
 
 
 def _let_go() -> None:
@@ -206,17 +255,20 @@ def _let_go() -> None:
 
 os.register_at_fork(after_in_child=_let_go)
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    if error.errno in _NO_ROOM:
+        return _full(path)
     return ResourceError(
         "cannot be written", where=path, found=error.strerror, do="Choose another place for the output."
     )
 
 
 def _full(path: Path, needed: int | None = None) -> ResourceError:
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(next(above for above in path.absolute().parents if above.is_dir())).free
     return ResourceError(
         "the disk is full",
         where=path,

@@ -14,6 +14,7 @@ from unscanned.data.contrast import THRESHOLD, Fingerprint
 from unscanned.data.intensity import Contrast, Normalization
 from unscanned.data.simulate import simulate
 from unscanned.data.volume import read_volume
+from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.synthesis.model import Model, load_model, save_model
 
@@ -127,9 +128,9 @@ def test_a13_force_does_not_make_again_what_was_verified(setting, tmp_path, caps
 
 
 def test_a13_a_model_without_a_fingerprint_takes_the_scan_and_says_that_nothing_is_known(setting, tmp_path):
-    facts = json.loads((setting.old_model / "model.json").read_text())
+    facts = read_sealed(setting.old_model / "model.json")
     del facts["fingerprint"]
-    (setting.old_model / "model.json").write_text(json.dumps(facts))
+    write_sealed(setting.old_model / "model.json", facts)
     assert load_model(setting.old_model).fingerprint is None
     scan = without_a_name(setting.scans["T1"], tmp_path / "in")
     assert synthesize(setting.old_model, scan, tmp_path / "out") == 0

@@ -2,8 +2,10 @@
 
 import errno
 import gzip
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
 
+from unscanned.cli import main
 from unscanned.data.dataset import check_dataset, find_pairs
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import DatasetError, VolumeError
@@ -501,6 +504,29 @@ def test_a14_a_target_that_is_its_own_source_is_an_error(tmp_path):
     assert errors_of(tmp_path) == [("sub-01", "duplicate")]
 
 
+@pytest.mark.parametrize("copied", ["into training", "into test", "onto the target"])
+def test_a14_training_refuses_a_file_that_stands_for_two_scans(tmp_path, capsys, tiny_dataset, copied):
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    subjects = [path.name for path in sorted(dataset.glob("sub-*"))]
+    split = {"train": subjects[:2], "validation": subjects[2:3], "test": subjects[3:4]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    scans = {name: dataset / name / "anat" / f"{name}_PDw.nii.gz" for name in subjects}
+    source = scans[subjects[0]]
+    other = {
+        "into training": scans[subjects[1]],
+        "into test": scans[subjects[3]],
+        "onto the target": source.with_name(source.name.replace("PDw", "T2w")),
+    }[copied]
+    shutil.copy(source, other)
+    run = tmp_path / "run"
+    call = ["train", str(dataset), "-o", str(run), "--preset", "demo", "--split.file", str(tmp_path / "split.json")]
+    assert main([*call, "--prepare.shape", "32", "32", "32"]) == 3
+    message = capsys.readouterr().err
+    assert "one file is the scan of two subjects, or both scans of one" in message
+    assert subjects[0] in message
+    assert not (run / "checkpoints").exists()
+
+
 # A15: paths
 
 
@@ -525,6 +551,17 @@ assert (read_volume(root / chr(233) / "scan.nii.gz").array == volume.array).all(
         [sys.executable, "-c", program, str(root)], capture_output=True, env=environment, timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_a15_a_name_that_is_no_text_is_synthesized_like_any_other(tmp_path, capfd, tiny_dataset, tiny_run):
+    first = tiny_dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
+    scan = Path(os.fsdecode(os.fsencode(tmp_path) + b"/h\xf6pital_PDw.nii.gz"))
+    shutil.copy(first, scan)
+    out = tmp_path / "out"
+    assert main(["synthesize", str(tiny_run / "model"), str(scan), str(first), "-o", str(out)]) == 0, capfd.readouterr()
+    assert len(list(out.rglob("*_desc-synthetic_T2w.nii.gz"))) == 2
+    odd = next(path for path in out.rglob("*.nii.gz") if b"\xf6" in os.fsencode(path))
+    assert main(["verify", str(odd)]) == 0
 
 
 def test_a15_links_in_circles_are_reported(tmp_path):
@@ -570,6 +607,20 @@ def as_ordinary_user(action) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a16_a_raw_dataset_as_output_is_refused_and_keeps_its_description(tmp_path, capsys, tiny_dataset, tiny_run):
+    raw = shutil.copytree(tiny_dataset, tmp_path / "raw")
+    before = sorted(path.relative_to(raw) for path in raw.rglob("*"))
+    description = (raw / "dataset_description.json").read_bytes()
+    assert main(["synthesize", str(tiny_run / "model"), str(raw), "-o", str(raw)]) == 2
+    message = capsys.readouterr().err
+    assert "the output folder holds another dataset" in message
+    assert "derivatives/unscanned" in message
+    assert (raw / "dataset_description.json").read_bytes() == description
+    assert sorted(path.relative_to(raw) for path in raw.rglob("*")) == before
+    inside = raw / "derivatives" / "unscanned"
+    assert main(["synthesize", str(tiny_run / "model"), str(raw), "-o", str(inside)]) == 0
 
 
 def test_a16_a_read_only_dataset_is_read_and_nothing_is_written_into_it():

@@ -244,6 +244,19 @@ def test_c05_one_flipped_bit_falls_back_to_the_previous_checkpoint_with_a_warnin
     assert "passed over" in warnings[0]["message"]
 
 
+@pytest.mark.parametrize("change", [(b'"step": 6', b'"step": 7'), (b'"seconds": ', b'"seconds": 1')])
+def test_c05_a_changed_manifest_falls_back_to_the_previous_checkpoint(tmp_path, batches, change):
+    train(tmp_path / "whole", batches)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "changed", batches, should_stop=stop_after(6))
+    manifest = tmp_path / "changed" / "checkpoints" / "step-00000006.json"
+    assert manifest.read_bytes().count(change[0]) == 1
+    manifest.write_bytes(manifest.read_bytes().replace(*change))
+    with pytest.warns(UserWarning, match="step-00000006 passed over: it was changed since it was written"):
+        train(tmp_path / "changed", batches)
+    assert weights(tmp_path / "changed") == weights(tmp_path / "whole")
+
+
 def test_c05_where_no_checkpoint_is_whole_training_says_so_and_exits_5(tmp_path, batches):
     with pytest.raises(Interrupted):
         train(tmp_path, batches, should_stop=stop_after(6))

@@ -2,6 +2,9 @@
 
 import gzip
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from unscanned.files import read_json, sha256
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.synthesis.sidecar import sidecar_path
 from unscanned.synthesis.synthesize import synthesize
 
 ATTACK = "<script>alert(1)</script>"
@@ -138,6 +142,37 @@ def test_d04_killed_at_random_moments_no_file_under_a_final_name_is_partial(tmp_
     outcome = storm(tmp_path, 4, seed=2)
     assert outcome.kills == 4
     assert (outcome.partial, outcome.wrong, outcome.missing) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("killed_before", ["sidecar", "volume"])
+def test_d04_killed_between_the_two_names_leaves_no_volume_without_its_own_sidecar(
+    tmp_path, tiny_run, tiny_dataset, killed_before
+):
+    out = tmp_path / "out"
+    call = ["synthesize", str(tiny_run / "model"), str(scan_of(tiny_dataset, "001")), "-o", str(out)]
+    assert main([*call, "--stride", "8"]) == 0
+    (volume,) = out.rglob("*.nii.gz")
+    whole = volume.read_bytes()
+    program = """
+import os, signal, sys
+from pathlib import Path
+from unscanned.cli import main
+rename = Path.replace
+def replace(self, other):
+    if other.name.endswith(sys.argv[1]) and "anat" in other.parts and ".partial" not in other.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, other)
+Path.replace = replace
+main(sys.argv[2:])
+"""
+    ending = {"sidecar": "_T2w.json", "volume": "_T2w.nii.gz"}[killed_before]
+    died = subprocess.run([sys.executable, "-c", program, ending, *call, "--stride", "16"], check=False, timeout=120)
+    assert died.returncode == -signal.SIGKILL
+    assert not volume.exists()
+    assert main([*call, "--stride", "8"]) == 0
+    assert volume.read_bytes() == whole
+    assert read_json(sidecar_path(volume))["Sha256"] == sha256(volume)
+    assert not list(out.rglob(".partial*"))
 
 
 def test_d04_a_second_run_makes_only_what_is_missing_or_damaged(tmp_path, tiny_run, tiny_dataset):

@@ -11,7 +11,7 @@ import torch
 
 from unscanned.cli import main
 from unscanned.data.volume import read_volume, write_volume
-from unscanned.files import read_json, sha256, write_json
+from unscanned.files import read_json, read_sealed, sha256, write_json, write_sealed
 from unscanned.provenance import version
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.sidecar import sidecar_path
@@ -51,7 +51,8 @@ def test_f_the_sidecar_says_what_made_it_of_what_with_what_and_what_for(made, sc
     assert facts["Warning"] == "SYNTHETIC - NOT FOR DIAGNOSIS"
     assert facts["GeneratedBy"][0] == {"Name": "unscanned", "Version": version()}
     assert facts["SourceScans"][0]["Sha256"] == sha256(scan)
-    assert facts["Model"]["Sha256"] == sha256(tiny_run / "model" / "model.safetensors")
+    assert facts["Model"]["Sha256"] == load_model(tiny_run).sha256
+    assert facts["Model"]["WeightsSha256"] == sha256(tiny_run / "model" / "model.safetensors")
     assert re.fullmatch("[0-9a-f]{16}", facts["Model"]["Settings"])
     assert {"unscanned", "commit", "torch", "numpy", "nibabel", "device", "threads"} <= set(facts["Environment"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", facts["Made"])
@@ -114,8 +115,8 @@ def test_f_verify_refuses_another_scan_another_model_and_a_volume_without_a_side
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (changed / "model.safetensors").write_bytes(bytes(weights))
-    facts = read_json(changed / "model.json") | {"weights_sha256": sha256(changed / "model.safetensors")}
-    write_json(changed / "model.json", facts)
+    facts = read_sealed(changed / "model.json") | {"weights_sha256": sha256(changed / "model.safetensors")}
+    write_sealed(changed / "model.json", facts)
     assert main(["verify", str(own), "--model", str(changed), "--scan", str(scan)]) == 5
     assert "another model than the one" in capsys.readouterr().err
     assert main(["verify", str(own)]) in (3, 5)
@@ -123,6 +124,48 @@ def test_f_verify_refuses_another_scan_another_model_and_a_volume_without_a_side
     sidecar_path(own).unlink()
     assert main(["verify", str(own), *model]) == 3
     assert "no sidecar says how the volume was made" in capsys.readouterr().err
+
+
+def test_f_verify_refuses_a_model_whose_intensity_constants_are_others(own, scan, tiny_run, tmp_path, capsys):
+    changed = shutil.copytree(tiny_run / "model", tmp_path / "model")
+    facts = read_sealed(changed / "model.json")
+    facts["normalization"]["target"]["mean"] += 0.1
+    write_sealed(changed / "model.json", facts)
+    assert main(["verify", str(own), "--model", str(changed), "--scan", str(scan)]) == 5
+    assert "another model than the one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("Environment", "threads", "x"),
+        ("Synthesis", "mode", 3),
+        ("Synthesis", "mode", "best"),
+        ("Synthesis", "stride", "x"),
+        ("Synthesis", "stride", 0),
+        ("Synthesis", "precision", "float8"),
+        ("Model", "Path", 3),
+        ("Model", "Sha256", None),
+        (None, "Sha256", 3),
+        (None, "SourceScans", []),
+        (None, "SourceScans", "scan"),
+        (None, "Synthesis", None),
+    ],
+)
+def test_f_verify_refuses_a_sidecar_that_was_damaged(own, scan, tiny_run, capsys, table, key, value):
+    facts = read_json(sidecar_path(own))
+    (facts if table is None else facts[table])[key] = value
+    write_json(sidecar_path(own), facts)
+    code = main(["verify", str(own), "--model", str(tiny_run / "model"), "--scan", str(scan)])
+    assert code in (2, 3, 5), capsys.readouterr().err
+
+
+def test_f_verify_passes_over_what_it_does_not_know(own, scan, tiny_run):
+    facts = read_json(sidecar_path(own))
+    facts["Synthesis"]["color"] = "blue"
+    facts["Intensity"]["scale"] = 0
+    write_json(sidecar_path(own), facts)
+    assert verify(own, model=tiny_run / "model", scan=scan).verdict == "identical"
 
 
 def test_f_verify_finds_a_volume_that_was_moved_to_another_grid(own, scan, tiny_run):

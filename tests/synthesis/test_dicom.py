@@ -12,7 +12,7 @@ import pytest
 from unscanned.cli import main
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import DatasetError
-from unscanned.files import read_json
+from unscanned.files import read_json, write_json
 from unscanned.synthesis.dicom import write_dicom
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import synthesize
@@ -232,6 +232,40 @@ def test_force_takes_the_series_unseen_and_every_file_says_so(made, head, tmp_pa
         assert "not compared with the source scan" in image.DerivationDescription
     assert main(["dicom", str(made[1]), str(made[0]), "-o", str(tmp_path / "compared")]) == 0
     assert "not compared" not in slices(tmp_path / "compared")[0].DerivationDescription
+
+
+def test_a_forced_series_and_a_compared_one_have_other_uids(made, tmp_path):
+    for name, options in (("compared", []), ("forced", ["--force"])):
+        assert main(["dicom", str(made[1]), str(made[0]), "-o", str(tmp_path / name), *options]) == 0
+    compared, forced = ({image.SOPInstanceUID for image in slices(tmp_path / name)} for name in ("compared", "forced"))
+    assert not compared & forced
+
+
+def test_a_scan_that_was_not_verified_is_not_in_the_series_either(made, tmp_path):
+    series, volume = made
+    for path in volume.parent.glob("*synthetic*"):
+        shutil.copy(path, tmp_path)
+    own = tmp_path / volume.name
+    sidecar = Path(str(own).replace(".nii.gz", ".json"))
+    scan = str(next((series.parent / "nifti").glob("*.nii.gz")))
+    said = {}
+    for verified in (True, False, None):
+        write_json(sidecar, read_json(sidecar) | {"InputContrastVerified": verified})
+        out = tmp_path / f"{verified}"
+        assert main(["dicom", str(own), str(series), "-o", str(out), "--scan", scan]) == 0
+        said[verified] = "was not verified to be PD" in slices(out)[0].DerivationDescription
+    assert said == {True: False, False: True, None: False}
+
+
+@pytest.mark.parametrize("change", [{"Made": "once"}, {"Made": "2026-01-02"}, {"GeneratedBy": [{"Version": 1}]}])
+def test_a_damaged_sidecar_is_refused(change, made, tmp_path, capsys):
+    series, volume = made
+    for path in volume.parent.glob("*synthetic*"):
+        shutil.copy(path, tmp_path)
+    sidecar = Path(str(tmp_path / volume.name).replace(".nii.gz", ".json"))
+    write_json(sidecar, read_json(sidecar) | change)
+    assert main(["dicom", str(tmp_path / volume.name), str(series), "-o", str(tmp_path / "derived")]) == 3
+    assert "sidecar" in capsys.readouterr().err
 
 
 def test_of_two_echoes_on_one_grid_the_scanned_one_is_found(made, head, other_head, tmp_path, capsys):

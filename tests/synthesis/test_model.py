@@ -12,6 +12,7 @@ from unscanned.config import resolve, to_dict
 from unscanned.data.intensity import Contrast, Normalization
 from unscanned.data.volume import Volume
 from unscanned.errors import CheckpointError, VolumeError
+from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.synthesis.model import Model, load_model, save_model
 
@@ -113,6 +114,47 @@ def test_a_flipped_bit_in_the_weights_is_refused(model, tmp_path, place):
     assert refusal.value.exit_code == 5
 
 
+def test_any_flipped_bit_in_the_facts_is_refused_or_changes_none(model, tmp_path):
+    path = save_model(model, tmp_path) / "model.json"
+    whole, before = path.read_bytes(), load_model(tmp_path)
+    refusals = 0
+    for place in np.random.default_rng(0).integers(8 * len(whole), size=200):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(content)
+        try:
+            found = load_model(tmp_path)
+        except CheckpointError:
+            refusals += 1
+        else:
+            assert (found.sha256, found.normalization, found.settings, found.provenance) == (
+                before.sha256,
+                before.normalization,
+                before.settings,
+                before.provenance,
+            )
+    assert refusals > 100
+
+
+def test_constants_that_were_changed_are_refused(model, tmp_path):
+    path = save_model(model, tmp_path) / "model.json"
+    facts = json.loads(path.read_text())
+    facts["normalization"]["source"]["mean"] += 0.1
+    path.write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="it was changed since it was written"):
+        load_model(tmp_path)
+
+
+def test_the_identity_is_that_of_what_decides_a_volume(model, tmp_path):
+    sha256 = load_model(save_model(model, tmp_path)).sha256
+    change(tmp_path, provenance={"made": "later"})
+    assert load_model(tmp_path).sha256 == sha256
+    other = json.loads(json.dumps(dataclasses.asdict(model.normalization)))
+    other["source"]["std"] += 0.1
+    change(tmp_path, normalization=other)
+    assert load_model(tmp_path).sha256 != sha256
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_a_file_that_is_cut_short_is_refused(model, tmp_path, name, share):
@@ -124,14 +166,13 @@ def test_a_file_that_is_cut_short_is_refused(model, tmp_path, name, share):
 
 
 def change(folder, **facts):
-    path = folder / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    write_sealed(folder / "model.json", read_sealed(folder / "model.json") | facts)
 
 
 @pytest.mark.parametrize(
     "facts",
     [
-        {"format": 2},
+        {"format": 1},
         {"stages": 3},
         {"stages": "two"},
         {"weights_sha256": None},

@@ -13,6 +13,20 @@ def test_a_validation_that_was_logged_and_not_saved_is_logged_once(tmp_path):
     assert [event["event"] for event in read_log(tmp_path / "log.jsonl")] == ["step", "step"]
 
 
+def test_damaged_lines_are_left_out_and_stop_nothing(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (1, 2):
+        log.write("step", step=step, l1=0.5)
+    log.close()
+    path = tmp_path / "log.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    damaged = b'{"event": "st\xe9p"}\n5\n[]\n{"event": "step"}\n{"step": 2}\n{"event": "step", "step": "2"}\n'
+    path.write_bytes(first + damaged + b"[" * 100_000 + b"\n" + second + b'{"event": "cut')
+    assert [event["step"] for event in read_log(path)] == [1, 2]
+    RunLog(tmp_path, step=2).close()
+    assert path.read_bytes() == first + second
+
+
 def test_what_was_saved_stays_and_what_came_later_goes(tmp_path):
     log = RunLog(tmp_path)
     for event, step in (("step", 1), ("validation", 1), ("step", 2), ("step", 3), ("validation", 3)):

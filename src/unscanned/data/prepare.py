@@ -21,7 +21,7 @@ from unscanned.data.grid import Triple, frame, onto_grid
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import read_volume
 from unscanned.errors import DatasetError, ResourceError, UnscannedError
-from unscanned.files import atomic_path, read_json, write_json
+from unscanned.files import atomic_path, read_sealed, write_sealed
 from unscanned.progress import Progress
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
@@ -62,7 +62,7 @@ class Case:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What `case.json` says: files, hashes, frame and scales."""
-        return dict(read_json(self.folder / "case.json"))
+        return read_sealed(self.folder / "case.json")
 
     @property
     def appearance(self) -> Appearance | None:
@@ -136,7 +136,7 @@ def prepare_pair(
         (target_folder / "case.json").unlink()
     for name, array in arrays.items():
         _save(target_folder / f"{name}.npy", array)
-    write_json(
+    write_sealed(
         target_folder / "case.json",
         {
             "case": pair.case,
@@ -149,6 +149,7 @@ def prepare_pair(
             "settings": settings,
             "frame": where.to_json(),
             "warnings": [*source.warnings, *target.warnings],
+            "bytes": {name: (target_folder / f"{name}.npy").stat().st_size for name in arrays},
             "key": key,
         },
     )
@@ -232,8 +233,9 @@ def _stamp(path: Path) -> str:
 
 def _cached(folder: Path, key: str) -> bool:
     try:
-        whole = all((folder / f"{name}.npy").is_file() for name in ("source", "target", "head"))
-        return whole and bool(read_json(folder / "case.json")["key"] == key)
+        facts = read_sealed(folder / "case.json")
+        whole = all((folder / f"{name}.npy").stat().st_size == size for name, size in facts["bytes"].items())
+        return bool(whole and facts["key"] == key)
     except (OSError, ValueError, KeyError):
         return False
 

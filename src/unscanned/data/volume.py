@@ -118,9 +118,9 @@ def read_volume(
         _check_budget(header, limit_bytes, path)
         stored = _read_voxels(stream, header, path)
         warnings = [*header.warnings, *_read_rest(stream, path)]
-    spatial = header.shape[:3]
-    array = _scale(stored.reshape((*spatial, -1), order="F")[..., index], header)
-    warnings += _check_intensities(array, path, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant)
+        spatial = header.shape[:3]
+        array = _scale(stored.reshape((*spatial, -1), order="F")[..., index], header)
+        warnings += _check_intensities(array, path, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant)
     return Volume(array, header.affine, path, stream.sha256(), tuple(warnings))
 
 

@@ -124,17 +124,25 @@ def _name(number: int) -> str:
 def _facts(volume: Path) -> dict[str, Any]:
     facts = read_sidecar(
         volume,
-        "Synthetic",
-        "Sha256",
-        "Contrast",
-        "Made",
-        "SourceScans.Contrast",
-        "SourceScans.Path",
-        "SourceScans.Sha256",
-        "Model.Sha256",
-        "GeneratedBy.Version",
+        {
+            "Synthetic": bool,
+            "Sha256": str,
+            "Contrast": str,
+            "Made": str,
+            "InputContrastVerified": (bool, type(None)),
+            "SourceScans.Contrast": str,
+            "SourceScans.Path": (str, type(None)),
+            "SourceScans.Sha256": str,
+            "Model.Sha256": str,
+            "GeneratedBy.Version": str,
+        },
     )
-    if facts["Synthetic"] is not True or facts["Sha256"] != sha256(volume):
+    try:
+        facts["Made"] = datetime.fromisoformat(facts["Made"])
+        is_own = facts["Synthetic"] and facts["Sha256"] == sha256(volume) and facts["Made"].tzinfo is not None
+    except ValueError:
+        is_own = False
+    if not is_own:
         raise VolumeError(
             "is not the volume that its sidecar describes",
             where=volume,
@@ -203,11 +211,14 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
     stored, slope, intercept = _quantize(voxels)
     low, high = (float(value) for value in np.percentile(voxels, [0.5, 99.5]))
     first = series.slices[0]
-    made = datetime.fromisoformat(facts["Made"])
+    made = facts["Made"]
     offset = first.get("TimezoneOffsetFromUTC")
     # Times without an offset of their own are in the source's offset, which the shared times have too.
     local = made.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)
-    identity = [facts["Sha256"], str(first.SeriesInstanceUID), str(first.get("EchoTime"))]
+    notes = "" if is_compared else " The series was taken by its grid, not compared with the source scan."
+    if facts["InputContrastVerified"] is False:
+        notes += f" The source scan was not verified to be {facts['SourceScans'][0]['Contrast']}."
+    identity = [facts["Sha256"], str(first.SeriesInstanceUID), str(first.get("EchoTime")), notes]
     common: dict[str, Any] = {
         "SOPClassUID": MR_IMAGE_STORAGE,
         "SyntheticData": "YES",
@@ -223,8 +234,7 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
         "ImageComments": STAMP,
         "DerivationDescription": (
             f"{facts['Contrast']} made from {facts['SourceScans'][0]['Contrast']} by a neural network; model sha256 "
-            f"{facts['Model']['Sha256']}, volume sha256 {facts['Sha256']}. Research only."
-            + ("" if is_compared else " The series was taken by its grid, not compared with the source scan.")
+            f"{facts['Model']['Sha256']}, volume sha256 {facts['Sha256']}. Research only." + notes
         ),
         "DerivationCodeSequence": [_code("synthesis", "99UNSCANNED", "MR contrast synthesized by a neural network")],
         "DerivationAlgorithmSequence": [
@@ -259,7 +269,13 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
     for what in ("Series", "Content", "InstanceCreation"):
         common |= {f"{what}Date": local.strftime("%Y%m%d"), f"{what}Time": local.strftime("%H%M%S")}
     return [
-        _image(header, common, stored[:, :, number].T, number + 1, generate_uid(entropy_srcs=[*identity, str(number)]))
+        _image(
+            header,
+            common,
+            stored[:, :, number].T,
+            number + 1,
+            generate_uid(entropy_srcs=[*identity, str(number)]),
+        )
         for number, header in enumerate(series.slices)
     ]
 

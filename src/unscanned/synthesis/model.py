@@ -21,7 +21,7 @@ from unscanned.data.grid import frame
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import Volume
 from unscanned.errors import CheckpointError, ResourceError, SettingsError
-from unscanned.files import read_json, sha256, write_bytes, write_json
+from unscanned.files import digest, read_json, read_sealed, sha256, write_bytes, write_sealed
 from unscanned.models import generators as generator_models
 from unscanned.precision import autocast
 from unscanned.progress import Progress
@@ -31,7 +31,7 @@ from unscanned.synthesis.volume import check_network
 
 __all__ = ["Model", "load_model", "save_model"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,10 @@ class Model:
         settings: The resolved settings of the training, as nested dicts.
         normalization: Intensity constants of the training set.
         provenance: Training cases, epoch, scores, software.
-        sha256: Of the weights file.
+        sha256: Of all that decides what it makes: weights, settings, intensity constants.
         path: Folder that it was read from.
         fingerprint: What the source contrast looked like in training; None where that is unknown.
+        weights_sha256: Of the weights file.
     """
 
     generators: Sequence[nn.Module]
@@ -55,6 +56,7 @@ class Model:
     sha256: str = ""
     path: Path | None = None
     fingerprint: Fingerprint | None = None
+    weights_sha256: str = ""
 
     @property
     def source(self) -> str:
@@ -184,7 +186,7 @@ class Model:
 
 
 def save_model(model: Model, folder: str | Path) -> Path:
-    """Write a model: model.safetensors, then model.json, which names the weights' hash.
+    """Write a model: model.safetensors, then model.json, which names the weights' hash and holds its own.
 
     Raises:
         ResourceError: The disk is full.
@@ -196,7 +198,7 @@ def save_model(model: Model, folder: str | Path) -> Path:
         for name, tensor in generator.state_dict().items()
     }
     write_bytes(folder / "model.safetensors", safetensors.torch.save(tensors))
-    write_json(
+    write_sealed(
         folder / "model.json",
         {
             "format": FORMAT,
@@ -221,21 +223,28 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         device: Where to put the weights.
 
     Raises:
-        CheckpointError: No model there, damaged weights, or another format; pickles are never read.
+        CheckpointError: No model there, damaged weights or facts, or another format; pickles are never read.
     """
     folder = Path(path)
     if not (folder / "model.json").is_file():
         folder = folder / "model"
     try:
-        facts = read_json(folder / "model.json")
-        if facts["format"] != FORMAT:
-            raise CheckpointError("another format of model", where=folder, found=facts["format"], expected=FORMAT)
-        digest = sha256(folder / "model.safetensors")
-        if digest != facts["weights_sha256"]:
+        found = read_json(folder / "model.json")["format"]
+        if found != FORMAT:
+            raise CheckpointError(
+                "another format of model",
+                where=folder,
+                found=found,
+                expected=FORMAT,
+                do="Train into the same folder again: a finished run writes its model anew.",
+            )
+        facts = read_sealed(folder / "model.json")
+        weights = sha256(folder / "model.safetensors")
+        if weights != facts["weights_sha256"]:
             raise CheckpointError(
                 "the weights are damaged",
                 where=folder / "model.safetensors",
-                found=f"sha256 {digest[:12]}…",
+                found=f"sha256 {weights[:12]}…",
                 expected=f"{facts['weights_sha256'][:12]}…",
                 do="Copy the model again from where it came.",
             )
@@ -245,7 +254,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         n = facts["normalization"]
         normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))
         seen = Fingerprint.from_json(facts.get("fingerprint"))
-        model = Model(generators, settings, normalization, facts["provenance"], digest, folder, seen)
+        # All that decides what a volume looks like; where the model comes from does not.
+        identity = digest({name: value for name, value in facts.items() if name != "provenance"})
+        model = Model(generators, settings, normalization, facts["provenance"], identity, folder, seen, weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             "not a model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ def sidecar_path(volume: Path) -> Path:
     return volume.with_name(volume.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
-def read_sidecar(volume: Path, *needed: str) -> dict[str, Any]:
+def read_sidecar(volume: Path, needed: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
     """Return what the sidecar of a synthetic volume says.
 
     Args:
         volume: The NIfTI file.
-        needed: Keys that must be there, "table.key" for one of a table or of the first of a list of tables.
+        needed: Type of each key that must be there; "table.key" for one of a table or of the first of a list of tables.
 
     Raises:
         VolumeError: There is no such sidecar.
@@ -31,10 +32,12 @@ def read_sidecar(volume: Path, *needed: str) -> dict[str, Any]:
     path = sidecar_path(volume)
     try:
         facts: dict[str, Any] = dict(read_json(path))
-        for name in needed:
+        for name, kind in needed.items():
             value: Any = facts
             for key in name.split("."):
                 value = (value[0] if isinstance(value, list) else value)[key]
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} is {value!r}")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise VolumeError(
             "no sidecar says how the volume was made",

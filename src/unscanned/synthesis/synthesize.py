@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -115,12 +114,14 @@ def synthesize(
         progress: Called with (done, total, label), in thousandths of a scan.
 
     Raises:
-        SettingsError: As for `Model.options`, or two scans have one output; nothing was read or written.
+        SettingsError: As for `Model.options`, two scans have one output, or `out` is another dataset; nothing was
+            written.
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
     options = model.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
     _refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
+    _own_description(Path(out))
     result = Synthesized()
     with lock(out):
         remove_partials(out)
@@ -167,12 +168,14 @@ def _one(
         "Made": utc_now(),
         "Key": key,
     }
-    # Both are whole before either gets its name, so that a full disk never parts a volume from its sidecar.
-    with atomic_path(sidecar_path(path)) as sidecar, atomic_path(path) as content:
+    # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
+    # in between, no volume stands without its own sidecar.
+    with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
             content, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} {NAME} {version()}"
         )
         write_json(sidecar, facts | {"Sha256": sha256(content)})
+        path.unlink(missing_ok=True)
     return True
 
 
@@ -212,6 +215,7 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
         "Model": {
             "Path": _relative(model.path, path.parent),
             "Sha256": model.sha256,
+            "WeightsSha256": model.weights_sha256,
             "Preset": model.settings["preset"],
             "Generator": model.settings["generator"],
             "Stages": len(model.generators),
@@ -251,11 +255,9 @@ def _is_done(path: Path, key: str, force: bool) -> bool:
 
 def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> None:
     """Write dataset_description.json, which names the datasets that all volumes here were made from."""
-    path = out / "dataset_description.json"
-    sources = {f"file:{quote(str(_relative(_dataset_of(scan), out)))}" for scan, _ in scans}
-    found = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = read_json(path)
+    found = _own_description(out)
+    sources = {f"file:{quote(str(_relative(_dataset_of(scan), out)), errors='surrogateescape')}" for scan, _ in scans}
+    if found is not None:
         sources |= {source["URL"] for source in found["SourceDatasets"]}
     content = {
         "Name": "Synthetic MR volumes, not for diagnosis",
@@ -265,7 +267,29 @@ def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> No
         "SourceDatasets": [{"URL": source} for source in sorted(sources)],
     }
     if found != content:
-        write_json(path, content)
+        write_json(out / "dataset_description.json", content)
+
+
+def _own_description(out: Path) -> dict[str, Any] | None:
+    """Return the dataset_description.json that an earlier call wrote, None where there is none; refuse any other."""
+    path = out / "dataset_description.json"
+    try:
+        found: dict[str, Any] = read_json(path)
+        if [tool["Name"] for tool in found["GeneratedBy"]] == [NAME]:
+            _ = [source["URL"] for source in found["SourceDatasets"]]
+            return found
+        reason = "another dataset's description"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise SettingsError(
+        "the output folder holds another dataset",
+        where=path,
+        found=reason,
+        expected="a folder for synthetic volumes alone",
+        do="Choose another folder, such as derivatives/unscanned inside the dataset.",
+    )
 
 
 def _dataset_of(scan: Path) -> Path:

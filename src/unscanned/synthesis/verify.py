@@ -72,31 +72,38 @@ def verify(
     volume = Path(volume)
     facts = read_sidecar(
         volume,
-        "Sha256",
-        "Synthesis.mode",
-        "SourceScans.Path",
-        "SourceScans.Sha256",
-        "Model.Path",
-        "Model.Sha256",
-        "Environment.threads",
-        "Intensity.scale",
+        {
+            "Sha256": str,
+            "Synthesis.mode": str,
+            "Synthesis.precision": str,
+            "SourceScans.Path": (str, type(None)),
+            "SourceScans.Sha256": str,
+            "Model.Path": (str, type(None)),
+            "Model.Sha256": str,
+            "Environment.threads": int,
+        },
     )
+    if facts["Synthesis"]["mode"] == "patches":
+        read_sidecar(volume, {"Synthesis.stride": int})
     chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
     found = read_volume(volume, allow_constant=True)
     generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
     _check_model(generator, facts)
     source = read_source(volume, facts, scan)
-    again = generator.synthesize(source, **facts["Synthesis"], progress=progress)
-    return _compare(volume, found, again, facts, environment(chosen))
+    made_with = {name: facts["Synthesis"].get(name) for name in ("mode", "stride", "precision")}
+    again = generator.synthesize(source, **made_with, progress=progress)
+    return _compare(volume, found, again, facts, environment(chosen), scale=generator.normalization.target.scale)
 
 
-def _compare(volume: Path, found: Volume, again: Volume, facts: dict[str, Any], now: dict[str, Any]) -> Verification:
-    tolerance = TOLERANCE[facts["Synthesis"].get("precision", "float32")]
+def _compare(
+    volume: Path, found: Volume, again: Volume, facts: dict[str, Any], now: dict[str, Any], *, scale: float
+) -> Verification:
+    tolerance = TOLERANCE[facts["Synthesis"]["precision"]]
     reasons = [] if sha256(volume) == facts["Sha256"] else ["the file was changed after it was made"]
     same_grid = found.shape == again.shape and np.allclose(found.affine, again.affine, atol=1e-3)
     difference = float("inf")
     if same_grid:
-        difference = float(np.abs(found.array - again.array).max()) / facts["Intensity"]["scale"]
+        difference = float(np.abs(found.array - again.array).max()) / scale
     else:
         reasons.append("it lies on another grid")
     is_changed = bool(reasons)

@@ -1,4 +1,4 @@
-"""The state of a training stage on disk: a safetensors file and a manifest with its hash, the manifest renamed last.
+"""The state of a training stage on disk: a safetensors file and a manifest with both hashes, the manifest renamed last.
 
 The last two checkpoints are kept, so that a damaged one never costs more than the steps since the one before. Nothing
 is ever unpickled.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unscanned.config import difference, fingerprint
 from unscanned.errors import CheckpointError
-from unscanned.files import read_json, sha256, write_bytes, write_json
+from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint", "state"]
 
@@ -98,7 +98,7 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, safetensors.torch.save(tensors))
     manifest = {"step": step, "sha256": sha256(path), **facts, "identity": _json(identity)}
-    write_json(path.with_suffix(".json"), manifest)
+    write_sealed(path.with_suffix(".json"), manifest)
     manifests = {int(old.stem.removeprefix("step-")): old for old in sorted(folder.glob("step-*.json"))}
     earlier = [number for number in manifests if number < step]
     for number in {*manifests} - {step, *earlier[-1:], *keep}:
@@ -123,7 +123,7 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
     warnings: list[str] = []
     for manifest in manifests:
         try:
-            facts = read_json(manifest)
+            facts = read_sealed(manifest)
             step, found = int(facts["step"]), dict(facts["identity"])
             if last is not None and step > last:
                 continue

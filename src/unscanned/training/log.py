@@ -56,10 +56,12 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the events of a log.jsonl; a last line that was cut off is left out. No file, no events."""
+    """Return the events of a log.jsonl; lines that are damaged or cut off are left out. No file, no events."""
     events = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("event"), str) and type(event.get("step")) is int:
+                    events.append(event)
     return events

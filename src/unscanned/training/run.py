@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from unscanned import device as devices
 from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
 from unscanned.data.contrast import Fingerprint
-from unscanned.data.dataset import find_pairs, split_subjects
-from unscanned.data.prepare import prepare
+from unscanned.data.dataset import Pair, find_pairs, split_subjects
+from unscanned.data.prepare import Case, prepare
 from unscanned.errors import CheckpointError, DatasetError, SettingsError, TrainingError, UnscannedError
-from unscanned.files import lock, read_json, remove_partials, sha256, write_json, write_text
+from unscanned.files import lock, read_json, read_sealed, remove_partials, sha256, write_json, write_text
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
@@ -127,6 +128,7 @@ def train_run(
             **dataclasses.asdict(settings.prepare),
             progress=interruptible(progress, should_stop, folder),
         )
+        _refuse_copies(prepared, [pair for pair in pairs if pair.subject in split["test"]])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -229,10 +231,34 @@ def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:
     write_json(path, split)
 
 
+def _refuse_copies(prepared: list[Case], test: list[Pair]) -> None:
+    """Refuse a file that two subjects have, or a target that is its own source: any score would be worthless."""
+    found = [
+        (case.facts[scan]["sha256"], case.subject, case.name, scan)
+        for case in prepared
+        for scan in ("source", "target")
+    ]
+    for pair in test:
+        for name, path in (("source", pair.source), ("target", pair.target)):
+            if path is not None:
+                with contextlib.suppress(OSError):  # a scan that cannot be read is told of where it is synthesized
+                    found.append((sha256(path), pair.subject, pair.case, name))
+    first: dict[str, tuple[str, str, str]] = {}
+    for content, subject, case, name in found:
+        other, earlier, what = first.setdefault(content, (subject, case, name))
+        if other != subject or (earlier == case and what != name):
+            raise DatasetError(
+                "one file is the scan of two subjects, or both scans of one",
+                where=f"the {name} of {case}",
+                found=f"the same content as the {what} of {earlier}",
+                do="`unscanned check` lists all copies. Remove what is wrong.",
+            )
+
+
 def _same_model(folder: Path, settings: Settings) -> bool:
     """Whether the folder holds the model of exactly these settings, so that running again changes no file."""
     try:
-        facts = read_json(folder / "model.json")
+        facts = read_sealed(folder / "model.json")
         ended = any("ended" in stage for stage in facts["provenance"]["stages"])
         whole = sha256(folder / "model.safetensors") == facts["weights_sha256"]
         return bool(facts["settings"] == to_dict(settings) and whole and not ended)
