@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import traceback
@@ -682,6 +683,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = options.complain_of
     threading.excepthook = options.complain_of_thread
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path comes out as the bytes that it is
     try:
         app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:

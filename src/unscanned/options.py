@@ -304,7 +304,7 @@ def say_findings(
 def write_crash(text: str) -> Path:
     """Write a traceback to a file of its own and return its path."""
     handle, name = tempfile.mkstemp(prefix="unscanned-crash-", suffix=".txt")
-    with open(handle, "w", encoding="utf-8") as file:
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"unscanned {version()}\n{' '.join(sys.argv)}\n\n{text}")
     return Path(name)
 

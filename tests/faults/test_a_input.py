@@ -165,6 +165,34 @@ def test_a03_a_claim_within_the_budget_costs_no_more_than_the_file_holds(tmp_pat
 # A4: a bomb
 
 
+def test_a04_where_memory_ends_the_volume_is_whole_or_one_error_says_so(tmp_path):
+    path = tmp_path / "scan.nii"
+    write_nifti(path, np.arange(128**3, dtype="<u2").reshape(128, 128, 128))
+    write_nifti(tmp_path / "small.nii", some_voxels(seed=1))
+    program = """
+import resource, sys
+from pathlib import Path
+from unscanned.data.volume import read_volume
+from unscanned.errors import ResourceError
+read_volume(sys.argv[3])  # what libraries allocate once is there
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[1]) * 2**20, -1))
+try:
+    print(read_volume(sys.argv[2]).shape)
+except ResourceError as error:
+    print(error.what)
+"""
+    said = []
+    for room_mib in (1, 6, 10, 14, 18, 22, 26, 200):
+        call = [sys.executable, "-c", program, str(room_mib), str(path), str(tmp_path / "small.nii")]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, (room_mib, done.stderr)
+        said.append(done.stdout.strip())
+    assert said[0] == "there is not enough memory for this volume"
+    assert said[-1] == "(128, 128, 128)"
+    assert len(set(said)) == 2
+
+
 def test_a04_bombs_inside_and_after_the_data_stay_within_memory(tmp_path):
     zeros = gzip.compress(bytes(2**24), mtime=0)
     after = write_nifti(tmp_path / "after.nii.gz")
@@ -553,13 +581,19 @@ assert (read_volume(root / chr(233) / "scan.nii.gz").array == volume.array).all(
     assert result.returncode == 0, result.stderr.decode()
 
 
-def test_a15_a_name_that_is_no_text_is_synthesized_like_any_other(tmp_path, capfd, tiny_dataset, tiny_run):
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_a15_a_name_that_is_no_text_is_synthesized_like_any_other(tmp_path, tiny_dataset, tiny_run, encoding):
     first = tiny_dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
     scan = Path(os.fsdecode(os.fsencode(tmp_path) + b"/h\xf6pital_PDw.nii.gz"))
     shutil.copy(first, scan)
     out = tmp_path / "out"
-    assert main(["synthesize", str(tiny_run / "model"), str(scan), str(first), "-o", str(out)]) == 0, capfd.readouterr()
-    assert len(list(out.rglob("*_desc-synthetic_T2w.nii.gz"))) == 2
+    call = [sys.executable, "-m", "unscanned", "synthesize", tiny_run / "model", scan, first, "-o", out]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(call, capture_output=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    made = sorted(out.rglob("*_desc-synthetic_T2w.nii.gz"))
+    assert sorted(done.stdout.splitlines()) == [os.fsencode(path) for path in made]
+    assert len(made) == 2
     odd = next(path for path in out.rglob("*.nii.gz") if b"\xf6" in os.fsencode(path))
     assert main(["verify", str(odd)]) == 0
 

@@ -19,7 +19,7 @@ from unscanned.cli import main
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import ResourceError
 from unscanned.evaluation.evaluate import evaluate
-from unscanned.files import read_json, sha256
+from unscanned.files import lock, read_json, sha256
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -142,6 +142,15 @@ def test_d04_killed_at_random_moments_no_file_under_a_final_name_is_partial(tmp_
     outcome = storm(tmp_path, 4, seed=2)
     assert outcome.kills == 4
     assert (outcome.partial, outcome.wrong, outcome.missing) == (0, 0, 0)
+
+
+def test_d04_of_two_runs_on_one_output_the_second_is_exit_8(tmp_path, capsys, tiny_run, tiny_dataset):
+    out = tmp_path / "out"
+    with lock(out):
+        call = ["synthesize", str(tiny_run / "model"), str(scan_of(tiny_dataset, "001")), "-o", str(out)]
+        assert main(call) == 8
+    assert "the folder is in use by another run" in capsys.readouterr().err
+    assert main(call) == 0
 
 
 @pytest.mark.parametrize("killed_before", ["sidecar", "volume"])
