@@ -131,6 +131,7 @@ def test_an_integer_serves_where_a_real_number_is_asked_for():
         {"split": {"validation": -1}},
         {"context": {"stride": 64}},
         {"context": {"stages": 2, "folds": 1}},
+        {"context": {"stages": 2, "input": "patch"}},
         {"synthesis": {"stride": 33}},
     ],
 )

@@ -170,7 +170,7 @@ class Context:
     stages: int = 1
     "Generators in the chain; each after the first also sees the previous one's output."
     input: Literal["volume", "patch"] = "volume"
-    "What the next stage sees of the previous: its reconstructed volume, or its output on the same patch."
+    "What the next stage sees of the previous: its reconstructed volume, or (in_sample) its output on the same patch."
     training_input: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     "Whether a training subject's context comes from a model that did not train on it."
     folds: int = 2
@@ -432,5 +432,14 @@ def _validate(settings: Settings) -> None:
                 found=stride,
                 expected=f"at most training.patch = {settings.training.patch}",
             )
-    if settings.context.stages > 1 and settings.context.training_input == "out_of_fold" and settings.context.folds < 2:
-        raise SettingsError("out of fold needs two folds", where="context.folds", found=settings.context.folds)
+    if settings.context.stages > 1 and settings.context.training_input == "out_of_fold":
+        if settings.context.folds < 2:
+            raise SettingsError("out of fold needs two folds", where="context.folds", found=settings.context.folds)
+        if settings.context.input == "patch":
+            raise SettingsError(
+                "the context of patches comes from the first stage itself, which trained on them",
+                where="context.training_input",
+                found="out_of_fold with context.input = patch",
+                expected="in_sample",
+                do="Set context.training_input to in_sample, or context.input to volume.",
+            )

@@ -347,7 +347,7 @@ def test_in_sample_takes_the_volumes_of_the_first_stage_and_trains_no_fold(tiny_
 
 def test_context_on_patches_needs_no_volume_between_the_stages(tiny_dataset, tiny_settings, tmp_path):
     run = tmp_path / "run"
-    train_run(tiny_dataset, run, chained(tiny_settings, input="patch"))
+    train_run(tiny_dataset, run, chained(tiny_settings, input="patch", training_input="in_sample"))
     assert not (run / "stage-1" / "context").exists()
     assert not list((run / "stage-1").glob("fold-*"))
     assert len(load_model(run).generators) == 2
