@@ -23,9 +23,10 @@ lint: $(VENV)/dev
 bench: $(VENV)/bench
 	$(BIN)/unscanned benchmark --json runs/benchmark.json --plot runs/benchmark.png
 
-# The same harness and the device tests on a GPU; says so and ends where there is none.
-gpu: $(VENV)/bench
+# The device tests and the same harness on a GPU; says so and ends where there is none.
+gpu: $(VENV)/bench $(VENV)/dev
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/python -m pytest tests/test_devices.py && \
 		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json --plot runs/benchmark-gpu.png; \
 	else echo "skipped: PyTorch sees no CUDA device on this machine"; fi
 
