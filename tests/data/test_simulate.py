@@ -16,7 +16,8 @@ from unscanned.data.scanner import Grid, add_rician_noise, scan
 from unscanned.data.simulate import simulate
 from unscanned.data.tissues import LABELS, TISSUES, SpinEcho, Tissue, draw_tissues, spin_echo
 from unscanned.data.volume import read_volume, write_volume
-from unscanned.errors import DatasetError, SettingsError
+from unscanned.errors import BusyError, DatasetError, SettingsError
+from unscanned.files import lock
 
 COARSE = {"shape": (24, 28, 24)}
 
@@ -256,3 +257,9 @@ def test_a_head_from_a_label_map_has_its_csf_bright_in_t2_and_its_vertex_below_t
 
 def test_every_label_stands_for_a_tissue_of_the_table():
     assert set(LABELS.values()) == set(TISSUES)
+
+
+def test_of_two_simulations_into_one_folder_the_second_is_refused(tmp_path):
+    with lock(tmp_path), pytest.raises(BusyError, match="in use by another run"):
+        simulate(tmp_path, subjects=1)
+    assert not list(tmp_path.glob("sub-*"))

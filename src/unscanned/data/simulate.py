@@ -83,6 +83,7 @@ def simulate(
         SettingsError: An argument is out of range, or there are too few anatomies for the subjects.
         DatasetError: The label maps cannot be used, or `out` holds files of another dataset.
         VolumeError: A label map cannot be read.
+        BusyError: Another process writes into `out`.
 
     Example:
         >>> simulate("heads", subjects=2)
@@ -96,21 +97,24 @@ def simulate(
     ranges = {"noise": noise, "shading": shading}
     contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, ranges)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
-    _check_folder(out, subjects, contrasts)
-    maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
-    for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
-        rng = np.random.default_rng([seed, _ANATOMY, group_index])
-        anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
-        origin = {"Anatomy": _anatomy_name(maps, group_index), "Seed": seed}
-        for index in group:
-            if progress:
-                progress(index, subjects, _subject(index))
-            result = scan(anatomy, grid, contrasts, seed=seed, subject=index, deformation_mm=deformation_mm, **ranges)
-            _write_subject(out, _subject(index), result, grid, origin)
-    anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
-    source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
-    settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
-    _write_description(out, anatomies, source, settings)
+    with files.lock(out):
+        _check_folder(out, subjects, contrasts)
+        maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
+        for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
+            rng = np.random.default_rng([seed, _ANATOMY, group_index])
+            anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
+            origin = {"Anatomy": _anatomy_name(maps, group_index), "Seed": seed}
+            for index in group:
+                if progress:
+                    progress(index, subjects, _subject(index))
+                result = scan(
+                    anatomy, grid, contrasts, seed=seed, subject=index, deformation_mm=deformation_mm, **ranges
+                )
+                _write_subject(out, _subject(index), result, grid, origin)
+        anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
+        source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
+        settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
+        _write_description(out, anatomies, source, settings)
     if progress:
         progress(subjects, subjects, "done")
     return out
