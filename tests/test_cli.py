@@ -13,17 +13,9 @@ from nifti_files import write_nifti
 from tool import run, start
 
 from unscanned import options
-from unscanned.config import to_toml
 from unscanned.training.log import read_log
 
 VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
-
-
-@pytest.fixture(scope="module")
-def settings_file(tiny_settings, tmp_path_factory):
-    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
-    path.write_text(to_toml(tiny_settings), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -186,6 +178,73 @@ def test_an_output_that_cannot_be_written_ends_with_7(tiny_dataset, settings_fil
     done = run("train", tiny_dataset, "-o", tmp_path / "file" / "run", "--preset", "demo", "--settings", settings_file)
     assert done.returncode == 7
     assert "cannot be written" in done.stderr
+
+
+def copies(dataset, subject, *names):
+    """Add a subject with these files, each a copy of a scan of its contrast."""
+    for name in names:
+        path = dataset / f"sub-{subject}" / "anat" / f"sub-{subject}_{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan(dataset, 1, name[-3:-1]), path)
+
+
+@pytest.fixture
+def incomplete(own):
+    """The dataset, and behind its four pairs cases that no pair can be made of."""
+    copies(own, "twoPD", "run-1_PDw", "run-2_PDw", "T2w")
+    copies(own, "twoT2", "PDw", "run-1_T2w", "run-2_T2w")
+    copies(own, "onlyT2", "T2w")
+    for number in range(12):
+        copies(own, f"onlyPD{number:02d}", "PDw")
+    return own
+
+
+def assert_every_case_that_is_left_out_is_named(err):
+    assert "sub-twoPD: several PD files" in err
+    assert "sub-twoPD_run-1_PDw.nii.gz, sub-twoPD_run-2_PDw.nii.gz" in err
+    assert "sub-twoT2: several T2 files" in err
+    assert "1 case has no PD scan and is left out: sub-onlyT2\n" in err
+    lines = [line for line in err.splitlines() if "onlyPD" in line]
+    names = ", ".join(f"sub-onlyPD{number:02d}" for number in range(10))
+    assert lines == [f"unscanned: 12 cases have no T2 scan and are left out: {names} and 2 more"]
+
+
+def test_prepare_names_what_it_leaves_out_and_ends_with_4_for_ambiguous_cases(cli, incomplete, tmp_path):
+    done = cli("prepare", incomplete, "-o", tmp_path / "out", "--prepare.shape", 32, 32, 32)
+    assert done.returncode == 4
+    assert_every_case_that_is_left_out_is_named(done.stderr)
+    assert "2 of 6 cases failed" in done.stderr
+    assert "4 cases are prepared" in done.stdout
+
+
+def test_train_names_what_it_leaves_out_on_the_screen_and_in_the_model(cli, incomplete, settings_file, tmp_path):
+    command = ["train", incomplete, "-o", tmp_path / "run", "--preset", "demo", "--settings", settings_file]
+    done = cli(*command, "--training.epochs", 1, "--training.steps_per_epoch", 1)
+    assert done.returncode == 4
+    assert_every_case_that_is_left_out_is_named(done.stderr)
+    provenance = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["provenance"]
+    assert set(provenance["left_out"]) == {"sub-twoPD", "sub-twoT2"}
+    assert "several T2 files" in provenance["left_out"]["sub-twoT2"]
+    assert provenance["incomplete"]["sub-onlyT2"] == "no PD scan"
+    assert len(provenance["incomplete"]) == 13
+
+
+def test_a_case_that_lacks_a_contrast_is_named_and_changes_no_exit_code(cli, own, tmp_path):
+    copies(own, "onlyPD", "PDw")
+    done = cli("prepare", own, "-o", tmp_path / "out", "--prepare.shape", 32, 32, 32)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "unscanned: 1 case has no T2 scan and is left out: sub-onlyPD"
+
+
+def test_synthesis_needs_no_target_so_that_several_targets_keep_no_scan_from_it(cli, tiny_run, incomplete, tmp_path):
+    for path in (*incomplete.glob("sub-00[2-4]"), *incomplete.glob("sub-onlyPD*")):
+        shutil.rmtree(path)
+    done = cli("synthesize", tiny_run / "model", incomplete, "-o", tmp_path / "out")
+    assert done.returncode == 4
+    assert {path.name.partition("_")[0] for path in (tmp_path / "out").rglob("*.nii.gz")} == {"sub-001", "sub-twoT2"}
+    assert f"{incomplete}: sub-twoPD: several PD files" in done.stderr
+    assert "1 of 3 cases failed" in done.stderr
+    assert "onlyT2" not in done.stderr
 
 
 def last_step(folder):

@@ -111,6 +111,18 @@ def test_arms_that_cannot_be_compared_are_refused_before_anything_is_written(tin
     assert not (tmp_path / "out").exists()
 
 
+def test_cases_that_are_left_out_by_their_names_are_told_and_recorded(cli, tiny_dataset, settings_file, tmp_path):
+    own = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    for name in ("sub-x_run-1_PDw", "sub-x_run-2_PDw", "sub-x_T2w", "sub-y_PDw"):
+        shutil.copy(own / "sub-001" / "anat" / "sub-001_PDw.nii.gz", own / f"{name}.nii.gz")
+    done = cli("reproduce", own, "-o", tmp_path / "out", "--arms", "demo", "--settings", settings_file)
+    assert done.returncode == 4
+    assert "sub-x: several PD files" in done.stderr
+    assert "1 case has no T2 scan and is left out: sub-y" in done.stderr
+    assert json.loads((tmp_path / "out" / "reproduce.json").read_text())["incomplete"] == {"sub-y": "no T2 scan"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_volumes_and_scores(whole, tiny_dataset, tiny_settings, tmp_path):
     out, given = tmp_path / "out", tmp_path / "settings.toml"

@@ -10,7 +10,7 @@ from typing import Any
 
 from unscanned import device as devices
 from unscanned.config import Settings, decisive, resolve, to_dict
-from unscanned.data.dataset import find_pairs
+from unscanned.data.dataset import select_pairs
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import read_json, write_json
@@ -35,11 +35,13 @@ class Reproduced:
         evaluation: Scores of all arms and baselines.
         report: The HTML file.
         failures: Cases that were refused, by arm or step, with the reason.
+        incomplete: What each case lacks that was left out because it has not both contrasts.
     """
 
     evaluation: Evaluation
     report: Path
     failures: dict[str, UnscannedError]
+    incomplete: dict[str, str]
 
 
 def reproduce(
@@ -105,8 +107,8 @@ def reproduce(
         }
     split = read_json(out / "arms" / next(iter(settings)) / "split.json")
     write_json(out / "split.json", split)
-    pairs = find_pairs(dataset, source=first.data.source, target=first.data.target, layout=first.data.layout)
-    scans = [(pair.source, pair.case) for pair in pairs if pair.subject in split["test"]]
+    found = select_pairs(dataset, **to_dict(first.data))
+    scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
     for arm, wanted in settings.items():
         began = time.monotonic()
         model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
@@ -129,7 +131,7 @@ def reproduce(
         resample=first.prepare.resample,
         progress=_labelled(watched, "score"),
     )
-    record |= {"finished": utc_now(), "split": split}
+    record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
     report = write_report(
         out / "evaluation",
@@ -138,7 +140,7 @@ def reproduce(
         details={"How this was made": record},
         progress=_labelled(watched, "report"),
     )
-    return Reproduced(evaluation, report, failures)
+    return Reproduced(evaluation, report, failures, found.incomplete)
 
 
 def _shared(settings: Mapping[str, Settings]) -> Settings:
