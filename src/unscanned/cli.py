@@ -50,9 +50,9 @@ def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> N
     out
         Folder for the dataset, the run and the report.
     subjects
-        Simulated subjects: five train, one chooses the epoch, the others test.
+        Simulated subjects, at least 7: five train, one chooses the epoch, the others test.
     seed
-        Seed of the simulation and of the training.
+        Seed of the simulation, the split and the training.
     """
     from unscanned import demo as module
 
