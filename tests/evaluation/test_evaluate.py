@@ -137,6 +137,39 @@ def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constan
     assert evaluation.content["constants"]["mean"] is None
 
 
+@pytest.fixture(scope="module")
+def at_97(tmp_path_factory):
+    """An arm whose model was trained with 97 as its percentile, and which made the acquired target itself."""
+    folder = tmp_path_factory.mktemp("arm")
+    _, target = head_phantom(1)
+    write_synthetic(folder, "sub-02", target / np.percentile(target[head_mask(target)], 97), percentile=97)
+    return folder
+
+
+def test_the_target_is_scaled_by_the_percentile_of_the_sidecars(cli, cohort, at_97, tmp_path):
+    done = cli("evaluate", cohort[0], f"same={at_97}", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["percentile"] == 97
+    assert content["arms"]["same"]["head"]["mae"]["mean"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_arm_at_another_percentile_is_refused_and_both_are_named(cli, cohort, at_97, tmp_path):
+    _, target = head_phantom(1)
+    write_synthetic(tmp_path / "arm", "sub-02", target / 1000, percentile=99.9)
+    done = cli("evaluate", cohort[0], f"first={at_97}", f"second={tmp_path / 'arm'}", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "found first: 97, second: 99.9" in done.stderr
+    with pytest.raises(SettingsError, match=r"found first: 97, expected 99\.9, as given"):
+        evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=99.9)
+    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content["percentile"] == 97
+
+
+def test_without_a_percentile_in_any_sidecar_it_is_99_9_or_the_one_that_is_given(cohort, evaluated, tmp_path):
+    assert evaluated.content["percentile"] == 99.9
+    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content["percentile"] == 97
+
+
 def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp_path):
     raw, arms = cohort
     _, target = head_phantom(0)

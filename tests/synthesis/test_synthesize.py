@@ -105,6 +105,7 @@ def test_a_sidecar_says_what_made_the_volume_from_what(derivative, model, tiny_d
     target = model.normalization.target
     intensity = content["Intensity"]
     assert (intensity["scale"], intensity["mean"], intensity["std"]) == (target.scale, target.mean, target.std)
+    assert intensity["percentile"] == model.normalization.percentile
     assert {"torch", "numpy", "python", "unscanned", "device"} <= set(content["Environment"])
     assert content["Synthesis"]["stride"] == 16
 

@@ -36,11 +36,19 @@ BASELINES = ("source", "regression")
 
 @dataclass(frozen=True)
 class Intensity:
-    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std."""
+    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std.
+
+    Attributes:
+        scale: Voxel that is 1 in unit scale.
+        mean: Mean of the training targets in unit scale.
+        std: Their standard deviation in unit scale.
+        percentile: Percentile inside the head that became 1 in them; None where the sidecar does not say.
+    """
 
     scale: float
     mean: float
     std: float
+    percentile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +120,20 @@ def read_intensity(path: Path) -> Intensity | None:
         content = read_json(sidecar)
         if "Intensity" not in content:
             return None
-        values = Intensity(*(float(content["Intensity"][name]) for name in ("scale", "mean", "std")))
+        table = content["Intensity"]
+        scale, mean, std = (float(table[name]) for name in ("scale", "mean", "std"))
+        values = Intensity(scale, mean, std, float(table["percentile"]) if "percentile" in table else None)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
-    if not (values.scale > 0 and values.std > 0 and all(map(math.isfinite, (values.scale, values.mean, values.std)))):
+    finite = all(map(math.isfinite, (scale, mean, std)))
+    if not (finite and scale > 0 and std > 0 and (values.percentile is None or 0 < values.percentile <= 100)):
         raise DatasetError(
             "the sidecar's intensity constants cannot be used",
             where=sidecar,
             found=values,
-            expected="finite numbers with a positive scale and std",
+            expected="finite numbers with a positive scale and std, a percentile above 0 and up to 100",
         )
     return values
 

@@ -38,8 +38,8 @@ DEFINITIONS = {
     "mse": "mean squared error of z-scores; lower is better",
     "psnr_nie": "20 log10(largest z-score of either volume / root mean squared error), dB, as the authors of the "
     "method and the report compute it; higher is better, but a bright synthetic voxel raises it",
-    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = 99.9th percentile of the target inside the "
-    "head), dB; higher is better",
+    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = a percentile of the target inside the head), "
+    "dB; higher is better",
     "ssim": "structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1, higher "
     "is better",
 }
