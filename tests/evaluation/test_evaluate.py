@@ -106,6 +106,13 @@ def test_the_mse_of_slices_averages_to_that_of_the_volume(evaluated):
         assert total / head.sum() == pytest.approx(values(evaluated, "poor", "head", "mse")["sub-02"], rel=1e-3)
 
 
+def test_a_contrast_in_small_letters_finds_the_volumes_that_it_was_written_as(cli, cohort, tmp_path):
+    raw, arms = cohort
+    done = cli("evaluate", raw, arms["good"], "-o", tmp_path / "out", "--source", "pd", "--target", "t2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["good"]["head"]["mae"]["n"] == 4
+
+
 def test_a_synthetic_volume_in_another_orientation_is_the_same(evaluated, cohort, tmp_path):
     raw, arms = cohort
     original = nib.as_closest_canonical(nib.load(arms["good"] / "sub-02/anat/sub-02_desc-synthetic_T2w.nii.gz"))

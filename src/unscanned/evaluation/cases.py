@@ -14,6 +14,7 @@ import numpy as np
 from unscanned.data.dataset import Pair
 from unscanned.data.grid import onto_grid
 from unscanned.data.intensity import head_mask, head_scale
+from unscanned.data.layout import bids_suffix
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
@@ -85,8 +86,8 @@ def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
 def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) -> Path | None:
     """Return the synthetic volume of a case among the volumes of an arm; None when there is none.
 
-    Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast with
-    or without BIDS' trailing w, `.nii.gz` or `.nii`.
+    Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast as
+    BIDS or the caller spells it, with or without the trailing w, `.nii.gz` or `.nii`.
 
     Args:
         volumes: What `list_volumes` found in the arm's folder.
@@ -96,7 +97,8 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     Raises:
         DatasetError: Several files fit equally well.
     """
-    suffixes = dict.fromkeys((contrast, contrast + "w", contrast.removesuffix("w")))
+    spellings = (bids_suffix(contrast), contrast)
+    suffixes = dict.fromkeys(name for s in spellings for name in (s, s + "w", s.removesuffix("w")))
     for stem in (f"{case}_desc-synthetic_", f"{case}_"):
         names = [stem + suffix + ending for suffix in suffixes for ending in (".nii.gz", ".nii")]
         found = [path for name in names for path in volumes.get(name, ())]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.data.dataset import Pair, find_pairs
-from unscanned.data.layout import Layout
+from unscanned.data.layout import Layout, bids_suffix
 from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
@@ -100,7 +100,7 @@ def evaluate(
         raise DatasetError(
             "no case to score",
             where=", ".join(map(str, synthetic.values())),
-            expected=f"files such as {pairs[0].case}_desc-synthetic_{target}.nii.gz",
+            expected=f"files such as {pairs[0].case}_desc-synthetic_{bids_suffix(target)}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
     expected = {pair.subject for pair, _ in files}.union(subjects or ())
