@@ -102,8 +102,31 @@ def test_the_mse_of_slices_averages_to_that_of_the_volume(evaluated):
     head = head_mask(target)
     for axis, plane in enumerate(("sagittal", "coronal", "axial")):
         weights = np.count_nonzero(head, axis=tuple({0, 1, 2} - {axis}))
-        total = sum(float(row["mse_head"]) * weights[int(row["index"])] for row in rows if row["plane"] == plane)
+        inside = [row for row in rows if row["plane"] == plane and row["mse_head"]]
+        total = sum(float(row["mse_head"]) * weights[int(row["index"])] for row in inside)
         assert total / head.sum() == pytest.approx(values(evaluated, "poor", "head", "mse")["sub-02"], rel=1e-3)
+
+
+def test_every_slice_is_listed_also_one_without_a_head(evaluated):
+    with open(evaluated.folder / "slices.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["case"], row["arm"]) == ("sub-02", "poor")]
+    planes = {
+        entry["plane"]: entry
+        for entry in json.loads((evaluated.folder / "evaluation.json").read_text())["slices"]
+        if (entry["case"], entry["arm"]) == ("sub-02", "poor")
+    }
+    head = head_mask(head_phantom(1)[1])
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        table = [row for row in rows if row["plane"] == plane]
+        holds_head = head.any(axis=tuple({0, 1, 2} - {axis})).tolist()
+        assert [int(row["index"]) for row in table] == list(range(head.shape[axis]))
+        assert [row["mse_head"] != "" for row in table] == holds_head
+        assert [value is not None for value in planes[plane]["mse_head"]] == holds_head
+        for name in ("mse_head", "mse_volume"):
+            written = [float(row[name] or "nan") for row in table]
+            kept = [math.nan if value is None else value for value in planes[plane][name]]
+            assert written == pytest.approx(kept, rel=1e-5, nan_ok=True)
+    assert not all(holds_head)
 
 
 def test_a_contrast_in_small_letters_finds_the_volumes_that_it_was_written_as(cli, cohort, tmp_path):

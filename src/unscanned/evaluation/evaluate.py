@@ -27,7 +27,7 @@ from unscanned.evaluation.cases import (
     read_intensity,
     training_pair,
 )
-from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceError, score_case
+from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceErrors, score_case
 from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
 from unscanned.files import write_json, write_text
 from unscanned.progress import Progress
@@ -112,7 +112,7 @@ def evaluate(
     regression, warnings = _fit(trained, percentile, resample, progress, total)
     constants = _constants(intensities, warnings)
     scores: list[Score] = []
-    slices: list[SliceError] = []
+    slices: list[SliceErrors] = []
     for index, (pair, paths) in enumerate(files):
         if progress:
             progress(len(trained) + index, total, pair.case)
@@ -132,6 +132,7 @@ def evaluate(
         "comparisons": comparisons(arms, next(iter(synthetic)), scores),
         "cases": [_describe(pair, paths) for pair, paths in files],
         "scores": [asdict(row) for row in scores],
+        "slices": [asdict(plane) for plane in slices],
         "failures": [asdict(failure) for failure in failures],
         "warnings": list(dict.fromkeys(warnings)),
         "regression": regression.to_json() if regression else None,
@@ -164,7 +165,7 @@ def _facts(
     }
 
 
-def _write(evaluation: Evaluation, slices: Sequence[SliceError]) -> Evaluation:
+def _write(evaluation: Evaluation, slices: Sequence[SliceErrors]) -> Evaluation:
     write_text(evaluation.folder / "scores.csv", scores_csv(evaluation.scores, evaluation.failures))
     write_text(evaluation.folder / "slices.csv", slices_csv(slices))
     write_json(evaluation.folder / "evaluation.json", evaluation.content)
