@@ -7,6 +7,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nifti_files import write_nifti
@@ -277,6 +278,42 @@ def test_a_signal_finishes_the_step_and_saves_and_a_second_run_is_kept_out(tiny_
         assert "Traceback" not in err
         checkpoint = json.loads(max((out / "checkpoints").glob("*.json")).read_text())
         assert checkpoint["step"] == last_step(out)
+
+
+def test_the_verbs_lead_one_after_another_from_simulated_heads_to_a_report(cli, settings_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = ("--preset", "demo", "--settings", settings_file, "--prepare.percentile", 99)
+    for command in (
+        ("simulate", "-o", "heads", "--subjects", 4, "--shape", 32, 40, 32, "--seed", 1),
+        ("prepare", "heads", "-o", "prepared", *chosen),
+        ("train", "heads", "-o", "run", *chosen, "--training.epochs", 1),
+        ("synthesize", "run/model", "heads", "-o", "synthetic/tiny"),
+        ("evaluate", "heads", "synthetic/tiny", "-o", "scores", "--split", "run/split.json", "--json", "scores.json"),
+        ("report", "scores", "-o", "report.html", "--runs", "tiny=run"),
+    ):
+        done = cli(*command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    cases = [f"sub-{number:03d}" for number in range(1, 5)]
+    assert sorted(path.name for path in Path("prepared").iterdir()) == cases
+    assert {path.name for path in Path("run/model").iterdir()} == {"model.json", "model.safetensors"}
+    for case in cases:
+        made = nib.load(f"synthetic/tiny/{case}/anat/{case}_desc-synthetic_T2w.nii.gz")
+        scanned = nib.load(f"heads/{case}/anat/{case}_PDw.nii.gz")
+        assert made.shape == scanned.shape
+        assert np.array_equal(made.affine, scanned.affine)
+        assert np.isfinite(made.get_fdata()).all()
+    content = json.loads(Path("scores.json").read_text())
+    assert content == json.loads(Path("scores/evaluation.json").read_text())
+    test = json.loads(Path("run/split.json").read_text())["test"]
+    assert {row["subject"] for row in content["scores"]} == set(test)
+    assert list(content["arms"]) == ["source", "regression", "tiny"]
+    assert content["arms"]["tiny"]["head"]["mae"]["n"] == 1
+    assert content["percentile"] == 99
+    assert {"scores.csv", "slices.csv"} <= {path.name for path in Path("scores").iterdir()}
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert f"sub-{test[0]}" in page
+    assert "data:image/" in page
+    assert "Settings of tiny" in page
 
 
 def test_a_loop_of_links_is_refused_by_its_name(tmp_path):
