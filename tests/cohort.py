@@ -36,12 +36,13 @@ def write_oriented(path, array, orientation="RAS", shift_mm=0.0):
     write_volume(path, np.asarray(image.dataobj, np.float32), image.affine)
 
 
-def write_synthetic(folder, case, array, sidecar=True, **kwargs):
+def write_synthetic(folder, case, array, sidecar=True, percentile=None, **kwargs):
     """Write a RAS+ array in unit scale as an arm's synthetic volume, with the sidecar of a model."""
     stem = folder / case.replace("_", "/") / "anat" / f"{case}_desc-synthetic_T2w"
     write_oriented(stem.with_name(stem.name + ".nii.gz"), array * SCALE, **kwargs)
     if sidecar:
         intensity = {"scale": SCALE, "mean": MEAN, "std": STD}
+        intensity |= {} if percentile is None else {"percentile": percentile}
         write_json(stem.with_name(stem.name + ".json"), {"Synthetic": True, "Intensity": intensity})
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from unscanned.config import Settings, resolve
+from unscanned.cli import main
+from unscanned.config import Settings, resolve, to_toml
 from unscanned.data.simulate import simulate
 from unscanned.training.run import train_run
 
@@ -38,11 +41,36 @@ def tiny_settings() -> Settings:
 
 
 @pytest.fixture(scope="session")
+def settings_file(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_settings` as a file for the command line."""
+    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    path.write_text(to_toml(tiny_settings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `tiny_settings`; tests must not change it."""
     folder = tmp_path_factory.mktemp("tiny") / "run"
     train_run(tiny_dataset, folder, tiny_settings)
     return folder
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line within this process, which saves the seconds of starting one; `tool.run` has it apart."""
+    for place, hook in ((warnings, "showwarning"), (threading, "excepthook")):
+        monkeypatch.setattr(place, hook, getattr(place, hook))  # put back what main() sets
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        capsys.readouterr()
+        code = main(words)
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
 TINY = {

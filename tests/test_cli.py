@@ -7,23 +7,16 @@ import time
 import tomllib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nifti_files import write_nifti
 from tool import run, start
 
 from unscanned import options
-from unscanned.config import to_toml
 from unscanned.training.log import read_log
 
 VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
-
-
-@pytest.fixture(scope="module")
-def settings_file(tiny_settings, tmp_path_factory):
-    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
-    path.write_text(to_toml(tiny_settings), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -188,6 +181,73 @@ def test_an_output_that_cannot_be_written_ends_with_7(tiny_dataset, settings_fil
     assert "cannot be written" in done.stderr
 
 
+def copies(dataset, subject, *names):
+    """Add a subject with these files, each a copy of a scan of its contrast."""
+    for name in names:
+        path = dataset / f"sub-{subject}" / "anat" / f"sub-{subject}_{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan(dataset, 1, name[-3:-1]), path)
+
+
+@pytest.fixture
+def incomplete(own):
+    """The dataset, and behind its four pairs cases that no pair can be made of."""
+    copies(own, "twoPD", "run-1_PDw", "run-2_PDw", "T2w")
+    copies(own, "twoT2", "PDw", "run-1_T2w", "run-2_T2w")
+    copies(own, "onlyT2", "T2w")
+    for number in range(12):
+        copies(own, f"onlyPD{number:02d}", "PDw")
+    return own
+
+
+def assert_every_case_that_is_left_out_is_named(err):
+    assert "sub-twoPD: several PD files" in err
+    assert "sub-twoPD_run-1_PDw.nii.gz, sub-twoPD_run-2_PDw.nii.gz" in err
+    assert "sub-twoT2: several T2 files" in err
+    assert "1 case has no PD scan and is left out: sub-onlyT2\n" in err
+    lines = [line for line in err.splitlines() if "onlyPD" in line]
+    names = ", ".join(f"sub-onlyPD{number:02d}" for number in range(10))
+    assert lines == [f"unscanned: 12 cases have no T2 scan and are left out: {names} and 2 more"]
+
+
+def test_prepare_names_what_it_leaves_out_and_ends_with_4_for_ambiguous_cases(cli, incomplete, tmp_path):
+    done = cli("prepare", incomplete, "-o", tmp_path / "out", "--prepare.shape", 32, 32, 32)
+    assert done.returncode == 4
+    assert_every_case_that_is_left_out_is_named(done.stderr)
+    assert "2 of 6 cases failed" in done.stderr
+    assert "4 cases are prepared" in done.stdout
+
+
+def test_train_names_what_it_leaves_out_on_the_screen_and_in_the_model(cli, incomplete, settings_file, tmp_path):
+    command = ["train", incomplete, "-o", tmp_path / "run", "--preset", "demo", "--settings", settings_file]
+    done = cli(*command, "--training.epochs", 1, "--training.steps_per_epoch", 1)
+    assert done.returncode == 4
+    assert_every_case_that_is_left_out_is_named(done.stderr)
+    provenance = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["provenance"]
+    assert set(provenance["left_out"]) == {"sub-twoPD", "sub-twoT2"}
+    assert "several T2 files" in provenance["left_out"]["sub-twoT2"]
+    assert provenance["incomplete"]["sub-onlyT2"] == "no PD scan"
+    assert len(provenance["incomplete"]) == 13
+
+
+def test_a_case_that_lacks_a_contrast_is_named_and_changes_no_exit_code(cli, own, tmp_path):
+    copies(own, "onlyPD", "PDw")
+    done = cli("prepare", own, "-o", tmp_path / "out", "--prepare.shape", 32, 32, 32)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "unscanned: 1 case has no T2 scan and is left out: sub-onlyPD"
+
+
+def test_synthesis_needs_no_target_so_that_several_targets_keep_no_scan_from_it(cli, tiny_run, incomplete, tmp_path):
+    for path in (*incomplete.glob("sub-00[2-4]"), *incomplete.glob("sub-onlyPD*")):
+        shutil.rmtree(path)
+    done = cli("synthesize", tiny_run / "model", incomplete, "-o", tmp_path / "out")
+    assert done.returncode == 4
+    assert {path.name.partition("_")[0] for path in (tmp_path / "out").rglob("*.nii.gz")} == {"sub-001", "sub-twoT2"}
+    assert f"{incomplete}: sub-twoPD: several PD files" in done.stderr
+    assert "1 of 3 cases failed" in done.stderr
+    assert "onlyT2" not in done.stderr
+
+
 def last_step(folder):
     return max((event["step"] for event in read_log(folder / "log.jsonl")), default=0)
 
@@ -218,6 +278,42 @@ def test_a_signal_finishes_the_step_and_saves_and_a_second_run_is_kept_out(tiny_
         assert "Traceback" not in err
         checkpoint = json.loads(max((out / "checkpoints").glob("*.json")).read_text())
         assert checkpoint["step"] == last_step(out)
+
+
+def test_the_verbs_lead_one_after_another_from_simulated_heads_to_a_report(cli, settings_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = ("--preset", "demo", "--settings", settings_file, "--prepare.percentile", 99)
+    for command in (
+        ("simulate", "-o", "heads", "--subjects", 4, "--shape", 32, 40, 32, "--seed", 1),
+        ("prepare", "heads", "-o", "prepared", *chosen),
+        ("train", "heads", "-o", "run", *chosen, "--training.epochs", 1),
+        ("synthesize", "run/model", "heads", "-o", "synthetic/tiny"),
+        ("evaluate", "heads", "synthetic/tiny", "-o", "scores", "--split", "run/split.json", "--json", "scores.json"),
+        ("report", "scores", "-o", "report.html", "--runs", "tiny=run"),
+    ):
+        done = cli(*command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    cases = [f"sub-{number:03d}" for number in range(1, 5)]
+    assert sorted(path.name for path in Path("prepared").iterdir()) == cases
+    assert {path.name for path in Path("run/model").iterdir()} == {"model.json", "model.safetensors"}
+    for case in cases:
+        made = nib.load(f"synthetic/tiny/{case}/anat/{case}_desc-synthetic_T2w.nii.gz")
+        scanned = nib.load(f"heads/{case}/anat/{case}_PDw.nii.gz")
+        assert made.shape == scanned.shape
+        assert np.array_equal(made.affine, scanned.affine)
+        assert np.isfinite(made.get_fdata()).all()
+    content = json.loads(Path("scores.json").read_text())
+    assert content == json.loads(Path("scores/evaluation.json").read_text())
+    test = json.loads(Path("run/split.json").read_text())["test"]
+    assert {row["subject"] for row in content["scores"]} == set(test)
+    assert list(content["arms"]) == ["source", "regression", "tiny"]
+    assert content["arms"]["tiny"]["head"]["mae"]["n"] == 1
+    assert content["percentile"] == 99
+    assert {"scores.csv", "slices.csv"} <= {path.name for path in Path("scores").iterdir()}
+    page = Path("report.html").read_text(encoding="utf-8")
+    assert f"sub-{test[0]}" in page
+    assert "data:image/" in page
+    assert "Settings of tiny" in page
 
 
 def test_a_loop_of_links_is_refused_by_its_name(tmp_path):

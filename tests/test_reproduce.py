@@ -1,7 +1,9 @@
 import json
 import re
 import shutil
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from tool import run, start
@@ -108,6 +110,46 @@ def test_it_stops_while_it_synthesizes_too_and_goes_on_after(whole, tiny_dataset
 def test_arms_that_cannot_be_compared_are_refused_before_anything_is_written(tiny_dataset, tmp_path, arms):
     with pytest.raises(SettingsError):
         reproduce(tiny_dataset, tmp_path / "out", arms=arms)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_that_are_left_out_by_their_names_are_told_and_recorded(cli, tiny_dataset, settings_file, tmp_path):
+    own = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    for name in ("sub-x_run-1_PDw", "sub-x_run-2_PDw", "sub-x_T2w", "sub-y_PDw"):
+        shutil.copy(own / "sub-001" / "anat" / "sub-001_PDw.nii.gz", own / f"{name}.nii.gz")
+    done = cli("reproduce", own, "-o", tmp_path / "out", "--arms", "demo", "--settings", settings_file)
+    assert done.returncode == 4
+    assert "sub-x: several PD files" in done.stderr
+    assert "1 case has no T2 scan and is left out: sub-y" in done.stderr
+    assert json.loads((tmp_path / "out" / "reproduce.json").read_text())["incomplete"] == {"sub-y": "no T2 scan"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("given", [("--split.test", 0), ("--split.file", "split.json")])
+def test_a_split_without_test_subjects_is_refused_before_anything_is_written(
+    cli, tiny_dataset, settings_file, tmp_path, monkeypatch, given
+):
+    monkeypatch.chdir(tmp_path)
+    Path("split.json").write_text('{"train": ["001", "002"], "validation": ["003"], "test": []}')
+    done = cli("reproduce", tiny_dataset, "-o", "out", "--arms", "demo", "--settings", settings_file, *given)
+    assert done.returncode == 2
+    assert "split.test" in done.stderr
+    assert not Path("out").exists()
+
+
+def test_an_arm_that_cannot_be_built_is_refused_before_another_is_trained(
+    cli, tiny_dataset, settings_file, tmp_path, monkeypatch
+):
+    file = tmp_path / "tiny.toml"
+    file.write_text(re.sub(r"\[generator\][^\[]*", "", settings_file.read_text()))
+    command = ["reproduce", tiny_dataset, "-o", tmp_path / "out", "--arms", "resgan", "unet", "--settings", file]
+    done = cli(*command, "--loss.adversarial", 0, "--training.patch", 20)
+    assert done.returncode == 2
+    assert "found 20 with generator.name = unet, expected a multiple of 8" in done.stderr
+    monkeypatch.setitem(sys.modules, "monai.networks.nets", None)  # as if it were not installed
+    done = cli(*command)
+    assert done.returncode == 7
+    assert "pip install monai" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

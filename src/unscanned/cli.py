@@ -51,9 +51,9 @@ def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> N
     out
         Folder for the dataset, the run and the report.
     subjects
-        Simulated subjects: five train, one chooses the epoch, the others test.
+        Simulated subjects, at least 7: five train, one chooses the epoch, the others test.
     seed
-        Seed of the simulation and of the training.
+        Seed of the simulation, the split and the training.
     """
     from unscanned import demo as module
 
@@ -161,7 +161,7 @@ def check(
     resample: Annotated[bool, Parameter(negative="")] = False,
     json: Json = None,
 ) -> None:
-    """Read every scan of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
+    """Read every pair of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
 
     Example: `unscanned check data/my-bids --source T1w --target T2w`
 
@@ -254,14 +254,14 @@ def prepare(
     from dataclasses import asdict
 
     from unscanned.data import prepare as module
-    from unscanned.data.dataset import find_pairs
+    from unscanned.data.dataset import select_pairs
 
-    data = resolved.data
     with options.progress() as progress:
-        pairs = find_pairs(dataset, source=data.source, target=data.target, layout=data.layout)
-        cases, failures = module.prepare(pairs, out, **asdict(resolved.prepare), progress=progress)
+        found = select_pairs(dataset, **asdict(resolved.data))
+        cases, failures = module.prepare(found.pairs, out, **asdict(resolved.prepare), progress=progress)
     options.say(f"{len(cases)} cases are prepared in {out}")
-    _raise_partial(failures, len(pairs))
+    options.complain_of_incomplete(found.incomplete)
+    _raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))
     return None
 
 
@@ -302,6 +302,7 @@ def train(
     with options.computing() as (progress, stop):
         trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
     options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
+    options.complain_of_incomplete(trained.incomplete)
     _raise_partial(trained.failures, None)
     return None
 
@@ -363,7 +364,7 @@ def synthesize(
 
     chosen = devices.choose(device, threads=threads)
     loaded = load_model(model, chosen)
-    scans = list_inputs(inputs, source=loaded.source, target=loaded.target)
+    scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
     with options.computing() as (progress, stop):
         result = run(
             loaded,
@@ -382,9 +383,10 @@ def synthesize(
         options.say(str(path))
     if result.skipped:
         options.say(f"{len(result.skipped)} were there already, from the same input, model and settings")
-    if len(scans) == 1 and result.failures:
-        raise next(iter(result.failures.values()))
-    _raise_partial(result.failures, len(scans))
+    count, failures = len(scans) + len(failures), failures | result.failures
+    if count == 1 and failures:
+        raise next(iter(failures.values()))
+    _raise_partial(failures, count)
 
 
 @app.command
@@ -604,6 +606,7 @@ def reproduce(
         write_json(json, result.evaluation.content)
     options.say_scores(result.evaluation)
     options.say(f"report         {result.report}")
+    options.complain_of_incomplete(result.incomplete)
     _raise_partial(result.failures, None)
     _raise_failed_scores(result.evaluation)
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unscanned.config import resolve
 from unscanned.data.simulate import simulate
+from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
 from unscanned.progress import Progress
 from unscanned.reproduce import reproduce
@@ -41,18 +43,31 @@ def demo(
 
     Args:
         out: Gets dataset/, the run, and report.html.
-        subjects: Simulated subjects; five train, one chooses the epoch, the others test.
-        seed: Of simulation and training.
+        subjects: Simulated subjects, at least 7; five train, one chooses the epoch, the others test.
+        seed: Of simulation, split and training.
         progress: Called with (done, total, label).
         should_stop: Asked after each training step.
+
+    Raises:
+        SettingsError: There are too few subjects. Nothing was written.
+        UnscannedError: As for `simulate` and `reproduce`.
     """
+    split = resolve("demo").split
+    test = subjects - split.train - split.validation
+    if test < 1:
+        raise SettingsError(
+            "too few subjects for the demo",
+            where="subjects",
+            found=subjects,
+            expected=f"at least {subjects - test + 1}: {split.train} train, {split.validation} validation, 1 test",
+        )
     out = Path(out)
     dataset = simulate(out / "dataset", subjects=subjects, seed=seed, progress=progress)
     result = reproduce(
         dataset,
         out,
         arms=["demo"],
-        overrides={"training": {"seed": seed}, "split": {"test": subjects - 6}},
+        overrides={"training": {"seed": seed}, "split": {"test": test, "seed": seed}},
         progress=progress,
         should_stop=should_stop,
     )

@@ -27,6 +27,9 @@ __all__ = ["Layout", "Options", "Stop", "version"]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
+_SHOWN = 10
+"Cases that a line names before it only counts them."
+
 
 def _documentation() -> dict[str, dict[str, str]]:
     """Return the string below each field of each class of `config`, which is where a field's meaning stands."""
@@ -206,6 +209,19 @@ def complain_of_thread(failed: threading.ExceptHookArgs) -> None:
         complain(f"warning: {failed.exc_value}")
     else:
         threading.__excepthook__(failed)
+
+
+def complain_of_incomplete(incomplete: Mapping[str, str]) -> None:
+    """Print on standard error how many cases lack a contrast, and the first of them: a line for each contrast.
+
+    Args:
+        incomplete: What each case lacks, such as "no T2 scan".
+    """
+    for lack in dict.fromkeys(incomplete.values()):
+        cases = [case for case, found in incomplete.items() if found == lack]
+        shown = ", ".join(cases[:_SHOWN]) + (f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else "")
+        have, are = ("has", "is") if len(cases) == 1 else ("have", "are")
+        complain(f"{_count(len(cases), 'case')} {have} {lack} and {are} left out: {shown}")
 
 
 def say_verification(result: Any) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 
 from unscanned import device as devices
 from unscanned.config import Settings, decisive, resolve, to_dict
-from unscanned.data.dataset import find_pairs
+from unscanned.data.dataset import Selection, select_pairs, split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
-from unscanned.files import read_json, write_json
+from unscanned.files import write_json
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import synthesize
-from unscanned.training.run import train_run
+from unscanned.training.run import check_settings, train_run
 
 __all__ = ["ARMS", "Reproduced", "reproduce"]
 
@@ -35,11 +35,13 @@ class Reproduced:
         evaluation: Scores of all arms and baselines.
         report: The HTML file.
         failures: Cases that were refused, by arm or step, with the reason.
+        incomplete: What each case lacks that was left out because it has not both contrasts.
     """
 
     evaluation: Evaluation
     report: Path
     failures: dict[str, UnscannedError]
+    incomplete: dict[str, str]
 
 
 def reproduce(
@@ -69,7 +71,9 @@ def reproduce(
         should_stop: Asked after each training step, and whenever other work reports.
 
     Raises:
-        SettingsError: The arms would not share data, grid and split, one is named twice, or none is.
+        SettingsError: The arms would not share data, grid and split, one is named twice, or none is; no
+            subject is left to test on; or as for `check_settings` for any arm. Nothing was written.
+        DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
         UnscannedError: As for `train_run`, `evaluate` and `write_report`.
     """
     out = Path(out)
@@ -77,6 +81,10 @@ def reproduce(
         raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
     settings = {arm: resolve(arm, file, overrides) for arm in arms}
     first = _shared(settings)
+    for wanted in settings.values():
+        check_settings(wanted)
+    found = select_pairs(dataset, **to_dict(first.data))
+    split = _split(found, first)
     failures: dict[str, UnscannedError] = {}
     watched = interruptible(progress, should_stop, out)
     record: dict[str, Any] = {
@@ -103,10 +111,8 @@ def reproduce(
             "seconds_this_call": time.monotonic() - began,
             "settings": to_dict(wanted),
         }
-    split = read_json(out / "arms" / next(iter(settings)) / "split.json")
     write_json(out / "split.json", split)
-    pairs = find_pairs(dataset, source=first.data.source, target=first.data.target, layout=first.data.layout)
-    scans = [(pair.source, pair.case) for pair in pairs if pair.subject in split["test"]]
+    scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
     for arm, wanted in settings.items():
         began = time.monotonic()
         model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
@@ -129,7 +135,7 @@ def reproduce(
         resample=first.prepare.resample,
         progress=_labelled(watched, "score"),
     )
-    record |= {"finished": utc_now(), "split": split}
+    record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
     report = write_report(
         out / "evaluation",
@@ -138,7 +144,7 @@ def reproduce(
         details={"How this was made": record},
         progress=_labelled(watched, "report"),
     )
-    return Reproduced(evaluation, report, failures)
+    return Reproduced(evaluation, report, failures, found.incomplete)
 
 
 def _shared(settings: Mapping[str, Settings]) -> Settings:
@@ -154,6 +160,19 @@ def _shared(settings: Mapping[str, Settings]) -> Settings:
                     do="Give these settings once, for all arms.",
                 )
     return first
+
+
+def _split(found: Selection, settings: Settings) -> dict[str, list[str]]:
+    split = split_subjects(found.pairs, **to_dict(settings.split))
+    if not split["test"]:
+        raise SettingsError(
+            "no subject is left to score the arms on",
+            where=settings.split.file or "split.test",
+            found="0 test subjects",
+            expected="1 or more",
+            do="Set split.test, or list test subjects in the file of split.file.",
+        )
+    return split
 
 
 def _first_stage(arm: str, settings: Mapping[str, Settings], out: Path) -> Path | None:

@@ -102,8 +102,38 @@ def test_the_mse_of_slices_averages_to_that_of_the_volume(evaluated):
     head = head_mask(target)
     for axis, plane in enumerate(("sagittal", "coronal", "axial")):
         weights = np.count_nonzero(head, axis=tuple({0, 1, 2} - {axis}))
-        total = sum(float(row["mse_head"]) * weights[int(row["index"])] for row in rows if row["plane"] == plane)
+        inside = [row for row in rows if row["plane"] == plane and row["mse_head"]]
+        total = sum(float(row["mse_head"]) * weights[int(row["index"])] for row in inside)
         assert total / head.sum() == pytest.approx(values(evaluated, "poor", "head", "mse")["sub-02"], rel=1e-3)
+
+
+def test_every_slice_is_listed_also_one_without_a_head(evaluated):
+    with open(evaluated.folder / "slices.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["case"], row["arm"]) == ("sub-02", "poor")]
+    planes = {
+        entry["plane"]: entry
+        for entry in json.loads((evaluated.folder / "evaluation.json").read_text())["slices"]
+        if (entry["case"], entry["arm"]) == ("sub-02", "poor")
+    }
+    head = head_mask(head_phantom(1)[1])
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        table = [row for row in rows if row["plane"] == plane]
+        holds_head = head.any(axis=tuple({0, 1, 2} - {axis})).tolist()
+        assert [int(row["index"]) for row in table] == list(range(head.shape[axis]))
+        assert [row["mse_head"] != "" for row in table] == holds_head
+        assert [value is not None for value in planes[plane]["mse_head"]] == holds_head
+        for name in ("mse_head", "mse_volume"):
+            written = [float(row[name] or "nan") for row in table]
+            kept = [math.nan if value is None else value for value in planes[plane][name]]
+            assert written == pytest.approx(kept, rel=1e-5, nan_ok=True)
+    assert not all(holds_head)
+
+
+def test_a_contrast_in_small_letters_finds_the_volumes_that_it_was_written_as(cli, cohort, tmp_path):
+    raw, arms = cohort
+    done = cli("evaluate", raw, arms["good"], "-o", tmp_path / "out", "--source", "pd", "--target", "t2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["good"]["head"]["mae"]["n"] == 4
 
 
 def test_a_synthetic_volume_in_another_orientation_is_the_same(evaluated, cohort, tmp_path):
@@ -135,6 +165,39 @@ def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constan
     assert values(evaluation, "other", "head", "mae")["sub-02"] == pytest.approx(0, abs=1e-5)
     assert any("no intensity constants" in text for text in evaluation.content["warnings"])
     assert evaluation.content["constants"]["mean"] is None
+
+
+@pytest.fixture(scope="module")
+def at_97(tmp_path_factory):
+    """An arm whose model was trained with 97 as its percentile, and which made the acquired target itself."""
+    folder = tmp_path_factory.mktemp("arm")
+    _, target = head_phantom(1)
+    write_synthetic(folder, "sub-02", target / np.percentile(target[head_mask(target)], 97), percentile=97)
+    return folder
+
+
+def test_the_target_is_scaled_by_the_percentile_of_the_sidecars(cli, cohort, at_97, tmp_path):
+    done = cli("evaluate", cohort[0], f"same={at_97}", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["percentile"] == 97
+    assert content["arms"]["same"]["head"]["mae"]["mean"] == pytest.approx(0, abs=1e-5)
+
+
+def test_an_arm_at_another_percentile_is_refused_and_both_are_named(cli, cohort, at_97, tmp_path):
+    _, target = head_phantom(1)
+    write_synthetic(tmp_path / "arm", "sub-02", target / 1000, percentile=99.9)
+    done = cli("evaluate", cohort[0], f"first={at_97}", f"second={tmp_path / 'arm'}", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "found first: 97, second: 99.9" in done.stderr
+    with pytest.raises(SettingsError, match=r"found first: 97, expected 99\.9, as given"):
+        evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=99.9)
+    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content["percentile"] == 97
+
+
+def test_without_a_percentile_in_any_sidecar_it_is_99_9_or_the_one_that_is_given(cohort, evaluated, tmp_path):
+    assert evaluated.content["percentile"] == 99.9
+    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content["percentile"] == 97
 
 
 def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp_path):

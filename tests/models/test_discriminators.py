@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from unscanned.errors import SettingsError
 from unscanned.models.discriminators import NieDiscriminator, build
@@ -25,6 +26,29 @@ def test_logits_depend_on_source_and_target_and_on_their_order() -> None:
     a, b = torch.randn(2, 1, 1, 8, 8, 8)
     logits = [discriminator(*pair).item() for pair in ((a, b), (b, a), (a, a), (b, b))]
     assert len(set(logits)) == 4
+
+
+def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> None:
+    layers = [layer for layer in build("small", patch=16).modules() if isinstance(layer, (nn.Conv3d, nn.Linear))]
+    assert len(layers) == 7
+    for layer in layers:
+        outputs, inputs, *kernel = layer.weight.shape
+        bound = (6 / ((inputs + outputs) * torch.Size(kernel).numel())) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+
+
+def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
+    discriminator = build("small", patch=8)
+    seen = []
+    for layer in discriminator.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0], output)))
+    discriminator(*torch.randn(2, 2, 1, 8, 8, 8))
+    assert len(seen) == 5
+    for before, after in seen:
+        assert (before < 0).any()
+        assert torch.equal(after, torch.where(before < 0, 0.2 * before, before))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

@@ -42,19 +42,54 @@ def test_the_parameter_counts_are_those_of_the_specification() -> None:
     assert parameters(build("nie", in_channels=2)) == 3_662_273
 
 
-def test_an_output_voxel_sees_exactly_59_voxels_a_side() -> None:
-    generator = NieGenerator(filters=(1,) * 8).double().eval()
+@pytest.mark.parametrize(
+    ("generator", "context"), [(NieGenerator(filters=(1,) * 8), 29), (build("small"), 7)], ids=["nie", "small"]
+)
+def test_an_output_voxel_sees_exactly_59_voxels_a_side_and_15_in_the_small_one(
+    generator: NieGenerator, context: int
+) -> None:
+    generator = generator.double().eval()
     for convolution in generator.convolutions:
         nn.init.constant_(convolution.weight, 1.0)
     x = torch.zeros(1, 1, 61, 3, 3, dtype=torch.float64)
     centre = 30
     calm = generator(x)[0, 0, centre, 1, 1]
-    for distance, seen in ((29, True), (30, False)):
+    for distance, seen in ((context, True), (context + 1, False)):
         for voxel in (centre - distance, centre + distance):
             disturbed = x.clone()
             disturbed[0, 0, voxel, 1, 1] = 1.0
             assert bool(generator(disturbed)[0, 0, centre, 1, 1] != calm) == seen
-    assert generator.context == 29
+    assert generator.context == context
+
+
+def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> None:
+    for convolution in NieGenerator(filters=(8,) * 8).convolutions:
+        taps = convolution.kernel_size[0] ** 3
+        bound = (6 / (taps * (convolution.in_channels + convolution.out_channels))) ** 0.5
+        assert 0.9 * bound < convolution.weight.abs().max() <= bound
+        assert convolution.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert not convolution.bias.any()
+
+
+def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
+    generator = NieGenerator(filters=(1,), kernels=(1, 1)).eval()
+    for convolution in generator.convolutions:
+        nn.init.ones_(convolution.weight)
+    x = torch.tensor([-3.0, -1.0, 0.0, 2.0]).reshape(1, 1, 4, 1, 1)
+    expected = torch.tensor([-0.6, -0.2, 0.0, 2.0]).reshape(1, 1, 4, 1, 1)
+    assert torch.allclose(generator(x), expected, rtol=1e-4)
+
+
+def test_the_last_layer_is_linear_and_has_no_norm() -> None:
+    generator = NieGenerator(filters=(4,) * 8)
+    x = torch.randn(2, 1, 8, 8, 8)
+    before = generator(x)
+    nn.init.normal_(generator.convolutions[-1].bias)
+    shift = generator.convolutions[-1].bias.detach()
+    assert torch.allclose(generator(x), before + shift, atol=1e-5)
+    with torch.no_grad():
+        generator.convolutions[-1].weight.mul_(-30.0)
+    assert torch.allclose(generator(x), -30.0 * before + shift, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (2, 6, 4), (10, 4, 12)])

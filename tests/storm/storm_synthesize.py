@@ -55,7 +55,8 @@ class Outcome:
 def make(model: Path, dataset: Path, out: Path, stride: int) -> None:
     """Synthesize the first scans of the dataset."""
     loaded = load_model(model)
-    synthesize(loaded, list_inputs([dataset], source="PD", target="T2")[:SCANS], out, stride=stride)
+    scans, _ = list_inputs([dataset], source="PD", target="T2")
+    synthesize(loaded, scans[:SCANS], out, stride=stride)
 
 
 def volumes(out: Path) -> list[Path]:

@@ -38,7 +38,7 @@ def own(tiny_dataset, tmp_path):
 def derivative(model, tiny_dataset, tmp_path_factory):
     """What becomes of the whole dataset."""
     out = tmp_path_factory.mktemp("derivative") / "synthetic"
-    result = synthesize(model, list_inputs([tiny_dataset], source="PD", target="T2"), out)
+    result = synthesize(model, list_inputs([tiny_dataset], source="PD", target="T2")[0], out)
     assert not result.failures
     return out
 
@@ -105,6 +105,7 @@ def test_a_sidecar_says_what_made_the_volume_from_what(derivative, model, tiny_d
     target = model.normalization.target
     intensity = content["Intensity"]
     assert (intensity["scale"], intensity["mean"], intensity["std"]) == (target.scale, target.mean, target.std)
+    assert intensity["percentile"] == model.normalization.percentile
     assert {"torch", "numpy", "python", "unscanned", "device"} <= set(content["Environment"])
     assert content["Synthesis"]["stride"] == 16
 
@@ -115,7 +116,7 @@ def test_the_header_says_that_the_volume_is_synthetic(derivative):
 
 
 def test_what_is_there_already_from_the_same_input_and_model_is_skipped(model, own, tmp_path):
-    scans = list_inputs([own], source="PD", target="T2")[:2]
+    scans = list_inputs([own], source="PD", target="T2")[0][:2]
     first = synthesize(model, scans, tmp_path / "out")
     before = contents(tmp_path / "out")
     again = synthesize(model, scans, tmp_path / "out")
@@ -124,7 +125,7 @@ def test_what_is_there_already_from_the_same_input_and_model_is_skipped(model, o
 
 
 def test_another_stride_input_or_a_damaged_output_is_made_again(model, own, tmp_path):
-    scans = list_inputs([own], source="PD", target="T2")[:1]
+    scans = list_inputs([own], source="PD", target="T2")[0][:1]
     path = synthesize(model, scans, tmp_path / "out").written[0]
     right = path.read_bytes()
     assert synthesize(model, scans, tmp_path / "out", stride=8).written == [path]
@@ -143,7 +144,7 @@ def test_another_stride_input_or_a_damaged_output_is_made_again(model, own, tmp_
 
 
 def test_one_bad_scan_among_three_does_not_stop_the_others(model, own, tmp_path):
-    scans = list_inputs([own], source="PD", target="T2")[:3]
+    scans = list_inputs([own], source="PD", target="T2")[0][:3]
     scans[1][0].write_bytes(scans[1][0].read_bytes()[:5000])
     result = synthesize(model, scans, tmp_path / "out")
     assert [path.name[:7] for path in result.written] == ["sub-001", "sub-003"]
@@ -233,7 +234,7 @@ def test_the_identity_gives_the_scan_back_on_its_own_grid(model, tmp_path_factor
 
 def test_inputs_may_be_files_and_datasets_in_any_order(tiny_dataset):
     single = tiny_dataset / "sub-003" / "anat" / "sub-003_PDw.nii.gz"
-    scans = list_inputs([single, tiny_dataset], source="PD", target="T2")
+    scans = list_inputs([single, tiny_dataset], source="PD", target="T2")[0]
     assert scans[0] == (single, None)
     assert [case for _, case in scans[1:]] == ["sub-001", "sub-002", "sub-003", "sub-004"]
 
@@ -241,7 +242,7 @@ def test_inputs_may_be_files_and_datasets_in_any_order(tiny_dataset):
 def test_a_dataset_needs_no_target_scans(model, own):
     for path in own.rglob("*T2w*"):
         path.unlink()
-    assert len(list_inputs([own], source="PD", target="T2")) == 4
+    assert len(list_inputs([own], source="PD", target="T2")[0]) == 4
 
 
 def test_a_folder_without_the_contrast_is_refused_by_its_name(tmp_path):
@@ -250,7 +251,7 @@ def test_a_folder_without_the_contrast_is_refused_by_its_name(tmp_path):
 
 
 def test_two_scans_that_would_be_written_under_one_name_are_refused_before_anything_is_written(model, own, tmp_path):
-    scans = list_inputs([own], source="PD", target="T2")
+    scans = list_inputs([own], source="PD", target="T2")[0]
     pair = []
     for number, folder in enumerate(("a", "b")):
         (tmp_path / folder).mkdir()
@@ -269,7 +270,7 @@ def test_the_same_scan_named_twice_is_made_once(model, tiny_dataset, tmp_path):
 
 @pytest.mark.parametrize("options", [{"stride": 0}, {"stride": 17}, {"batch": 0}])
 def test_a_stride_or_batch_that_cannot_be_is_refused_before_anything_is_written(model, tiny_dataset, tmp_path, options):
-    scans = list_inputs([tiny_dataset], source="PD", target="T2")
+    scans = list_inputs([tiny_dataset], source="PD", target="T2")[0]
     with pytest.raises(SettingsError):
         synthesize(model, scans, tmp_path / "out", **options)
     assert not list(tmp_path.rglob("*.nii.gz"))
@@ -277,7 +278,7 @@ def test_a_stride_or_batch_that_cannot_be_is_refused_before_anything_is_written(
 
 def test_progress_moves_within_a_scan_and_ends_at_all(model, tiny_dataset, tmp_path):
     told = []
-    scans = list_inputs([tiny_dataset], source="PD", target="T2")[:2]
+    scans = list_inputs([tiny_dataset], source="PD", target="T2")[0][:2]
     synthesize(model, scans, tmp_path / "out", progress=lambda *now: told.append(now))
     assert [now[0] for now in told] == sorted(now[0] for now in told)
     assert told[-1] == (2000, 2000, "synthesized")

@@ -17,7 +17,7 @@ from unscanned.data.volume import CONSTANT, FOUR_D, NONFINITE, Volume, grid_diff
 from unscanned.errors import DatasetError, SettingsError, VolumeError
 from unscanned.progress import Progress
 
-__all__ = ["Finding", "Pair", "check_dataset", "find_pairs", "split_subjects", "survey"]
+__all__ = ["Finding", "Pair", "Selection", "check_dataset", "find_pairs", "select_pairs", "split_subjects", "survey"]
 
 _PARTS = ("train", "validation", "test")
 _FAULTS = {NONFINITE: "nonfinite", CONSTANT: "constant", FOUR_D: "4d"}
@@ -69,6 +69,21 @@ class Finding:
     path: Path | None = None
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The pairs of a dataset, and every case that its file names leave out.
+
+    Attributes:
+        pairs: Sorted by case.
+        ambiguous: The error of each case that has several files of one contrast to choose from.
+        incomplete: What each case lacks that has not both contrasts, such as "no T2 scan".
+    """
+
+    pairs: list[Pair]
+    ambiguous: dict[str, DatasetError]
+    incomplete: dict[str, str]
+
+
 def find_pairs(
     root: str | Path,
     *,
@@ -77,10 +92,7 @@ def find_pairs(
     layout: Layout = "auto",
     require_target: bool = True,
 ) -> list[Pair]:
-    """Return the pairs of a dataset, sorted by case.
-
-    Cases that lack a partner, or have several files of one contrast to choose from, are left out: `survey` returns
-    them too, and `check_dataset` reports them as errors.
+    """Return the pairs of a dataset, sorted by case; `select_pairs` also says which cases are left out, and why.
 
     Args:
         root: A BIDS dataset, a folder of IXI files at any depth, or a CSV or TSV table of paths with the columns
@@ -88,7 +100,8 @@ def find_pairs(
         source: Contrast, with or without the "w" that ends BIDS suffixes: "PD", "T1w", "FLAIR".
         target: Contrast.
         layout: "auto" decides by the names.
-        require_target: False returns sources without a target too, with `target` None.
+        require_target: False returns sources without a target too, with `target` None, also where there are several to
+            choose from.
 
     Raises:
         DatasetError: The dataset cannot be read, or has no pair at all.
@@ -99,9 +112,30 @@ def find_pairs(
         >>> pairs[0].case
         'sub-ms07'
     """
+    return select_pairs(root, source=source, target=target, layout=layout, require_target=require_target).pairs
+
+
+def select_pairs(
+    root: str | Path,
+    *,
+    source: str = "PD",
+    target: str = "T2",
+    layout: Layout = "auto",
+    require_target: bool = True,
+) -> Selection:
+    """Return the pairs of a dataset, and each case that is left out with the reason.
+
+    Args and errors as for `find_pairs`.
+    """
     pairs, findings = survey(root, source=source, target=target, layout=layout, require_target=require_target)
     if pairs:
-        return pairs
+        ambiguous = {
+            finding.case: DatasetError(finding.message, where=f"{root}: {finding.case}")
+            for finding in findings
+            if finding.fault == "ambiguous"
+        }
+        incomplete = {finding.case: finding.message for finding in findings if finding.fault == "missing-partner"}
+        return Selection(pairs, ambiguous, incomplete)
     first = f", the first: {findings[0].case}: {findings[0].message}" if findings else ""
     raise DatasetError(
         f"no pair of {source} and {target} was found" if require_target else f"no {source} scan was found",
@@ -190,7 +224,7 @@ def check_dataset(
     resample: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Read every scan of a dataset and return all that is wrong or odd, sorted by case.
+    """Read every pair of a dataset and return all that is wrong or odd, sorted by case.
 
     Args:
         root: As for `find_pairs`.
@@ -244,19 +278,19 @@ def _pair(
     choices = {
         name: _choose([scan for scan in scans if scan.contrast == contrast_key(name)]) for name in (source, target)
     }
-    for name, choice in choices.items():
-        if choice.rivals:
-            names = ", ".join(path.name for path in choice.rivals)
+    for name in (source, target) if require_target else (source,):
+        if rivals := choices[name].rivals:
+            names = ", ".join(path.name for path in rivals)
             message = f"several {name} files, name the right one in a CSV: {names}"
-            return Finding(case, "error", "ambiguous", message, choice.rivals[0])
+            return Finding(case, "error", "ambiguous", message, rivals[0])
     source_path, target_path = choices[source].path, choices[target].path
     if source_path is not None and (target_path is not None or not require_target):
         return Pair(subject, session, source_path, target_path)
     there = source_path or target_path
     if there is None:
-        return Finding(case, "warning", "missing-partner", f"neither {source} nor {target} is there", scans[0].path)
+        return Finding(case, "warning", "missing-partner", f"neither a {source} nor a {target} scan", scans[0].path)
     lacking = source if source_path is None else target
-    return Finding(case, "error", "missing-partner", f"there is no {lacking} scan", there)
+    return Finding(case, "error", "missing-partner", f"no {lacking} scan", there)
 
 
 def _choose(scans: list[Scan]) -> _Choice:

@@ -23,7 +23,7 @@ def source_as_target(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -
     Outside the head the source stays as it is.
 
     Args:
-        source: (i, j, k), unit scale (1 = 99.9th percentile in the head).
+        source: (i, j, k), unit scale (1 = a percentile inside the head).
         target: Acquired target, same shape, unit scale.
         mask: Head, same shape.
 

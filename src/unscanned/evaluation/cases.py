@@ -14,6 +14,7 @@ import numpy as np
 from unscanned.data.dataset import Pair
 from unscanned.data.grid import onto_grid
 from unscanned.data.intensity import head_mask, head_scale
+from unscanned.data.layout import bids_suffix
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
@@ -36,11 +37,19 @@ BASELINES = ("source", "regression")
 
 @dataclass(frozen=True)
 class Intensity:
-    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std."""
+    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std.
+
+    Attributes:
+        scale: Voxel that is 1 in unit scale.
+        mean: Mean of the training targets in unit scale.
+        std: Their standard deviation in unit scale.
+        percentile: Percentile inside the head that became 1 in them; None where the sidecar does not say.
+    """
 
     scale: float
     mean: float
     std: float
+    percentile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +86,8 @@ def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
 def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) -> Path | None:
     """Return the synthetic volume of a case among the volumes of an arm; None when there is none.
 
-    Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast with
-    or without BIDS' trailing w, `.nii.gz` or `.nii`.
+    Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast as
+    BIDS or the caller spells it, with or without the trailing w, `.nii.gz` or `.nii`.
 
     Args:
         volumes: What `list_volumes` found in the arm's folder.
@@ -88,7 +97,8 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     Raises:
         DatasetError: Several files fit equally well.
     """
-    suffixes = dict.fromkeys((contrast, contrast + "w", contrast.removesuffix("w")))
+    spellings = (bids_suffix(contrast), contrast)
+    suffixes = dict.fromkeys(name for s in spellings for name in (s, s + "w", s.removesuffix("w")))
     for stem in (f"{case}_desc-synthetic_", f"{case}_"):
         names = [stem + suffix + ending for suffix in suffixes for ending in (".nii.gz", ".nii")]
         found = [path for name in names for path in volumes.get(name, ())]
@@ -112,17 +122,20 @@ def read_intensity(path: Path) -> Intensity | None:
         content = read_json(sidecar)
         if "Intensity" not in content:
             return None
-        values = Intensity(*(float(content["Intensity"][name]) for name in ("scale", "mean", "std")))
+        table = content["Intensity"]
+        scale, mean, std = (float(table[name]) for name in ("scale", "mean", "std"))
+        values = Intensity(scale, mean, std, float(table["percentile"]) if "percentile" in table else None)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
-    if not (values.scale > 0 and values.std > 0 and all(map(math.isfinite, (values.scale, values.mean, values.std)))):
+    finite = all(map(math.isfinite, (scale, mean, std)))
+    if not (finite and scale > 0 and std > 0 and (values.percentile is None or 0 < values.percentile <= 100)):
         raise DatasetError(
             "the sidecar's intensity constants cannot be used",
             where=sidecar,
             found=values,
-            expected="finite numbers with a positive scale and std",
+            expected="finite numbers with a positive scale and std, a percentile above 0 and up to 100",
         )
     return values
 

@@ -1,31 +1,33 @@
 """Score arms against the acquired target, on the same subjects, the same grid and the same scale.
 
-The target of each case is divided by its own 99.9th percentile inside its head ("unit scale"). A synthetic volume is
-divided by the scale in its sidecar, which its model knew before it saw the case. MAE, MSE and `psnr_nie` are those of
-z-scores, (unit - mean) / std with the constants of the training set, as in the report; `psnr` and SSIM are those of the
-unit scale with a data range of 1.
+The target of each case is divided by a percentile of its own inside its head ("unit scale"): that of the arms' models,
+99.9 by default. A synthetic volume is divided by the scale in its sidecar, which its model knew before it saw the case.
+MAE, MSE and `psnr_nie` are those of z-scores, (unit - mean) / std with the constants of the training set, as in the
+report; `psnr` and SSIM are those of the unit scale with a data range of 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from unscanned.data.dataset import Pair, find_pairs
-from unscanned.data.layout import Layout
+from unscanned.data.layout import Layout, bids_suffix
 from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
+    Intensity,
     find_synthetic,
     list_volumes,
     load_images,
     read_intensity,
     training_pair,
 )
-from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceError, score_case
+from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceErrors, score_case
 from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
 from unscanned.files import write_json, write_text
 from unscanned.progress import Progress
@@ -63,7 +65,7 @@ def evaluate(
     layout: Layout = "auto",
     subjects: Sequence[str] | None = None,
     training: Sequence[str] = (),
-    percentile: float = 99.9,
+    percentile: float | None = None,
     resample: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -81,12 +83,13 @@ def evaluate(
         layout: Layout of the dataset; see `find_pairs`.
         subjects: Subjects to score; when unset, those for which any arm has a volume.
         training: Subjects that the arms were trained on, never scored.
-        percentile: Percentile inside the head that becomes 1; the models' own.
+        percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
+            the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
         progress: Called with (done, total, case).
 
     Raises:
-        SettingsError: No arm, or an arm with the name of a baseline.
+        SettingsError: No arm, an arm with the name of a baseline, or a sidecar that names another percentile.
         DatasetError: No case to score, or a subject that is both trained on and scored.
     """
     _check_arms(synthetic)
@@ -97,17 +100,19 @@ def evaluate(
         raise DatasetError(
             "no case to score",
             where=", ".join(map(str, synthetic.values())),
-            expected=f"files such as {pairs[0].case}_desc-synthetic_{target}.nii.gz",
+            expected=f"files such as {pairs[0].case}_desc-synthetic_{bids_suffix(target)}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
     expected = {pair.subject for pair, _ in files}.union(subjects or ())
     _check_split(expected, training)
+    intensities = _intensities(files)
+    percentile = _percentile(intensities, percentile)
     trained = [pair for pair in pairs if pair.subject in set(training)]
     total = len(trained) + len(files)
     regression, warnings = _fit(trained, percentile, resample, progress, total)
-    constants = _constants(files, warnings)
+    constants = _constants(intensities, warnings)
     scores: list[Score] = []
-    slices: list[SliceError] = []
+    slices: list[SliceErrors] = []
     for index, (pair, paths) in enumerate(files):
         if progress:
             progress(len(trained) + index, total, pair.case)
@@ -127,6 +132,7 @@ def evaluate(
         "comparisons": comparisons(arms, next(iter(synthetic)), scores),
         "cases": [_describe(pair, paths) for pair, paths in files],
         "scores": [asdict(row) for row in scores],
+        "slices": [asdict(plane) for plane in slices],
         "failures": [asdict(failure) for failure in failures],
         "warnings": list(dict.fromkeys(warnings)),
         "regression": regression.to_json() if regression else None,
@@ -159,7 +165,7 @@ def _facts(
     }
 
 
-def _write(evaluation: Evaluation, slices: Sequence[SliceError]) -> Evaluation:
+def _write(evaluation: Evaluation, slices: Sequence[SliceErrors]) -> Evaluation:
     write_text(evaluation.folder / "scores.csv", scores_csv(evaluation.scores, evaluation.failures))
     write_text(evaluation.folder / "slices.csv", slices_csv(slices))
     write_json(evaluation.folder / "evaluation.json", evaluation.content)
@@ -229,17 +235,37 @@ def _fit(
         return None, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
 
 
-def _constants(files: Sequence[tuple[Pair, dict[str, Path | None]]], warnings: list[str]) -> dict[str, Any]:
+def _intensities(files: Sequence[tuple[Pair, dict[str, Path | None]]]) -> list[tuple[str, Path, Intensity]]:
+    """The arm, the file and the constants of each volume whose sidecar has them; scoring refuses what is unreadable."""
+    found = []
+    for _, paths in files:
+        for arm, path in paths.items():
+            with contextlib.suppress(DatasetError):
+                if path is not None and (intensity := read_intensity(path)) is not None:
+                    found.append((arm, path, intensity))
+    return found
+
+
+def _percentile(intensities: Sequence[tuple[str, Path, Intensity]], given: float | None) -> float:
+    """The percentile inside the head that becomes 1: the one that is given and that all sidecars name."""
+    named = {(arm, values.percentile) for arm, _, values in intensities if values.percentile is not None}
+    wanted = {percentile for _, percentile in named}.union([] if given is None else [given])
+    if len(wanted) > 1:
+        raise SettingsError(
+            "the arms were made at different percentiles of intensity" if given is None else "another percentile",
+            where="percentile",
+            found=", ".join(f"{arm}: {percentile:g}" for arm, percentile in sorted(named)),
+            expected="one for all arms" if given is None else f"{given:g}, as given",
+            do="Score arms whose models had the same prepare.percentile.",
+        )
+    return next(iter(wanted), 99.9)
+
+
+def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: list[str]) -> dict[str, Any]:
     """The mean and SD that make z-scores: one pair of numbers for all arms and cases, from the first sidecar."""
     found: dict[tuple[float, float], str] = {}
-    for _, paths in files:
-        for path in filter(None, paths.values()):
-            try:
-                intensity = read_intensity(path)
-            except DatasetError:
-                continue
-            if intensity:
-                found.setdefault((intensity.mean, intensity.std), path.name)
+    for _, path, intensity in intensities:
+        found.setdefault((intensity.mean, intensity.std), path.name)
     if not found:
         warnings.append("no sidecar has intensity constants: z-scores use each target's own mean and SD in the head")
         return {"mean": None, "std": None, "origin": "each target's own, inside its head"}

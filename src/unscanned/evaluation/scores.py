@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = [
     "REGIONS",
     "Failure",
     "Score",
-    "SliceError",
+    "SliceErrors",
     "case_constants",
     "score",
     "score_case",
@@ -38,8 +39,8 @@ DEFINITIONS = {
     "mse": "mean squared error of z-scores; lower is better",
     "psnr_nie": "20 log10(largest z-score of either volume / root mean squared error), dB, as the authors of the "
     "method and the report compute it; higher is better, but a bright synthetic voxel raises it",
-    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = 99.9th percentile of the target inside the "
-    "head), dB; higher is better",
+    "psnr": "20 log10(1 / root mean squared error) in unit scale (1 = a percentile of the target inside the head), "
+    "dB; higher is better",
     "ssim": "structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1, higher "
     "is better",
 }
@@ -69,15 +70,22 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class SliceError:
-    """Mean squared error of z-scores in one slice; the index counts along the plane's axis in RAS+."""
+class SliceErrors:
+    """Mean squared error of z-scores in every slice of a plane; the index counts along the plane's axis in RAS+.
+
+    Attributes:
+        case: Case.
+        arm: Arm.
+        plane: One of `PLANES`.
+        mse_head: Inside the head; None where a slice holds none of it.
+        mse_volume: Of all voxels of the slice.
+    """
 
     case: str
     arm: str
     plane: str
-    index: int
-    mse_head: float
-    mse_volume: float
+    mse_head: list[float | None]
+    mse_volume: list[float]
 
 
 def score(
@@ -123,7 +131,7 @@ def score_case(
     images: Images,
     constants: Mapping[str, Any],
     scores: list[Score],
-    slices: list[SliceError],
+    slices: list[SliceErrors],
     failures: list[Failure],
 ) -> None:
     """Score every arm of a case, and add the rows to the three lists."""
@@ -142,7 +150,5 @@ def score_case(
         for axis, plane in enumerate(PLANES):
             head = slice_mse(images.target, image, images.head, axis=axis) / std**2
             whole = slice_mse(images.target, image, axis=axis) / std**2
-            slices += [
-                SliceError(pair.case, arm, plane, int(index), float(head[index]), float(whole[index]))
-                for index in np.flatnonzero(np.isfinite(head))
-            ]
+            inside = [value if math.isfinite(value) else None for value in head.tolist()]
+            slices.append(SliceErrors(pair.case, arm, plane, inside, whole.tolist()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.metrics import METRICS
-from unscanned.evaluation.scores import Failure, Score, SliceError
+from unscanned.evaluation.scores import Failure, Score, SliceErrors
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 
 __all__ = ["comparisons", "finite", "scores_csv", "slices_csv", "summaries"]
@@ -73,10 +73,14 @@ def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
     return _csv(("case", "subject", "session", "arm", "region", "status", *METRICS, "reason"), rows)
 
 
-def slices_csv(slices: Iterable[SliceError]) -> str:
-    """Return one line for each slice that holds some of the head."""
-    names = ("case", "arm", "plane", "index", "mse_head", "mse_volume")
-    return _csv(names, ([getattr(row, name) for name in names] for row in slices))
+def slices_csv(slices: Iterable[SliceErrors]) -> str:
+    """Return one line for each slice; `mse_head` is empty where a slice holds none of the head."""
+    rows = (
+        (plane.case, plane.arm, plane.plane, index, *values)
+        for plane in slices
+        for index, values in enumerate(zip(plane.mse_head, plane.mse_volume, strict=True))
+    )
+    return _csv(("case", "arm", "plane", "index", "mse_head", "mse_volume"), rows)
 
 
 def finite(content: Any) -> Any:

@@ -202,7 +202,7 @@ class FastGenerator:
 
 
 def small(in_channels: int = 1, *, slope: float = 0.2) -> NieGenerator:
-    """Return a generator of the same shape for the demo: four layers, 8 filters, a receptive field of 17 voxels."""
+    """Return a generator of the same shape for the demo: four layers, 8 or 16 filters, a receptive field of 15."""
     return NieGenerator(in_channels, filters=(8, 16, 16), kernels=(5, 3, 3, 3), slope=slope)
 
 

@@ -313,7 +313,7 @@ def _colour_bars(figure: Any, grey: Any, difference: Any) -> None:
 
     left = 1 - 0.72 / figure.get_figwidth()
     for bottom, norm, cmap, label in (
-        (0.56, grey, "gray", "intensity (1 = 99.9th percentile in the head)"),
+        (0.56, grey, "gray", "intensity (unit scale)"),
         (0.1, difference, "RdBu_r", "synthetic − acquired (z-scores)"),
     ):
         axes = figure.add_axes((left, bottom, 0.13 / figure.get_figwidth(), 0.34))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from unscanned.config import fingerprint
 from unscanned.data.contrast import check_contrast
-from unscanned.data.dataset import find_pairs
+from unscanned.data.dataset import select_pairs
 from unscanned.data.intensity import head_mask, head_scale
 from unscanned.data.layout import bids_suffix, identify
 from unscanned.data.volume import Volume, read_volume, write_volume
@@ -43,8 +43,10 @@ class Synthesized:
     failures: dict[str, UnscannedError] = field(default_factory=dict)
 
 
-def list_inputs(inputs: Iterable[str | Path], *, source: str, target: str) -> list[tuple[Path, str | None]]:
-    """Return the scans behind the inputs, each with its case.
+def list_inputs(
+    inputs: Iterable[str | Path], *, source: str, target: str
+) -> tuple[list[tuple[Path, str | None]], dict[str, UnscannedError]]:
+    """Return the scans behind the inputs, each with its case, and an error for each case with several to choose from.
 
     Args:
         inputs: Files, BIDS or IXI folders, or CSV tables; from the latter three, every scan of the source contrast.
@@ -52,16 +54,22 @@ def list_inputs(inputs: Iterable[str | Path], *, source: str, target: str) -> li
         target: Contrast that will be made.
 
     Returns:
-        (scan, case) in the order given; the case is None for a single file, whose own name then counts.
+        (scan, case) in the order given, where the case is None for a single file, whose own name then counts; and the
+        errors by dataset and case.
+
+    Raises:
+        DatasetError: A dataset cannot be read, or has no scan of the source contrast.
     """
     scans: list[tuple[Path, str | None]] = []
+    failures: dict[str, UnscannedError] = {}
     for entry in map(Path, inputs):
         if entry.is_dir() or entry.suffix in (".csv", ".tsv"):
-            pairs = find_pairs(entry, source=source, target=target, require_target=False)
-            scans += [(pair.source, pair.case) for pair in pairs]
+            found = select_pairs(entry, source=source, target=target, require_target=False)
+            scans += [(pair.source, pair.case) for pair in found.pairs]
+            failures |= {str(error.where): error for error in found.ambiguous.values()}
         else:
             scans.append((entry, None))
-    return scans
+    return scans, failures
 
 
 def output_path(out: str | Path, scan: Path, target: str, case: str | None = None) -> Path:
@@ -102,7 +110,7 @@ def synthesize(
 
     Args:
         model: What to synthesize with.
-        scans: As `list_inputs` returns them.
+        scans: As `list_inputs` returns them: (scan, case).
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
         mode: As for `Model.options`, and so are the next four; None takes the model's own.
         stride: See there.
@@ -225,6 +233,7 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
             "scale": contrasts.target.scale,
             "mean": contrasts.target.mean,
             "std": contrasts.target.std,
+            "percentile": contrasts.percentile,
             "source_scale": head_scale(volume.array, head_mask(volume.array), contrasts.percentile),
         },
         "Environment": environment(model.device),

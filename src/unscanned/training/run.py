@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from unscanned import device as devices
 from unscanned import precision as precisions
 from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
 from unscanned.data.contrast import Fingerprint
-from unscanned.data.dataset import Pair, find_pairs, split_subjects
+from unscanned.data.dataset import Pair, select_pairs, split_subjects
 from unscanned.data.prepare import Case, prepare
 from unscanned.errors import CheckpointError, DatasetError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import lock, read_json, read_sealed, remove_partials, sha256, write_json, write_text
@@ -26,7 +26,7 @@ from unscanned.synthesis.model import Model, save_model
 from unscanned.synthesis.volume import check_network
 from unscanned.training.chain import Chain
 
-__all__ = ["Trained", "train", "train_run"]
+__all__ = ["Trained", "check_settings", "train", "train_run"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class Trained:
         model: Folder of the model.
         stages: For each stage its epochs, steps, patches, seconds and best epoch.
         failures: Cases that were refused and left out, with the reason.
+        incomplete: What each case lacks that was left out because it has not both contrasts.
     """
 
     model: Path
     stages: list[dict[str, Any]]
     failures: dict[str, UnscannedError]
+    incomplete: dict[str, str]
 
 
 def train(
@@ -69,6 +71,41 @@ def train(
     return train_run(dataset, folder, resolve(preset, file, overrides), progress=progress)
 
 
+def check_settings(settings: Settings) -> torch.device:
+    """Refuse settings that no run can have: networks that cannot be built, a device or a precision that is not there.
+
+    Returns:
+        The device to train on.
+
+    Raises:
+        SettingsError: A network's name is not known, a network does not take patches of this size, the device lacks the
+            precision, or the generator the mode of synthesis.
+        ResourceError: The device is not there, or a network needs software that is not installed.
+    """
+    device = devices.choose(settings.training.device, threads=settings.training.threads)
+    for table in ("synthesis", "training"):
+        precisions.choose(
+            to_dict(settings)[table]["precision"],
+            device,
+            convolution=settings.generator.convolution,
+            where=f"{table}.precision",
+        )
+    discriminators.build(settings.discriminator.name, patch=settings.training.patch, slope=settings.discriminator.slope)
+    options = settings.generator
+    generator = generators.build(options.name, slope=options.slope, convolution=options.convolution)
+    multiple = getattr(generator, "multiple", 1)
+    if settings.training.patch % multiple:
+        raise SettingsError(
+            "the generator does not take patches of this size",
+            where="training.patch",
+            found=f"{settings.training.patch} with generator.name = {options.name}",
+            expected=f"a multiple of {multiple}",
+        )
+    if settings.synthesis.mode == "volume":
+        check_network(generator)
+    return device
+
+
 def train_run(
     dataset: str | Path,
     folder: str | Path,
@@ -92,43 +129,31 @@ def train_run(
         should_stop: Asked after each step.
 
     Raises:
-        SettingsError: A network's name is not known.
+        SettingsError: As for `check_settings`; nothing was written.
         BusyError: Another run uses the folder.
         CheckpointError: The folder holds a run with other settings or subjects, or one that is beyond its epochs.
-        DatasetError: Too few usable subjects.
+        DatasetError: Too few usable subjects, or one file that stands for two scans.
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
-        ResourceError: The disk is full, or the device is not there.
-        SettingsError: The device lacks the precision, or the generator the mode of synthesis; nothing was written.
+        ResourceError: The disk is full, or as for `check_settings`.
     """
     folder = Path(folder)
-    device = devices.choose(settings.training.device, threads=settings.training.threads)
-    for table in ("synthesis", "training"):
-        precisions.choose(
-            to_dict(settings)[table]["precision"],
-            device,
-            convolution=settings.generator.convolution,
-            where=f"{table}.precision",
-        )
-    generator = _check_networks(settings)
-    if settings.synthesis.mode == "volume":
-        check_network(generator)
+    device = check_settings(settings)
     with lock(folder):
         remove_partials(folder)
         _claim(folder, settings)
-        pairs = find_pairs(
-            dataset, source=settings.data.source, target=settings.data.target, layout=settings.data.layout
-        )
-        split = split_subjects(pairs, **to_dict(settings.split))
+        found = select_pairs(dataset, **to_dict(settings.data))
+        split = split_subjects(found.pairs, **to_dict(settings.split))
         _claim_split(folder, split)
-        used = [pair for pair in pairs if pair.subject in {*split["train"], *split["validation"]}]
-        prepared, failures = prepare(
+        used = [pair for pair in found.pairs if pair.subject in {*split["train"], *split["validation"]}]
+        prepared, refused = prepare(
             used,
             cache or folder / "prepared",
             **dataclasses.asdict(settings.prepare),
             progress=interruptible(progress, should_stop, folder),
         )
-        _refuse_copies(prepared, [pair for pair in pairs if pair.subject in split["test"]])
+        failures = {**found.ambiguous, **refused}
+        _refuse_copies(prepared, [pair for pair in found.pairs if pair.subject in split["test"]])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -141,7 +166,7 @@ def train_run(
             chain.train(first_stage)
         except TrainingError as error:
             if chain.is_complete:
-                _save(folder, settings, chain, failures)
+                _save(folder, settings, chain, failures, found.incomplete)
                 error = TrainingError(
                     error.what,
                     where=error.where,
@@ -150,17 +175,20 @@ def train_run(
                     do=f"{error.do} The best epoch so far is the model {folder / 'model'}.",
                 )
             raise error
-        _save(folder, settings, chain, failures)
-    return Trained(folder / "model", chain.results, failures)
+        _save(folder, settings, chain, failures, found.incomplete)
+    return Trained(folder / "model", chain.results, failures, found.incomplete)
 
 
-def _save(folder: Path, settings: Settings, chain: Chain, failures: dict[str, UnscannedError]) -> None:
+def _save(
+    folder: Path, settings: Settings, chain: Chain, failures: dict[str, UnscannedError], incomplete: dict[str, str]
+) -> None:
     """Write the model, unless it is there already."""
     provenance = {
         "made": utc_now(),
         "training_cases": [{k: case.facts[k] for k in ("case", "source", "target")} for case in chain.training],
         "validation_cases": [case.name for case in chain.validation],
         "left_out": {case: str(error) for case, error in failures.items()},
+        "incomplete": incomplete,
         "stages": chain.results,
         "environment": environment(chain.device),
     }
@@ -197,22 +225,6 @@ def _read_own(path: Path, what: str, understand: Callable[[Any], dict[str, Any]]
             found=error,
             do="Choose another folder, or put this file back as it was.",
         ) from error
-
-
-def _check_networks(settings: Settings) -> nn.Module:
-    """Refuse networks that cannot be built before their settings are written into the folder; return the generator."""
-    discriminators.build(settings.discriminator.name, patch=settings.training.patch, slope=settings.discriminator.slope)
-    options = settings.generator
-    generator = generators.build(options.name, slope=options.slope, convolution=options.convolution)
-    multiple = getattr(generator, "multiple", 1)
-    if settings.training.patch % multiple:
-        raise SettingsError(
-            "the generator does not take patches of this size",
-            where="training.patch",
-            found=f"{settings.training.patch} with generator.name = {options.name}",
-            expected=f"a multiple of {multiple}",
-        )
-    return generator
 
 
 def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:

@@ -1,0 +1,24 @@
+import json
+
+import pytest
+
+from unscanned.data.dataset import find_pairs, split_subjects
+from unscanned.demo import demo
+from unscanned.errors import Interrupted
+
+
+@pytest.mark.parametrize("subjects", [0, 6])
+def test_too_few_subjects_are_refused_before_any_is_simulated(cli, tmp_path, subjects):
+    done = cli("demo", "-o", tmp_path / "out", "--subjects", subjects)
+    assert done.returncode == 2
+    assert "at least 7: 5 train, 1 validation, 1 test" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_which_subjects_test_is_drawn_from_the_seed(tmp_path):
+    with pytest.raises(Interrupted):
+        demo(tmp_path, subjects=7, seed=1, should_stop=lambda: True)
+    pairs = find_pairs(tmp_path / "dataset")
+    first, second = (split_subjects(pairs, train=5, validation=1, test=1, seed=seed) for seed in (0, 1))
+    assert json.loads((tmp_path / "arms" / "demo" / "split.json").read_text()) == second != first
