@@ -151,6 +151,10 @@ def test_d04_of_two_runs_on_one_output_the_second_is_exit_8(tmp_path, capsys, ti
         assert main(call) == 8
     assert "the folder is in use by another run" in capsys.readouterr().err
     assert main(call) == 0
+    scores = tmp_path / "scores"
+    with lock(scores):
+        assert main(["evaluate", str(tiny_dataset), str(out), "-o", str(scores)]) == 8
+    assert not (scores / "scores.csv").exists()
 
 
 @pytest.mark.parametrize("killed_before", ["sidecar", "volume"])

@@ -29,7 +29,7 @@ from unscanned.evaluation.cases import (
 )
 from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceErrors, score_case
 from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
-from unscanned.files import write_json, write_text
+from unscanned.files import lock, write_json, write_text
 from unscanned.progress import Progress
 from unscanned.provenance import utc_now
 
@@ -91,6 +91,7 @@ def evaluate(
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, or a sidecar that names another percentile.
         DatasetError: No case to score, or a subject that is both trained on and scored.
+        BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
     pairs = find_pairs(dataset, source=source, target=target, layout=layout)
@@ -109,35 +110,36 @@ def evaluate(
     percentile = _percentile(intensities, percentile)
     trained = [pair for pair in pairs if pair.subject in set(training)]
     total = len(trained) + len(files)
-    regression, warnings = _fit(trained, percentile, resample, progress, total)
-    constants = _constants(intensities, warnings)
-    scores: list[Score] = []
-    slices: list[SliceErrors] = []
-    for index, (pair, paths) in enumerate(files):
+    with lock(out):
+        regression, warnings = _fit(trained, percentile, resample, progress, total)
+        constants = _constants(intensities, warnings)
+        scores: list[Score] = []
+        slices: list[SliceErrors] = []
+        for index, (pair, paths) in enumerate(files):
+            if progress:
+                progress(len(trained) + index, total, pair.case)
+            try:
+                images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
+                score_case(pair, images, constants, scores, slices, failures)
+                warnings += [f"{pair.case}: {text}" for text in images.warnings]
+            except UnscannedError as error:
+                failures.append(Failure(pair.case, "target", str(error)))
         if progress:
-            progress(len(trained) + index, total, pair.case)
-        try:
-            images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
-            score_case(pair, images, constants, scores, slices, failures)
-            warnings += [f"{pair.case}: {text}" for text in images.warnings]
-        except UnscannedError as error:
-            failures.append(Failure(pair.case, "target", str(error)))
-    if progress:
-        progress(total, total, "scored")
-    arms = (*BASELINES[: 2 if regression else 1], *synthetic)
-    content = {
-        **_facts(dataset, synthetic, source, target, percentile, resample, training),
-        "constants": constants,
-        "arms": summaries(arms, scores, expected),
-        "comparisons": comparisons(arms, next(iter(synthetic)), scores),
-        "cases": [_describe(pair, paths) for pair, paths in files],
-        "scores": [asdict(row) for row in scores],
-        "slices": [asdict(plane) for plane in slices],
-        "failures": [asdict(failure) for failure in failures],
-        "warnings": list(dict.fromkeys(warnings)),
-        "regression": regression.to_json() if regression else None,
-    }
-    return _write(Evaluation(Path(out), arms, tuple(scores), tuple(failures), finite(content)), slices)
+            progress(total, total, "scored")
+        arms = (*BASELINES[: 2 if regression else 1], *synthetic)
+        content = {
+            **_facts(dataset, synthetic, source, target, percentile, resample, training),
+            "constants": constants,
+            "arms": summaries(arms, scores, expected),
+            "comparisons": comparisons(arms, next(iter(synthetic)), scores),
+            "cases": [_describe(pair, paths) for pair, paths in files],
+            "scores": [asdict(row) for row in scores],
+            "slices": [asdict(plane) for plane in slices],
+            "failures": [asdict(failure) for failure in failures],
+            "warnings": list(dict.fromkeys(warnings)),
+            "regression": regression.to_json() if regression else None,
+        }
+        return _write(Evaluation(Path(out), arms, tuple(scores), tuple(failures), finite(content)), slices)
 
 
 def _facts(
