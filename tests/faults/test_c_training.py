@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tool
 import torch
 from storm.storm_training import settings as storm_settings
 from storm.storm_training import storm
@@ -343,32 +344,55 @@ def test_c07_the_command_line_exits_8_on_a_folder_in_use(tmp_path, capsys, tiny_
     assert f"in use by another run; found process {holder}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "times", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)]
-)
+def start_training(tiny_run, tiny_dataset, run, *options):
+    """Train from the command line, and return the process once it has taken a step."""
+    arguments = ["train", tiny_dataset, "-o", run, "-p", "demo", "--settings", tiny_run / "settings.toml"]
+    process = tool.start(*arguments, "--training.epochs", 1000, *options)
+    while last_step(run) == 0:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def last_step(run):
+    return max((event["step"] for event in read_log(run / "log.jsonl") if event["event"] == "step"), default=0)
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_c08_a_signal_ends_training_within_seconds_and_the_next_call_goes_on(
-    tmp_path, capfd, tiny_run, tiny_dataset, number, times, code
+    tmp_path, tiny_run, tiny_dataset, number, code
 ):
     run = tmp_path / "run"
-    arguments = ["train", str(tiny_dataset), "-o", str(run), "-p", "demo"]
-    arguments += ["--settings", str(tiny_run / "settings.toml"), "--training.epochs", "1000"]
-    child = os.fork()
-    if child == 0:
-        os._exit(main(arguments))
-    while len(read_log(run / "log.jsonl")) < 3:
-        time.sleep(0.05)
-    began = time.monotonic()
-    for _ in range(times):
-        os.kill(child, number)
-        time.sleep(0.01)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    with start_training(tiny_run, tiny_dataset, run) as process:
+        process.send_signal(number)
+        began = time.monotonic()
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == code
     assert time.monotonic() - began < 30
     saved = sorted((run / "checkpoints").glob("step-*.json"))[-1]
     assert sha256(saved.with_suffix(".safetensors")) == read_json(saved)["sha256"]
-    if times == 1:
-        steps = [event["step"] for event in read_log(run / "log.jsonl") if event["event"] == "step"]
-        assert read_json(saved)["step"] == steps[-1]
-        assert "Run it again to go on" in capfd.readouterr().err
+    assert read_json(saved)["step"] == last_step(run)
+    assert "Run it again to go on" in message
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_c08_the_second_signal_ends_training_before_the_step_ends(tmp_path, tiny_run, tiny_dataset, number, code):
+    run = tmp_path / "run"
+    with start_training(tiny_run, tiny_dataset, run, "--training.batch", 128) as process:
+        time.sleep(0.1)  # into the next step, which takes seconds
+        steps = last_step(run)
+        process.send_signal(number)
+        while "once more to stop at once" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped at once" in message
+    assert "Traceback" not in message
+    assert last_step(run) == steps
 
 
 def test_c08_a_signal_during_validation_saves_before_it_and_validates_on_resume(tmp_path, batches):
