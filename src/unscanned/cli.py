@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import threading
 import traceback
@@ -695,9 +696,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnscannedError as error:
         options.complain(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         options.complain("stopped at once; what was finished before is kept")
-        return 130
+        return 128 + int(next(iter(error.args), signal.SIGINT))
     except Exception:
         path = options.write_crash(traceback.format_exc())
         options.complain(f"this is a bug; what happened is in {path}. Please report it with that file.")

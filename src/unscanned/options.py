@@ -157,7 +157,7 @@ def computing() -> Iterator[tuple[Progress, Stop]]:
 
 
 class Stop:
-    """Turns the first SIGINT or SIGTERM into "stop after this step"; the second stops at once."""
+    """Turns the first SIGINT or SIGTERM into "stop after this step"; the second raises `KeyboardInterrupt(signal)`."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -180,7 +180,7 @@ class Stop:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         self.signal = number
         complain("stopping after this step; once more to stop at once")
 

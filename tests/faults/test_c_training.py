@@ -1,6 +1,7 @@
 """Section C of the table of faults: training. Each test causes the real fault and is named by its row."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tool
 import torch
+from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 from storm.storm_training import settings as storm_settings
 from storm.storm_training import storm
 from torch import nn
@@ -44,6 +47,7 @@ from unscanned.training.loop import train_stage
 from unscanned.training.run import train_run
 
 PATCH = 8
+RARELY = {"checkpoint_minutes": 5.0}  # so that what is saved within an epoch was saved for the fault
 
 
 class Judge(nn.Module):
@@ -215,15 +219,18 @@ def hostile(name):
     return struct.pack("<Q", len(header)) + header + bytes(24)
 
 
+@pytest.mark.skipif(not MEASURABLE, reason=WHERE)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_c04_a_safetensors_file_that_lies_is_refused_within_bounds(tmp_path, name):
     path = tmp_path / "step-00000001.safetensors"
     path.write_bytes(hostile(name))
     write_json(path.with_suffix(".json"), {"step": 1, "sha256": sha256(path), "identity": {}})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match="step-00000001 passed over"):
-        load_checkpoint(tmp_path, {})
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+    def load():
+        with pytest.raises(CheckpointError, match="step-00000001 passed over"):
+            load_checkpoint(tmp_path, {})
+
+    assert peak_growth_mib(load) < 100
 
 
 def flip(path):
@@ -300,28 +307,36 @@ def test_c06_a_checkpoint_of_other_scans_is_refused_with_the_case(tmp_path):
         load_checkpoint(tmp_path, {"scans of": {"sub-01": "aa cc"}})
 
 
-def test_c07_of_two_runs_in_one_folder_one_exits_8_in_fifty_of_fifty_tries(tmp_path):
-    def hold(ready, done):
-        with lock(tmp_path):
-            os.write(ready, b"x")
-            os.read(done, 1)
-        return 0
+def compete(folder, go, reports, end):
+    """Wait until the pipe `go` is closed, try to lock, report how it went, and hold until `end` is closed."""
+    os.read(go, 1)
+    try:
+        with lock(folder):
+            os.write(reports, b"+")
+            os.read(end, 1)
+    except BusyError:
+        os.write(reports, b"-")
+    return 0
 
-    refused = 0
+
+def test_c07_of_two_runs_that_start_at_once_one_has_the_folder_in_fifty_of_fifty_tries(tmp_path):
     for _ in range(50):
-        ready, done = os.pipe(), os.pipe()
-        child = os.fork()
-        if child == 0:
-            os._exit(hold(ready[1], done[0]))
-        os.read(ready[0], 1)
-        with pytest.raises(BusyError, match=f"process {child} on"), lock(tmp_path):
-            pass
-        refused += 1
-        os.write(done[1], b"x")
-        os.waitpid(child, 0)
-        for end in (*ready, *done):
-            os.close(end)
-    assert refused == 50
+        go, reports, end = os.pipe(), os.pipe(), os.pipe()
+        children = []
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                os.close(go[1])
+                os.close(end[1])
+                os._exit(compete(tmp_path, go[0], reports[1], end[0]))
+            children.append(child)
+        os.close(go[1])
+        outcomes = os.read(reports[0], 1) + os.read(reports[0], 1)
+        os.close(end[1])
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+        for pipe_end in (go[0], *reports, end[0]):
+            os.close(pipe_end)
+        assert sorted(outcomes) == sorted(b"+-")
 
 
 def test_c07_the_lock_of_a_killed_run_is_free_even_while_its_children_live(tmp_path):
@@ -356,32 +371,55 @@ def test_c07_the_command_line_exits_8_on_a_folder_in_use(tmp_path, capsys, tiny_
     assert f"in use by another run; found process {holder}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "times", "code"), [(signal.SIGINT, 1, 130), (signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)]
-)
+def start_training(tiny_run, tiny_dataset, run, *options):
+    """Train from the command line, and return the process once it has taken a step."""
+    arguments = ["train", tiny_dataset, "-o", run, "-p", "demo", "--settings", tiny_run / "settings.toml"]
+    process = tool.start(*arguments, "--training.epochs", 1000, *options)
+    while last_step(run) == 0:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def last_step(run):
+    return max((event["step"] for event in read_log(run / "log.jsonl") if event["event"] == "step"), default=0)
+
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_c08_a_signal_ends_training_within_seconds_and_the_next_call_goes_on(
-    tmp_path, capfd, tiny_run, tiny_dataset, number, times, code
+    tmp_path, tiny_run, tiny_dataset, number, code
 ):
     run = tmp_path / "run"
-    arguments = ["train", str(tiny_dataset), "-o", str(run), "-p", "demo"]
-    arguments += ["--settings", str(tiny_run / "settings.toml"), "--training.epochs", "1000"]
-    child = os.fork()
-    if child == 0:
-        os._exit(main(arguments))
-    while len(read_log(run / "log.jsonl")) < 3:
-        time.sleep(0.05)
-    began = time.monotonic()
-    for _ in range(times):
-        os.kill(child, number)
-        time.sleep(0.01)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    with start_training(tiny_run, tiny_dataset, run) as process:
+        process.send_signal(number)
+        began = time.monotonic()
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == code
     assert time.monotonic() - began < 30
     saved = sorted((run / "checkpoints").glob("step-*.json"))[-1]
     assert sha256(saved.with_suffix(".safetensors")) == read_json(saved)["sha256"]
-    if times == 1:
-        steps = [event["step"] for event in read_log(run / "log.jsonl") if event["event"] == "step"]
-        assert read_json(saved)["step"] == steps[-1]
-        assert "Run it again to go on" in capfd.readouterr().err
+    assert read_json(saved)["step"] == last_step(run)
+    assert "Run it again to go on" in message
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_c08_the_second_signal_ends_training_before_the_step_ends(tmp_path, tiny_run, tiny_dataset, number, code):
+    run = tmp_path / "run"
+    with start_training(tiny_run, tiny_dataset, run, "--training.batch", 128) as process:
+        time.sleep(0.1)  # into the next step, which takes seconds
+        steps = last_step(run)
+        process.send_signal(number)
+        while "once more to stop at once" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped at once" in message
+    assert "Traceback" not in message
+    assert last_step(run) == steps
 
 
 def test_c08_a_signal_during_validation_saves_before_it_and_validates_on_resume(tmp_path, batches):
@@ -412,20 +450,41 @@ def limit_memory(mib):
     resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, resource.RLIM_INFINITY))
 
 
-def test_c10_training_out_of_memory_names_a_batch_that_fits_and_keeps_its_checkpoint(tmp_path, capfd, cases):
-    huge = PatchBatches(cases, normalization(cases), patch=16, batch=1024)
+def train_wide(folder, cases, **options):
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
+    batches = PatchBatches(cases, normalization(cases), patch=16, batch=256)
+    train(folder, batches, generator=wide, adversarial=0.0, epochs=1, **options)
 
-    def work():
-        limit_memory(400)
-        wide = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
-        train(tmp_path, huge, generator=wide, adversarial=0.0)
 
-    assert in_a_process(work) == 7
-    message = capfd.readouterr().err
-    assert "memory does not hold a training step; found training.batch = 1024" in message
+def train_until_memory_is_short(folder, cases):
+    torch.set_num_threads(1)
+    steps = itertools.count(1)
+    try:
+        train_wide(folder, cases, should_stop=lambda: next(steps) == 2 and limit_memory(100))
+    except ResourceError as error:
+        (folder / "message").write_text(str(error))
+        sys.exit(error.exit_code)
+
+
+def in_a_new_process(work, *arguments):
+    """Run work in a process that has freed nothing yet: a fork has what this one has freed, beyond any limit."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_c10_training_out_of_memory_names_a_batch_that_fits_and_goes_on_from_its_checkpoint(tmp_path, cases):
+    assert in_a_new_process(train_until_memory_is_short, tmp_path / "short", cases) == 7
+    message = (tmp_path / "short" / "message").read_text()
+    assert "memory does not hold a training step; found training.batch = 256" in message
     fits = int(message.split("expected training.batch = ")[1].split(",")[0])
-    assert 0 < fits < 1024
-    assert load_checkpoint(tmp_path / "checkpoints", {}) is not None
+    assert 0 < fits < 256
+    assert load_checkpoint(tmp_path / "short" / "checkpoints", {}).step == 2
+    train_wide(tmp_path / "short", cases)
+    train_wide(tmp_path / "whole", cases)
+    assert weights(tmp_path / "short") == weights(tmp_path / "whole")
 
 
 def map_with_little_memory(volume, network, folder):
@@ -439,13 +498,7 @@ def map_with_little_memory(volume, network, folder):
 def test_c10_synthesis_out_of_memory_takes_fewer_patches_says_so_and_gives_the_same(tmp_path):
     volume = np.random.default_rng(0).standard_normal((1, 32, 32, 32)).astype(np.float32)
     network = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
-    # A new process: a fork has what this one has freed, beyond any limit.
-    process = multiprocessing.get_context("spawn").Process(
-        target=map_with_little_memory, args=(volume, network, tmp_path)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert in_a_new_process(map_with_little_memory, volume, network, tmp_path) == 0
     assert "memory did not hold 256 patches at a time on cpu; 128 were taken" in (tmp_path / "notes").read_text()
     expected = reconstruct(volume, network, patch=16, stride=3)
     np.testing.assert_allclose(np.load(tmp_path / "made.npy"), expected, atol=1e-5)
@@ -475,45 +528,48 @@ def damage(case):
     np.save(case.folder / "target.npy", target)
 
 
-def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_the_best_epoch_is_kept(tmp_path, cases):
-    contrasts = normalization(cases)
-    damage(cases[1])
-    damaged = PatchBatches(cases, contrasts, patch=PATCH, batch=8)
-    pattern = rf"step \d+, .*{cases[1].name} at .*\(0, 0, 0\).*discriminator's loss or gradient is not finite"
-    with pytest.warns(UserWarning, match="went back to step"), pytest.raises(TrainingError, match=pattern) as refusal:
-        train(tmp_path / "run", damaged, epochs=1000, steps_per_epoch=2)
-    assert refusal.value.exit_code == 6
-    for folder in ("checkpoints", "best"):
-        kept = load_checkpoint(tmp_path / "run" / folder, {})
-        if kept is not None:
-            assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
-    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}) is not None
-
-
-class Once:
+class Once(PatchBatches):
     """Batches of which one, the first time that it is asked for, is not finite."""
 
     def __init__(self, batches, bad):
-        self.batches, self.bad, self.done = batches, bad, False
-
-    def __getattr__(self, name):
-        return getattr(self.batches, name)
+        vars(self).update(vars(batches))
+        self.bad, self.done = bad, False
 
     def __call__(self, step):
-        source, target = self.batches(step)
+        source, target = super().__call__(step)
         if step == self.bad and not self.done:
             self.done = True
             source[0, 0, 0, 0, 0] = float("inf")
         return source, target
 
-    def loader(self, first, last, workers=0):
-        return Feed(self, first, last)
+
+def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_what_is_kept_goes_on(tmp_path, cases):
+    options = {"epochs": 6, "steps_per_epoch": 2, **RARELY}
+    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=8, seed=7)
+    whole = cases[1].target.copy()
+    damage(cases[1])
+    pattern = rf"step 5, .*{cases[1].name} at .*\(0, 0, 0\).*discriminator's loss or gradient is not finite"
+    with pytest.warns(UserWarning, match="went back to step 2"), pytest.raises(TrainingError, match=pattern) as refusal:
+        train(tmp_path / "run", batches, **options)
+    assert refusal.value.exit_code == 6
+    for folder in ("checkpoints", "best"):
+        kept = load_checkpoint(tmp_path / "run" / folder, {})
+        assert kept.step == 4
+        assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
+
+    np.save(cases[1].folder / "target.npy", whole)
+    train(tmp_path / "run", batches, **options)
+    with pytest.warns(UserWarning, match="went back to step 2"):
+        train(tmp_path / "passing", Once(batches, 3), **options)
+    assert weights(tmp_path / "run") == weights(tmp_path / "passing")
 
 
 def test_c12_after_a_passing_fault_training_goes_on_from_the_epoch_in_another_order(tmp_path, cases):
-    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
+    batches = Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
+    first = batches.chosen(6).tolist()
     with pytest.warns(UserWarning, match="went back to step 4 and another order"):
-        generator = train(tmp_path / "run", Once(batches, 6))
+        generator = train(tmp_path / "run", batches)
+    assert batches.chosen(6).tolist() != first
     assert all(torch.isfinite(tensor).all() for tensor in generator.state_dict().values())
     assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).facts["record"]["rolled_back_from"] == 6
     steps = [event["step"] for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "step"]
@@ -661,21 +717,55 @@ def test_c14_a_worker_that_is_killed_or_hangs_is_exit_7_in_time(work, message):
     assert time.monotonic() - began < 20
 
 
+class Failing(PatchBatches):
+    """Batches of which one, the first time that it is asked for, sends its own process a signal."""
+
+    def __init__(self, batches, bad, number, trace):
+        vars(self).update(vars(batches))
+        self.bad, self.number, self.trace = bad, number, trace
+
+    def __call__(self, step):
+        if step == self.bad and not self.trace.exists():
+            self.trace.touch()
+            os.kill(os.getpid(), self.number)
+        return super().__call__(step)
+
+    def loader(self, first, last, workers=0):
+        return super().loader(first, last, workers, timeout_s=2)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGKILL, "a loader worker was killed"), (signal.SIGSTOP, "a loader worker hangs")],
+)
+def test_c14_a_worker_lost_while_training_costs_no_step(tmp_path, batches, number, message):
+    failing = Failing(batches, 6, number, tmp_path / "failed")
+    with pytest.raises(ResourceError, match=rf"step 6, sub-.* at .*: {message}"):
+        train(tmp_path / "run", failing, workers=1, **RARELY)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).step == 6
+    train(tmp_path / "run", failing, workers=1, **RARELY)
+    train(tmp_path / "whole", batches, **RARELY)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_c14_a_scan_that_vanishes_while_training_is_named_and_the_state_is_saved(tmp_path, cases, workers):
-    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
-    (cases[1].folder / "source.npy").unlink()
-    damaged = [Case(case.name, case.subject, case.folder) for case in cases]
-    for case in damaged[:1]:
-        assert case.source is not None
-    batches.cases = damaged
+    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=1, seed=5)
+    first = next(step for step in range(12) if batches.chosen(step)[0, 0] == 1)
+    assert first % 4 > 0  # an epoch's end saves anyway
+    away = (cases[1].folder / "source.npy").rename(tmp_path / "away.npy")
+    batches.cases = [Case(case.name, case.subject, case.folder) for case in cases]  # which map their files anew
     with pytest.raises(
-        DatasetError, match=rf"step \d+, .*{cases[1].name} at .*: a batch cannot be cut; found"
+        DatasetError, match=rf"step {first}, {cases[1].name} at .*: a batch cannot be cut; found"
     ) as refusal:
-        train(tmp_path / "run", batches, workers=workers)
+        train(tmp_path / "run", batches, workers=workers, **RARELY)
     assert refusal.value.exit_code == 3
     assert "Traceback" not in str(refusal.value)
-    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}) is not None
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).step == first
+    away.rename(cases[1].folder / "source.npy")
+    train(tmp_path / "run", batches, workers=workers, **RARELY)
+    train(tmp_path / "whole", batches, **RARELY)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_c16_a_sample_depends_on_its_step_and_slot_alone(cases):

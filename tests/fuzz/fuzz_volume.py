@@ -7,19 +7,23 @@ Where the header or the voxels were changed and compressed again, it is what nib
     PYTHONPATH=src:tests python -m fuzz.fuzz_volume --executions 20000
     PYTHONPATH=src:tests python -m fuzz.fuzz_volume --engine atheris --seconds 120   # coverage-guided
 
-Exit code 0 if no promise was broken; otherwise 1, with the files that broke one in the folder given by `--crashes`.
+Exit code 0 if no promise was broken, and if all executions were made unless `--seconds` said when to stop; otherwise 1.
+The files that broke a promise are in the folder given by `--crashes`. What the guided engine found worth keeping stays
+in the folder given by `--corpus`, and the next run begins with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import gzip
 import hashlib
 import inspect
 import json
 import random
 import re
-import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,18 +31,21 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from nifti_files import AFFINE, nifti_bytes, some_voxels
+from peak_memory import MEASURABLE, forget_peak, peak_mib
 
 from unscanned.data import bytestream, header, volume
 from unscanned.errors import VolumeError
 
 GZIP = b"\x1f\x8b"
 SLOWEST_S = 5.0
+SECONDS = 600.0
 MEMORY_MIB = 100.0
 INTERESTING = [
     *(np.float32(v).tobytes() for v in (0, -1, 1, 352, 1e38, 1e-42, np.nan, np.inf, -np.inf)),
@@ -162,6 +169,28 @@ def execute(path: Path, file: bytes, content: bytes | None) -> str:
     return outcome
 
 
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """Raise `BrokenPromise` in a body that takes longer.
+
+    A body that hangs outside Python cannot be interrupted: after twice the time the process ends with its traceback and
+    exit code 1.
+    """
+
+    def give_up(number: int, frame: object) -> None:
+        raise BrokenPromise(f"no answer within {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, give_up)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+    before = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, handler)
+
+
 def decompressed(file: bytes) -> bytes:
     """Return what the gzip members at the front of a file hold."""
     content = b""
@@ -189,49 +218,59 @@ def compare(array: np.ndarray, affine: np.ndarray, content: bytes) -> None:
 
 
 def run_mutations(executions: int, seconds: float, seed: int, folder: Path, crashes: Path) -> dict[str, object]:
-    """Read mutated files one after the other and return the figures."""
+    """Read mutated files one after the other, up to one that hangs, and return the figures."""
     counts: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     slowest, start, broken = 0.0, time.monotonic(), 0
     execute(folder / "scan.nii.gz", gzip.compress(seeds()[0]), seeds()[0])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak() if MEASURABLE else 0.0
     done = 0
-    while done < executions and time.monotonic() - start < seconds:
+    while done < executions and time.monotonic() - start < seconds and slowest <= SLOWEST_S:
         name, file_name, file, content = mutate(random.Random(f"{seed}:{done}"))
         began = time.monotonic()
         try:
-            outcome = execute(folder / file_name, file, content)
+            with watched(SLOWEST_S):
+                outcome = execute(folder / file_name, file, content)
         except Exception as error:
             outcome, broken = "broken", broken + 1
-            crashes.mkdir(parents=True, exist_ok=True)
             (crashes / f"{hashlib.sha256(file).hexdigest()[:16]}-{file_name}").write_bytes(file)
             print(f"execution {done}, {name}: {type(error).__name__}: {error}", file=sys.stderr)
         slowest = max(slowest, time.monotonic() - began)
         counts[f"{name}: {outcome}"] += 1
         outcomes[outcome] += 1
         done += 1
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    growth = peak_mib() - before if MEASURABLE else 0.0
     return {
         "engine": "structured mutations",
         "seed": seed,
         "executions": done,
+        "executions_asked_for": executions,
         "outcomes": dict(outcomes),
         "by_mutation": dict(sorted(counts.items())),
         "slowest_s": round(slowest, 3),
-        "peak_memory_growth_mib": round(growth, 1),
+        "peak_memory_growth_mib": round(growth, 1) if MEASURABLE else None,
         "seconds": round(time.monotonic() - start, 1),
         "promises_broken": broken + (growth > MEMORY_MIB),
     }
 
 
-def run_guided(executions: int, seconds: float, seed: int, folder: Path, crashes: Path) -> dict[str, object]:
-    """Let atheris search for files by the reader's coverage, in a process of its own, and return the figures."""
-    corpus = folder / "corpus"
-    corpus.mkdir()
+def run_guided(
+    executions: int, seconds: float, seed: int, folder: Path, crashes: Path, *, corpus: Path
+) -> dict[str, object]:
+    """Let atheris search for files by the reader's coverage, in a process of its own, and return the figures.
+
+    Args:
+        executions: Files to read.
+        seconds: When to stop at the latest.
+        seed: Of the search.
+        folder: For the file that is being read.
+        crashes: Gets the files that broke a promise.
+        corpus: Files to begin with; gets the seeds and every file that led to a new branch.
+    """
+    corpus.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(seeds()):
         (corpus / f"{number}.nii").write_bytes(content)
         (corpus / f"{number}.nii.gz").write_bytes(gzip.compress(content, 1, mtime=0))
-    crashes.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "fuzz.fuzz_volume", "--guided-child", str(folder / "scan.nii.gz")]
     limits = [f"-runs={executions}", f"-max_total_time={int(seconds)}", f"-seed={seed + 1}", "-max_len=8192"]
     promises = [
@@ -250,6 +289,7 @@ def run_guided(executions: int, seconds: float, seed: int, folder: Path, crashes
         "engine": "atheris, guided by coverage",
         "seed": seed,
         "executions": int(figures.get("number_of_executed_units", 0)),
+        "executions_asked_for": executions,
         "corpus_files": len(list(corpus.iterdir())),
         "branches_covered": int(covered[-1]) if covered else 0,
         "peak_memory_mib": int(figures.get("peak_rss_mb", 0)),
@@ -275,20 +315,28 @@ def main() -> int:
     """Run the engine that is asked for, print the figures as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executions", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, help=f"stop then; without it, to be done by {SECONDS:g} s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["mutations", "atheris"], default="mutations")
     parser.add_argument("--crashes", type=Path, default=Path("runs/fuzz"))
+    parser.add_argument("--corpus", type=Path, default=Path("runs/fuzz-corpus"), help="of the engine atheris")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    run = run_guided if options.engine == "atheris" else run_mutations
-    with tempfile.TemporaryDirectory() as folder:
-        figures = run(options.executions, options.seconds, options.seed, Path(folder), options.crashes)
+    run = partial(run_guided, corpus=options.corpus) if options.engine == "atheris" else run_mutations
+    seconds = SECONDS if options.seconds is None else options.seconds
+    options.crashes.mkdir(parents=True, exist_ok=True)
+    # Among the crashes, since the file stays there if reading it ends the process.
+    with tempfile.TemporaryDirectory(prefix="running-", dir=options.crashes) as folder:
+        figures = run(options.executions, seconds, options.seed, Path(folder), options.crashes)
     text = json.dumps(figures, indent=2)
     print(text)
     if options.json is not None:
         options.json.write_text(text + "\n")
-    return int(figures["promises_broken"] != 0)
+    done = figures["executions"]
+    too_few = options.seconds is None and done < options.executions
+    if too_few:
+        print(f"{done} of {options.executions} executions were made; give --seconds more time", file=sys.stderr)
+    return int(figures["promises_broken"] != 0 or too_few)
 
 
 if __name__ == "__main__":

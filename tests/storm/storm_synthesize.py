@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -22,7 +23,8 @@ from unscanned.data.volume import read_volume
 from unscanned.errors import VolumeError
 from unscanned.files import read_json, sha256
 from unscanned.synthesis.model import load_model
-from unscanned.synthesis.synthesize import list_inputs, sidecar_path, synthesize
+from unscanned.synthesis.sidecar import sidecar_path
+from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.run import train_run
 
 STRIDES = (8, 4)
@@ -39,8 +41,10 @@ class Outcome:
         volumes: Synthetic volumes looked at after the lives.
         partial: Files under a final name that are not whole, volumes or sidecars.
         wrong: Volumes that are whole but not, bit for bit, what an undisturbed run makes with one of the two strides.
-        parted: Sidecars of another volume than the one beside them; the next run makes these again.
-        missing: Outputs that a life which came to its end has left out.
+        bare: Volumes without a sidecar.
+        parted: Volumes beside the sidecar of another volume.
+        alone: Sidecars without their volume, which a kill may leave and the next life makes good.
+        missing: Outputs, volumes or sidecars, that a life which came to its end has left out.
     """
 
     kills: int = 0
@@ -48,7 +52,9 @@ class Outcome:
     volumes: int = 0
     partial: int = 0
     wrong: int = 0
+    bare: int = 0
     parted: int = 0
+    alone: int = 0
     missing: int = 0
 
 
@@ -64,27 +70,39 @@ def volumes(out: Path) -> list[Path]:
     return sorted(out.rglob("*_desc-synthetic_T2w.nii.gz"))
 
 
+def sidecars(out: Path) -> list[Path]:
+    """Return the sidecars of synthetic volumes below a folder."""
+    return sorted(out.rglob("*_desc-synthetic_T2w.json"))
+
+
 def inspect(out: Path, truth: dict[str, set[str]], outcome: Outcome) -> None:
     """Read everything that stands under a final name."""
-    for path in volumes(out):
+    found = {path: sha256(path) for path in volumes(out)}
+    for path, digest in found.items():
         outcome.volumes += 1
         try:
             read_volume(path)
         except VolumeError:
             outcome.partial += 1
-        outcome.wrong += sha256(path) not in truth[path.name]
-    for sidecar in out.rglob("*_desc-synthetic_T2w.json"):
+        outcome.wrong += digest not in truth[path.name]
+        outcome.bare += not sidecar_path(path).exists()
+    for sidecar in sidecars(out):
         volume = sidecar.with_name(sidecar.name.removesuffix(".json") + ".nii.gz")
         try:
-            outcome.parted += read_json(sidecar)["Sha256"] != sha256(volume)
+            named = read_json(sidecar)["Sha256"]
         except (OSError, ValueError, KeyError):
             outcome.partial += 1
+            continue
+        outcome.alone += volume not in found
+        outcome.parted += volume in found and named != found[volume]
 
 
 def storm(root: Path, kills: int, seed: int) -> Outcome:
     """Kill syntheses that write the same volumes over and over with two strides in turn.
 
-    The moments are uniform up to a tenth more than what an undisturbed life takes.
+    After each second life that came to its end the volumes are removed, so that half of the lives make new ones. The
+    last life is left to come to its end, and has to make good what the kill before it left. The moments are uniform up
+    to a tenth more than what an undisturbed life takes.
 
     Args:
         root: Empty folder.
@@ -102,8 +120,9 @@ def storm(root: Path, kills: int, seed: int) -> Outcome:
         for path in volumes(undisturbed):
             truth.setdefault(path.name, set()).add(sha256(path))
     outcome, moment, turn = Outcome(), moments(seed, 0.02, 1.1 * _used_since(began)), 0
-    while outcome.kills < kills:
-        seconds, group = moment()
+    finished = False
+    while outcome.kills < kills or not finished:
+        seconds, group = moment() if outcome.kills < kills else (None, False)
         finished = live(partial(make, model, dataset, out, STRIDES[turn % 2]), seconds, group=group)
         inspect(out, truth, outcome)
         outcome.kills += not finished
@@ -111,9 +130,10 @@ def storm(root: Path, kills: int, seed: int) -> Outcome:
             print(outcome, file=sys.stderr, flush=True)
         if finished:
             outcome.finished += 1
-            outcome.missing += sum(not sidecar_path(path).exists() for path in volumes(out))
-            outcome.missing += len(truth) - len(volumes(out))
+            outcome.missing += 2 * len(truth) - len(volumes(out)) - len(sidecars(out))
             turn += 1
+            if turn % 2 == 0:
+                shutil.rmtree(out)
     return outcome
 
 
@@ -132,7 +152,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="storm-") as root:
         outcome = storm(Path(root), options.kills, options.seed)
     print(json.dumps({**vars(outcome), "minutes": round((time.monotonic() - began) / 60, 1)}, indent=2))
-    if outcome.partial or outcome.wrong or outcome.missing:
+    if outcome.partial or outcome.wrong or outcome.bare or outcome.parted or outcome.missing:
         raise SystemExit(1)
 
 

@@ -30,7 +30,7 @@ class Outcome:
 
     Attributes:
         kills: Lives that ended by SIGKILL.
-        resumes: Lives that found a checkpoint and went on from it.
+        resumes: Lives that loaded a checkpoint of a step after the first and saved a later one.
         checkpoints: Checkpoints looked at after the kills.
         unreadable: Those whose file is not what the manifest says.
         different: Those that are not, bit for bit, what the uninterrupted run had at the same step.
@@ -108,6 +108,12 @@ def inspect(folder: Path, truth: dict[str, str], outcome: Outcome) -> None:
                 outcome.different += 1
 
 
+def last_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint of a run; 0 where there is none."""
+    manifests = (folder / "checkpoints").glob("step-*.json")
+    return max((int(path.stem.removeprefix("step-")) for path in manifests), default=0)
+
+
 def course(folder: Path) -> list[dict[str, object]]:
     """Return the log without what depends on the clock."""
     return [
@@ -134,8 +140,9 @@ def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5, wanted: Set
     folder = fresh(root / "killed")
     while min(outcome.kills, outcome.resumes) < kills:
         seconds, group = moment()
-        outcome.resumes += bool(list((folder / "checkpoints").glob("step-*.json")))
+        found = last_step(folder)
         finished = live(partial(train_run, dataset, folder, wanted), seconds, group=group)
+        outcome.resumes += 0 < found < last_step(folder)
         inspect(folder, truth, outcome)
         if (outcome.kills + outcome.runs) % 10 == 9:
             print(outcome, file=sys.stderr, flush=True)

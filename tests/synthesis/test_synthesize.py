@@ -19,7 +19,8 @@ from unscanned.data.intensity import Contrast, Normalization, head_mask, head_sc
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import DatasetError, SettingsError, VolumeError
 from unscanned.synthesis.model import load_model
-from unscanned.synthesis.synthesize import list_inputs, output_path, sidecar_path, synthesize
+from unscanned.synthesis.sidecar import sidecar_path
+from unscanned.synthesis.synthesize import list_inputs, output_path, synthesize
 
 
 @pytest.fixture(scope="module")
