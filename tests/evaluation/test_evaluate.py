@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -230,6 +231,18 @@ def test_a_target_that_cannot_be_read_fails_its_case_only(tmp_path):
     evaluation = evaluate(raw, arms, tmp_path / "out")
     assert [(failure.case, failure.arm) for failure in evaluation.failures] == [("sub-01", "target")]
     assert values(evaluation, "good", "head", "mae").keys() == {"sub-02"}
+
+
+def test_a_case_with_several_targets_is_a_failure_with_their_names(tmp_path):
+    raw, arms = write_cohort(tmp_path, ("01", "02"), {"good": 0.02})
+    first = next((raw / "sub-02").rglob("*_T2w.nii.gz"))
+    for run in ("run-1", "run-2"):
+        shutil.copy(first, first.with_name(f"sub-02_{run}_T2w.nii.gz"))
+    first.unlink()
+    result = evaluate(raw, arms, tmp_path / "evaluation")
+    assert [(failure.case, failure.arm) for failure in result.failures] == [("sub-02", "target")]
+    assert "sub-02_run-1_T2w.nii.gz" in result.failures[0].reason
+    assert {score.case for score in result.scores} == {"sub-01"}
 
 
 def test_a_subject_to_score_that_is_not_in_the_dataset_is_a_failure(cohort, tmp_path):

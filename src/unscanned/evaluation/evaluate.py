@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unscanned.data.dataset import Pair, find_pairs
+from unscanned.data.dataset import Pair, select_pairs
 from unscanned.data.layout import Layout, bids_suffix
 from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
@@ -80,7 +80,7 @@ def evaluate(
         out: Folder for the three files.
         source: Source contrast.
         target: Target contrast.
-        layout: Layout of the dataset; see `find_pairs`.
+        layout: Layout of the dataset; see `select_pairs`.
         subjects: Subjects to score; when unset, those for which any arm has a volume.
         training: Subjects that the arms were trained on, never scored.
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
@@ -94,9 +94,15 @@ def evaluate(
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
-    pairs = find_pairs(dataset, source=source, target=target, layout=layout)
+    found = select_pairs(dataset, source=source, target=target, layout=layout)
+    pairs = found.pairs
     volumes = {arm: list_volumes(folder) for arm, folder in synthetic.items()}
     files, failures = _find_files(pairs, volumes, target, subjects)
+    failures += [
+        Failure(case, "target", str(error))
+        for case, error in found.ambiguous.items()
+        if any(name.startswith(f"{case}_") for names in volumes.values() for name in names)
+    ]
     if not files:
         raise DatasetError(
             "no case to score",
