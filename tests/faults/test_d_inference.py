@@ -166,6 +166,7 @@ def killed_at(number, work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_d04_killed_between_any_two_names_no_volume_stands_without_its_own_sidecar(tmp_path, tiny_run, tiny_dataset):
     model, scans = load_model(tiny_run), [(scan_of(tiny_dataset, "001"), None)]
     whole = {

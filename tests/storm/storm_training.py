@@ -122,7 +122,7 @@ def course(folder: Path) -> list[dict[str, object]]:
     ]
 
 
-def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5, wanted: Settings | None = None) -> Outcome:
+def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5) -> Outcome:
     """Kill lives of trainings, one training after another, until `kills` were killed and as many resumed.
 
     Args:
@@ -130,10 +130,8 @@ def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5, wanted: Set
         kills: Number of kills and of resumes, at least.
         seed: Of their moments.
         latest: Seconds of processor time that a life takes at most; the moments are uniform.
-        wanted: Settings; `settings()` unless given.
     """
-    wanted = wanted or settings()
-    dataset = small_dataset(root / "dataset")
+    wanted, dataset = settings(), small_dataset(root / "dataset")
     reference = root / "uninterrupted"
     truth = train_uninterrupted(dataset, reference, wanted)
     outcome, moment = Outcome(), moments(seed, 0.05, latest)
