@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
@@ -624,6 +625,7 @@ def as_ordinary_user(action) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        torch.set_num_threads(1)  # the threads of the process before are not in this one
         try:
             if os.getuid() == 0:
                 os.setgroups([])
@@ -688,7 +690,7 @@ def test_a16_a_read_only_dataset_under_odd_names_is_trained_on_and_synthesized(t
         def train_and_synthesize() -> None:
             assert not os.access(dataset, os.W_OK)
             train_run(dataset, out / "run", tiny_settings)
-            scans = list_inputs([dataset], source="PD", target="T2")[:1]
+            scans = list_inputs([dataset], source="PD", target="T2")[0][:1]
             made = synthesize(load_model(out / "run"), scans, out / "synthetic")
             assert made.failures == {}
             assert read_volume(made.written[0]).shape == read_volume(scans[0][0]).shape

@@ -156,6 +156,7 @@ def killed_at(number, work):
             if event in ("os.rename", "os.remove") and next(counted) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        torch.set_num_threads(1)  # the threads of the process before are not in this one
         sys.addaudithook(kill)
         code = 1
         try:

@@ -97,9 +97,9 @@ def simulate(
     ranges = {"noise": noise, "shading": shading}
     contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, ranges)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
+    maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
     with files.lock(out):
         _check_folder(out, subjects, contrasts)
-        maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
             anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
