@@ -27,6 +27,16 @@ from unscanned.files import (
 )
 
 
+WRITING = """
+import sys, time
+from unscanned.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
 def script(text, *arguments):
     """Start a Python process that runs this text, and wait for its first line."""
     process = subprocess.Popen(
@@ -55,15 +65,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_pat
 def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path):
     path = tmp_path / "weights.safetensors"
     write_bytes(path, b"old")
-    process = script(
-        "import sys, time\n"
-        "from unscanned.files import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as temporary:\n"
-        "    temporary.write_bytes(b'half')\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n",
-        path,
-    )
+    process = script(WRITING, path)
     with process:
         process.kill()
     assert path.read_bytes() == b"old"
@@ -101,15 +103,7 @@ def test_a_folder_whose_name_begins_like_another_is_another(tmp_path):
 
 def test_an_unfinished_file_goes_when_its_process_is_dead_and_not_before(tmp_path):
     path = tmp_path / "inside" / "scan.nii.gz"
-    process = script(
-        "import sys, time\n"
-        "from unscanned.files import atomic_path\n"
-        "with atomic_path(sys.argv[1]) as temporary:\n"
-        "    temporary.write_bytes(b'half')\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n",
-        path,
-    )
+    process = script(WRITING, path)
     with process:
         remove_partials(tmp_path)
         assert len(list(path.parent.iterdir())) == 1
