@@ -26,7 +26,6 @@ from unscanned.files import (
     write_text,
 )
 
-
 WRITING = """
 import sys, time
 from unscanned.files import atomic_path
