@@ -133,6 +133,20 @@ def test_a_cache_that_lacks_a_file_is_made_anew(pairs, tmp_path, name):
     assert again.source.shape == again.target.shape == again.head.shape == SHAPE
 
 
+@pytest.mark.parametrize("damage", ["cut", "scale"])
+def test_a_damaged_cache_is_made_anew(pairs, tmp_path, damage):
+    whole = prepare_pair(pairs[0], tmp_path, shape=SHAPE)
+    before = {path.name: path.read_bytes() for path in whole.folder.iterdir()}
+    if damage == "cut":
+        path = whole.folder / "target.npy"
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path = whole.folder / "case.json"
+        path.write_text(path.read_text().replace('"source_scale": ', '"source_scale": 1'))
+    prepare_pair(pairs[0], tmp_path, shape=SHAPE)
+    assert {path.name: path.read_bytes() for path in whole.folder.iterdir()} == before
+
+
 def test_one_bad_subject_does_not_stop_the_others(own, tmp_path):
     pairs = find_pairs(own)
     pairs[1].source.write_bytes(pairs[1].source.read_bytes()[:2000])
