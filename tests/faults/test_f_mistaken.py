@@ -81,10 +81,8 @@ def test_f_verify_finds_the_volume_identical_on_the_same_device_and_threads(made
 
 def test_f_verify_with_another_number_of_threads_stays_within_the_stated_tolerance(made, capsys):
     threads = torch.get_num_threads()
-    try:
-        result = verify(made, threads=threads + 1)
-    finally:
-        torch.set_num_threads(threads)
+    result = verify(made, threads=threads + 1)
+    assert torch.get_num_threads() == threads
     assert result.verdict in ("identical", "within tolerance")
     assert result.difference <= TOLERANCE["float32"]
     assert f"threads: made with {threads}, now {threads + 1}" in result.reasons

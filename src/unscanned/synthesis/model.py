@@ -236,7 +236,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
                 where=folder,
                 found=found,
                 expected=FORMAT,
-                do="Train into the same folder again: a finished run writes its model anew.",
+                do="Use the release that made it, or train it again with this one.",
             )
         facts = read_sealed(folder / "model.json")
         weights = sha256(folder / "model.safetensors")

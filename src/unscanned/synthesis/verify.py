@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from unscanned import device as devices
 from unscanned.data.volume import Volume, read_volume
@@ -85,14 +87,16 @@ def verify(
     )
     if facts["Synthesis"]["mode"] == "patches":
         read_sidecar(volume, {"Synthesis.stride": int})
-    chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
-    found = read_volume(volume, allow_constant=True)
-    generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
-    _check_model(generator, facts)
-    source = read_source(volume, facts, scan)
-    made_with = {name: facts["Synthesis"].get(name) for name in ("mode", "stride", "precision")}
-    again = generator.synthesize(source, **made_with, progress=progress)
-    return _compare(volume, found, again, facts, environment(chosen), scale=generator.normalization.target.scale)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # the process gets its own number back
+        chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
+        found = read_volume(volume, allow_constant=True)
+        generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
+        _check_model(generator, facts)
+        source = read_source(volume, facts, scan)
+        made_with = {name: facts["Synthesis"].get(name) for name in ("mode", "stride", "precision")}
+        again = generator.synthesize(source, **made_with, progress=progress)
+        return _compare(volume, found, again, facts, environment(chosen), scale=generator.normalization.target.scale)
 
 
 def _compare(
