@@ -30,12 +30,12 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "and kernels' spectra kept, batch norm absorbed": ("auto", True, False, 1),
     "and freed memory kept": ("auto", True, True, 1),
     "and 4 patches at a time": ("auto", True, True, 4),
-    "8 patches at a time": ("auto", True, True, 8),
-    "16 patches at a time": ("auto", True, True, 16),
+    "and 8 patches at a time": ("auto", True, True, 8),
+    "and 16 patches at a time": ("auto", True, True, 16),
 }
 "Convolution, frozen, memory kept, patches at a time, compiled."
 
-CALLS = 3
+CALLS = 2
 
 
 def seconds(

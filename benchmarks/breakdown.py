@@ -1,9 +1,9 @@
 """Where the time of a patch goes: the sweeps of the fast path, each parted into products and movement of data.
 
-python benchmarks/breakdown.py --threads 2
+python benchmarks/breakdown.py
 
-PyTorch's profiler times the operators of a pass over four patches; the sweeps are those of `unscanned.models.spectral`.
-What the profiler itself costs is in the figures: compare shares.
+PyTorch's profiler, which sees one thread, times the operators of a pass over sixteen patches; the sweeps are those of
+`unscanned.models.spectral`. What the profiler itself costs is in the figures: compare shares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unscanned.memory import keep_freed_memory
 from unscanned.models import spectral
 from unscanned.models.generators import FastGenerator
 
-BATCH, CALLS = 4, 5
+BATCH, CALLS = 16, 3
 
 SWEEPS = {
     "_analyse": "transforms along i and j",
@@ -57,10 +57,8 @@ def sweep_of(event: Any) -> str:
 def main() -> None:
     """Profile and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    parser.parse_args()
+    torch.set_num_threads(1)
     keep_freed_memory()
     network = Network("nie", 0, "cpu").build("auto").eval()
     generator = FastGenerator(network)
@@ -83,7 +81,7 @@ def main() -> None:
         print(f"| {label} | {cells} | {sum(kinds.values()) / total:.0%} |")
     products = sum(kinds["products"] for kinds in spent.values())
     here = machine(torch.device("cpu"))
-    least = floor(network, PATCH, here)
+    least = floor(network, PATCH, BATCH, here)
     assert least is not None
     print(
         f"\nms a patch; {1e3 * total:.0f} in all. Products: {least['gigaflop'] / products:.0f} GFLOP/s, "

@@ -40,13 +40,15 @@ def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> 
 
 def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
     discriminator = build("small", patch=8)
-    seen = []
+    given, made = [], []
     for layer in discriminator.modules():
-        if isinstance(layer, nn.LeakyReLU):
-            layer.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0], output)))
-    discriminator(*torch.randn(2, 2, 1, 8, 8, 8))
-    assert len(seen) == 5
-    for before, after in seen:
+        if isinstance(layer, nn.LeakyReLU):  # works in place
+            layer.register_forward_pre_hook(lambda layer, inputs: given.append(inputs[0].detach().clone()))
+            layer.register_forward_hook(lambda layer, inputs, output: made.append(output.detach()))
+    with torch.no_grad():
+        discriminator(*torch.randn(2, 2, 1, 8, 8, 8))
+    assert len(given) == 5
+    for before, after in zip(given, made, strict=True):
         assert (before < 0).any()
         assert torch.equal(after, torch.where(before < 0, 0.2 * before, before))
 

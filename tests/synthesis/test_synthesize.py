@@ -280,7 +280,7 @@ def test_a_stride_or_batch_that_cannot_be_is_refused_before_anything_is_written(
 def test_progress_moves_within_a_scan_and_ends_at_all(model, tiny_dataset, tmp_path):
     told = []
     scans = list_inputs([tiny_dataset], source="PD", target="T2")[0][:2]
-    synthesize(model, scans, tmp_path / "out", progress=lambda *now: told.append(now))
+    synthesize(model, scans, tmp_path / "out", batch=4, progress=lambda *now: told.append(now))
     assert [now[0] for now in told] == sorted(now[0] for now in told)
     assert told[-1] == (2000, 2000, "synthesized")
     assert len(told) > 4

@@ -23,16 +23,14 @@ def spectral_cost(grid: int, kernel: int, into: int, out: int, batch: int) -> tu
         kernel: Edge of the kernel.
         into: Input channels.
         out: Output channels.
-        batch: Sub-grids that are convolved alike.
+        batch: Real signals that are convolved alike; two are one complex signal.
     """
+    pairs = -(-batch // 2)
     length = grid + kernel // 2
-    half = length // 2 + 1
-    first = 2 * (2 * half) * grid * grid**2
-    second = 8 * half * length * grid * grid
-    third = 8 * half * length * length * grid
-    product = 8 * half * length**2 * into * out * batch
-    operations = (first + second + third) * (into + out) * batch + product
-    values = (grid**3 + 2 * 2 * half * length * grid) * (into + out) * batch + 2 * half * length**2 * into * out
+    transforms = 8 * length * grid * (grid**2 + length * grid + length**2)
+    operations = transforms * (into + out) * pairs + 8 * length**3 * into * out * pairs
+    spectrum = 2 * (length // 2 + 1) * length**2 * into * out
+    values = (grid**3 * batch + 2 * 2 * length**2 * grid * pairs) * (into + out) + spectrum
     return operations, 4 * values
 
 
@@ -41,12 +39,13 @@ def direct_operations(network: NieGenerator, edge: int) -> int:
     return sum(2 * edge**3 * convolution.weight.numel() for convolution in network.layers[0])
 
 
-def floor(network: nn.Module, edge: int, machine: dict[str, Any]) -> dict[str, float] | None:
+def floor(network: nn.Module, edge: int, patches: int, machine: dict[str, Any]) -> dict[str, float] | None:
     """Return what one patch costs at least.
 
     Args:
         network: The generator; None is returned for one that has no pass through the frequency domain.
         edge: Of the patch, even.
+        patches: At a time: they share the reading of the kernels' spectra.
         machine: As `benchmark.machine` returns it.
 
     Returns:
@@ -58,16 +57,18 @@ def floor(network: nn.Module, edge: int, machine: dict[str, Any]) -> dict[str, f
     operations = moved = 0
     convolutions = network.layers[0]
     for number, convolution in enumerate(convolutions):
-        weight, batch = convolution.weight.detach(), PARITIES
+        weight, batch = convolution.weight.detach(), PARITIES * patches
         if number in (0, len(convolutions) - 1):
-            weight, batch = polyphase(weight), 1
+            weight, batch = polyphase(weight), patches
         cost = spectral_cost(edge // 2, weight.shape[2], weight.shape[1], weight.shape[0], batch)
         operations, moved = operations + cost[0], moved + cost[1]
     plain = direct_operations(network, edge)
+    gigaflop, gigabyte = operations / patches / 1e9, moved / patches / 1e9
     return {
+        "patches": patches,
         "plain_gigaflop": plain / 1e9,
-        "gigaflop": operations / 1e9,
-        "gigabyte": moved / 1e9,
-        "seconds_operations": operations / 1e9 / machine["gigaflop_per_second"],
-        "seconds_bytes": moved / 1e9 / machine["copied_gigabyte_per_second"],
+        "gigaflop": gigaflop,
+        "gigabyte": gigabyte,
+        "seconds_operations": gigaflop / machine["gigaflop_per_second"],
+        "seconds_bytes": gigabyte / machine["copied_gigabyte_per_second"],
     }

@@ -14,6 +14,7 @@ from unscanned.benchmark.training import training
 from unscanned.errors import SettingsError
 from unscanned.memory import keep_freed_memory
 from unscanned.progress import Progress
+from unscanned.synthesis.reconstruct import default_batch
 
 __all__ = ["benchmark"]
 
@@ -69,7 +70,7 @@ def benchmark(
     generator = Network(network, seed, place.type)
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("machine", lambda: machine(place)),
-        ("floor", lambda: floor(generator.build("auto"), PATCH, result["machine"])),
+        ("floor", lambda: floor(generator.build("auto"), PATCH, default_batch(place), result["machine"])),
         ("inference", lambda: inference(generator, edge, repeats)),
         ("training", lambda: training(generator, batch, steps)),
         ("size", lambda: size(generator, repeats, patches, volumes, layers)),

@@ -38,7 +38,7 @@ class NieDiscriminator(nn.Module):
             layers += [
                 nn.Conv3d(channels, width, 3, padding=1),
                 nn.BatchNorm3d(width),
-                nn.LeakyReLU(slope),
+                nn.LeakyReLU(slope, inplace=True),
                 nn.MaxPool3d(2),
             ]
             channels = width
@@ -47,9 +47,9 @@ class NieDiscriminator(nn.Module):
         self.head = nn.Sequential(
             nn.Flatten(),
             nn.Linear(filters[3] * (patch // 8) ** 3, 512),
-            nn.LeakyReLU(slope),
+            nn.LeakyReLU(slope, inplace=True),
             nn.Linear(512, 128),
-            nn.LeakyReLU(slope),
+            nn.LeakyReLU(slope, inplace=True),
             nn.Linear(128, 1),
         )
         for module in self.modules():

@@ -3,147 +3,197 @@
 Arrays are (i, j, k, channel, batch) here. A kernel of edge K on n voxels needs a circular length of n + K // 2 only,
 since the outputs that wrap are the ones that same padding cuts off. At these lengths the discrete Fourier transform is
 cheapest as a matrix product along each axis, and in this layout its result is already (frequency, channel, batch): per
-frequency the convolution is one complex matrix product over the channels, and nothing is transposed. Real input needs
-half of the frequencies of i. The whole-volume pass has the last two axes the other way round, as `Conv3d` likes them.
+frequency the convolution is one complex matrix product over the channels, and nothing is transposed.
 
-The work goes through the cache in three sweeps. `_analyse` transforms along i and j, a block of columns at a time.
-`_multiply` takes a few frequencies of i and j at a time, transforms them along k, multiplies them by the kernel and
-transforms them back along k. `_synthesize` undoes i and j, again by blocks.
+Two real signals that lie side by side in memory are one complex signal, x + i y, as they stand; a real kernel does to
+it what it does to both. A signal is therefore transformed to all frequencies of i, and a kernel to half of them: at the
+opposite frequency its spectrum is the conjugate. So that the two meet, the rows of i are 0, 1, ..., then -1, -2, ...,
+and along j and k the negative ones are transformed with the opposite sign: what a row and its mirror hold at one place
+belongs to opposite frequencies.
+
+The work goes through the cache in three sweeps, whose pieces the threads share. `_analyse` transforms along i and j, a
+block of columns at a time. `_multiply` takes a few frequencies of i and j at a time, and their mirrors, transforms them
+along k, multiplies them by the kernel and transforms them back along k. `_synthesize` undoes i and j, again by blocks.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from unscanned.threads import for_each
 
 __all__ = ["Kernel", "ValidKernel", "kernel_spectrum", "spectral_convolution"]
 
 CACHE_BYTES = 3 * 2**20
-"Working set of one step: more than the second-level caches hold, but fewer and longer products."
+"Working set of a piece: more than the second-level caches hold, but fewer and longer products."
+
+Piece = tuple[slice, slice | None]
+"Rows of i and j, and those of the opposite frequencies of i where these are other rows."
 
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
-    """The matrices of the discrete Fourier transform along one axis, for values at the given positions.
+class Transform:
+    """The matrices of the discrete Fourier transform along one axis, for values at some positions; complex.
 
     Attributes:
-        points: How many positions.
-        length: Circular length, so many frequencies.
-        half: Frequencies that a real signal determines.
-        forward: (length, points), complex.
-        inverse: (points, length), complex: values at the positions only.
-        first: (2 half, points), real and imaginary rows in turn: forward for a real signal.
-        last: (points, 2 half): inverse to a real signal.
+        forward: (frequencies, positions).
+        back: (positions, frequencies): values at those positions only.
     """
 
-    points: int
-    length: int
-    half: int
     forward: Tensor
-    inverse: Tensor
-    first: Tensor
-    last: Tensor
+    back: Tensor
 
 
-@functools.lru_cache(maxsize=128)
-def _axis(first_position: int, points: int, length: int, sign: int, dtype: torch.dtype, device: torch.device) -> Axis:
-    """Return the matrices for positions first_position, first_position + 1, ...; `sign` is the forward exponent's."""
-    position = torch.arange(first_position, first_position + points, dtype=torch.float64)
-    frequency = torch.arange(length, dtype=torch.float64)
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The transforms of an array.
+
+    Attributes:
+        half: Frequencies of i that a real signal determines; each is a row.
+        mirrored: Rows after those, of the frequencies opposite to 1, 2, ...; none for a kernel.
+        first: Along i.
+        second: Along j, one behind the other for all rows.
+        third: Along k, for a row.
+        opposite: Along k, for a mirror.
+    """
+
+    half: int
+    mirrored: int
+    first: Transform
+    second: Transform
+    third: Transform
+    opposite: Transform
+
+    @property
+    def points(self) -> tuple[int, int, int]:
+        """Positions along i, j and k."""
+        i, j, k = (each.forward.shape[-1] for each in (self.first, self.second, self.third))
+        return i, j, k
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Frequencies along i, j and k."""
+        i, j, k = (each.forward.shape[-2] for each in (self.first, self.second, self.third))
+        return i, j, k
+
+
+def _transform(first: int, points: int, frequency: Tensor, length: int, sign: int) -> Transform:
+    """Return the matrices for positions first, first + 1, ...; `sign` is the forward exponent's."""
+    position = torch.arange(first, first + points, dtype=torch.float64)
     forward = torch.exp(sign * 2j * math.pi * torch.outer(frequency, position) / length)
-    inverse = forward.conj().T / length
-    half = length // 2 + 1
-    mirrored = torch.full((half,), 2.0, dtype=torch.float64)
-    mirrored[0] = 1.0
-    if length % 2 == 0:
-        mirrored[-1] = 1.0
-    folded = inverse[:, :half] * mirrored
-    first = torch.stack([forward[:half].real, forward[:half].imag], 1).reshape(2 * half, points)
-    last = torch.stack([folded.real, -folded.imag], 2).reshape(points, 2 * half)
-
-    def place(matrix: Tensor) -> Tensor:
-        kind = COMPLEX[dtype] if matrix.is_complex() else dtype
-        return matrix.resolve_conj().to(kind).contiguous().to(device)
-
-    return Axis(points, length, half, place(forward), place(inverse), place(first), place(last))
+    return Transform(forward, forward.conj().T / length)
 
 
-Grid = tuple[Axis, Axis, Axis]
+@functools.lru_cache(maxsize=64)
+def _grid(
+    first: tuple[int, int, int],
+    points: tuple[int, int, int],
+    lengths: tuple[int, int, int],
+    is_kernel: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Grid:
+    """Return the transforms for positions that begin at `first`.
+
+    A kernel's exponent has the other sign: a convolution layer computes a cross-correlation. Its first axis has half of
+    the frequencies, and the way back is to the real part, where the rows of `half` stand for their mirrors too.
+    """
+    sign = 1 if is_kernel else -1
+    half = lengths[0] // 2 + 1
+    mirrored = 0 if is_kernel else lengths[0] - half
+    i, j, k = (torch.arange(n, dtype=torch.float64) for n in lengths)
+    i = torch.cat([i[:half], -i[1 : mirrored + 1]])
+    along_i = _transform(first[0], points[0], i, lengths[0], sign)
+    rows = [_transform(first[1], points[1], f, lengths[1], sign) for f in [j] * half + [-j] * mirrored]
+    along_j = Transform(torch.stack([row.forward for row in rows]), torch.stack([row.back for row in rows]))
+    along_k, opposite = (_transform(first[2], points[2], f, lengths[2], sign) for f in (k, -k))
+
+    def place(transform: Transform) -> Transform:
+        forward, back = (
+            matrix.resolve_conj().to(COMPLEX[dtype]).contiguous().to(device)
+            for matrix in (transform.forward, transform.back)
+        )
+        return Transform(forward, back)
+
+    with torch.inference_mode(False):
+        return Grid(half, mirrored, *map(place, (along_i, along_j, along_k, opposite)))
 
 
 def _grids(shape: tuple[int, ...], kernel: int, like: Tensor) -> tuple[Grid, Grid]:
-    """Return the transforms of a same-padded signal on that shape and of a cubic kernel for it.
-
-    The kernel's exponent has the other sign: a convolution layer computes a cross-correlation.
-    """
-    lengths = [n + kernel // 2 for n in shape]
-    return _grid(0, shape, lengths, -1, like), _grid(-(kernel // 2), (kernel,) * 3, lengths, 1, like)
-
-
-def _grid(first: int, shape: tuple[int, ...], lengths: Sequence[int], sign: int, like: Tensor) -> Grid:
-    with torch.inference_mode(False):
-        axes = [_axis(first, n, m, sign, like.dtype, like.device) for n, m in zip(shape, lengths, strict=True)]
-    return tuple(axes)  # type: ignore[return-value]
+    """Return the transforms of a same-padded signal on that shape and of a cubic kernel for it."""
+    i, j, k = shape
+    lengths, radius = (i + kernel // 2, j + kernel // 2, k + kernel // 2), kernel // 2
+    return (
+        _grid((0, 0, 0), (i, j, k), lengths, False, like.dtype, like.device),
+        _grid((-radius,) * 3, (kernel,) * 3, lengths, True, like.dtype, like.device),
+    )
 
 
 def _blocks(grid: Grid, columns: int) -> Iterator[slice]:
     """Yield slices of the columns whose first two transforms fit the cache."""
-    a, b, _ = grid
-    step = max(16, CACHE_BYTES // (4 * a.half * (3 * b.points + b.length)) // 16 * 16)
+    rows, length, _ = grid.lengths
+    step = max(16, CACHE_BYTES // (8 * rows * (grid.points[1] + length)) // 16 * 16)
     for start in range(0, columns, step):
         yield slice(start, min(start + step, columns))
 
 
-def _parts(rows: int, values: int) -> Iterator[slice]:
-    """Yield slices of rows that fit the cache, given the complex values of a row."""
-    step = max(1, CACHE_BYTES // (8 * values))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def _parts(grid: Grid, values: int) -> Iterator[Piece]:
+    """Yield slices of rows of i and j, and of their mirrors, that fit the cache; `values` are a row's, complex."""
+    length, step = grid.lengths[1], max(1, CACHE_BYTES // (8 * values))
+    bounds = (0, length, length * (1 + grid.mirrored), length * grid.half)
+    for (begin, end), has_mirror in zip(pairwise(bounds), (False, True, False), strict=True):
+        for start in range(begin, end, step):
+            part = slice(start, min(start + step, end))
+            shift = length * (grid.half - 1)
+            yield part, slice(part.start + shift, part.stop + shift) if has_mirror else None
 
 
-def _memory(out: Tensor | None, like: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
+def _memory(out: Tensor | None, like: Tensor, *shape: int) -> Tensor:
     """Return memory of that shape: the beginning of a flat tensor, or new."""
-    if out is None:
-        return like.new_empty(shape, dtype=dtype)
-    return out[: math.prod(shape)].view(shape)
+    return like.new_empty(shape) if out is None else out[: math.prod(shape)].view(shape)
 
 
 def _analyse(x: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
-    """Transform real (i, j, k, ...) along i and j: (frequencies of i and j, k, rest), complex."""
-    a, b, c = grid
-    x = x.reshape(a.points, b.points, -1)
-    columns = x.shape[2]
-    result = _memory(out, x, COMPLEX[x.dtype], a.half, b.length, columns)
-    second = b.forward.expand(a.half, -1, -1)
-    for block in _blocks(grid, columns):
-        halves = torch.mm(a.first, x[:, :, block].reshape(a.points, -1)).view(a.half, 2, b.points, -1)
-        result[:, :, block] = torch.bmm(second, torch.complex(halves[:, 0], halves[:, 1]))
-    return result.view(a.half * b.length, c.points, -1)
+    """Transform complex (i, j, k, ...) along i and j: (frequencies of i and j, k, rest)."""
+    i, j, k = grid.points
+    rows, length, _ = grid.lengths
+    x = x.reshape(i, j, -1)
+    result = _memory(out, x, rows, length, x.shape[2])
+    first = grid.first.forward.expand(j, -1, -1)
+
+    def transform(block: slice) -> None:
+        along_i = torch.bmm(first, x[:, :, block].transpose(0, 1))
+        torch.bmm(grid.second.forward, along_i.transpose(0, 1), out=result[:, :, block])
+
+    for_each(_blocks(grid, x.shape[2]), transform, x.device)
+    return result.view(rows * length, k, -1)
 
 
 def _synthesize(spectrum: Tensor, grid: Grid, out: Tensor | None = None) -> Tensor:
-    """Undo `_analyse`: (frequencies of i and j, k, rest), complex, to real (i, j, k, rest)."""
-    a, b, c = grid
-    spectrum = spectrum.view(a.half, b.length, -1)
-    columns = spectrum.shape[2]
-    result = _memory(out, a.last, a.last.dtype, a.points, b.points, columns)
-    second = b.inverse.expand(a.half, -1, -1)
-    for block in _blocks(grid, columns):
-        pairs = torch.view_as_real(torch.bmm(second, spectrum[:, :, block]))
-        halves = result.new_empty(a.half, 2, *pairs.shape[1:3])
-        halves[:, 0].copy_(pairs[..., 0])  # two strided copies are four times as fast as one transposition
-        halves[:, 1].copy_(pairs[..., 1])
-        result[:, :, block] = torch.mm(a.last, halves.view(2 * a.half, -1)).view(a.points, b.points, -1)
-    return result.view(a.points, b.points, c.points, -1)
+    """Undo `_analyse`: (frequencies of i and j, k, rest) to complex (i, j, k, rest)."""
+    i, j, k = grid.points
+    rows, length, _ = grid.lengths
+    spectrum = spectrum.view(rows, length, -1)
+    result = _memory(out, spectrum, i, j, spectrum.shape[2])
+
+    def transform(block: slice) -> None:
+        along_j = torch.bmm(grid.second.back, spectrum[:, :, block])
+        result[:, :, block] = torch.mm(grid.first.back, along_j.view(rows, -1)).view(i, j, -1)
+
+    for_each(_blocks(grid, spectrum.shape[2]), transform, spectrum.device)
+    return result.view(i, j, k, -1)
 
 
 def _along_last(matrix: Tensor, x: Tensor, out: Tensor) -> None:
@@ -152,28 +202,59 @@ def _along_last(matrix: Tensor, x: Tensor, out: Tensor) -> None:
 
 
 def _kernel(weight: Tensor, taps: Grid) -> Tensor:
-    """Return a kernel's spectrum, (frequencies of i and j, frequencies of k, out, in), complex."""
-    out, into = weight.shape[:2]
-    analysed = _analyse(weight.permute(2, 3, 4, 0, 1), taps)
-    spectrum = weight.new_empty(analysed.shape[0], taps[2].length, out, into, dtype=analysed.dtype)
-    _along_last(taps[2].forward, analysed, spectrum)
+    """Return the spectrum of a kernel (a, b, K, K, K): (frequencies of i and j, frequencies of k, b, a).
+
+    The channels change places: a product with the transpose, or with the transpose's conjugate for the opposite
+    frequency, is one that matrix libraries know.
+    """
+    analysed = _analyse(weight.permute(2, 3, 4, 1, 0).to(COMPLEX[weight.dtype]), taps)
+    spectrum = analysed.new_empty(analysed.shape[0], taps.lengths[2], weight.shape[1], weight.shape[0])
+    _along_last(taps.third.forward, analysed, spectrum)
     return spectrum
 
 
-def _multiply(x: Tensor, spectrum: Tensor, bias: Tensor | None, signal: Grid) -> Tensor:
-    """Convolve what `_analyse` returns for (i, j, k, in, batch) with a kernel's spectrum: what `_synthesize` takes."""
-    rows, depth, out, into = spectrum.shape
-    batch = x.shape[2] // into
-    result = x.new_empty(rows, x.shape[1], out * batch)
-    for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+def _pairs(x: Tensor) -> Tensor:
+    """View real (i, j, k, channel, batch) as complex (i, j, k, channel, batch / 2); an odd batch gets a zero first."""
+    if x.shape[-1] % 2:
+        x = F.pad(x, (0, 1))
+    return torch.view_as_complex(x.contiguous().view(*x.shape[:-1], -1, 2))
+
+
+def _unpaired(z: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Undo `_pairs`."""
+    *channels, batch = shape
+    x = torch.view_as_real(z).reshape(*channels, -1)
+    return x if x.shape[-1] == batch else x[..., :batch].contiguous()
+
+
+def _multiply(x: Tensor, spectrum: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
+    """Convolve what `_analyse` returns for (i, j, k, in, pair) with a kernel's spectrum: what `_synthesize` takes."""
+    _, depth, into, out = spectrum.shape
+    pairs = x.shape[2] // into
+    result = x.new_empty(x.shape[0], x.shape[1], out * pairs)
+
+    def multiply(piece: Piece) -> None:
+        part, mirror = piece
         size = part.stop - part.start
-        f = x.new_empty(size * depth, into, batch)
-        _along_last(signal[2].forward, x[part], f)
-        y = torch.bmm(spectrum[part].view(-1, out, into), f)
-        if part.start == 0 and bias is not None:  # a constant lives in the frequency zero
-            y[0] += (bias * math.prod(axis.length for axis in signal))[:, None]
-        _along_last(signal[2].inverse, y.view(size, depth, -1), result[part])
+        kernel = spectrum[part].view(-1, into, out)
+        f = x.new_empty(size * depth, into, pairs)
+        _along_last(grid.third.forward, x[part], f)
+        y = torch.bmm(kernel.mT, f)
+        if part.start == 0 and bias is not None:
+            y[0] += _constant(bias, grid)[:, None]
+        _along_last(grid.third.back, y.view(size, depth, -1), result[part])
+        if mirror is not None:
+            _along_last(grid.opposite.forward, x[mirror], f)
+            torch.bmm(kernel.mH, f, out=y)
+            _along_last(grid.opposite.back, y.view(size, depth, -1), result[mirror])
+
+    for_each(_parts(grid, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
     return result
+
+
+def _constant(bias: Tensor, grid: Grid) -> Tensor:
+    """Return what a constant in both signals of a pair is at the frequency zero; it is zero at all others."""
+    return bias * math.prod(grid.lengths) * (1 + 1j)
 
 
 class _SpectralConvolution(torch.autograd.Function):
@@ -182,47 +263,64 @@ class _SpectralConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         signal, taps = _grids(tuple(x.shape[:3]), weight.shape[2], x)
-        spectrum, analysed = _kernel(weight, taps), _analyse(x, signal)
+        spectrum, analysed = _kernel(weight, taps), _analyse(_pairs(x), signal)
         ctx.save_for_backward(analysed, spectrum)
         ctx.grids, ctx.shape = (signal, taps), x.shape
-        return _synthesize(_multiply(analysed, spectrum, bias, signal), signal).view(*x.shape[:3], -1, x.shape[4])
+        y = _synthesize(_multiply(analysed, spectrum, bias, signal), signal)
+        return _unpaired(y, (*x.shape[:3], weight.shape[0], x.shape[4]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, spectrum = ctx.saved_tensors
         signal, taps = ctx.grids
-        rows, depth, out, into = spectrum.shape
-        batch, k = ctx.shape[4], taps[2].points
+        rows, depth, into, out = spectrum.shape
         need_x, need_weight, need_bias = ctx.needs_input_grad
-        analysed = _analyse(gradient, signal)
+        paired = _pairs(gradient)
+        pairs, k = paired.shape[4], taps.points[2]
+        analysed = _analyse(paired, signal)
         to_x = torch.empty_like(x) if need_x else None
-        to_weight = x.new_empty(rows, k, out * into) if need_weight else None
-        of_bias = None
-        for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+        to_weight = x.new_empty(rows, k, into * out) if need_weight else None
+        of_bias = gradient.new_empty(out) if need_bias else None
+
+        def multiply(piece: Piece) -> None:
+            part, mirror = piece
             size = part.stop - part.start
-            g = x.new_empty(size * depth, out, batch)
-            _along_last(signal[2].forward, analysed[part], g)
-            if need_bias and part.start == 0:
-                of_bias = g[0].real.sum(1)
-            f = x.new_empty(size * depth, into, batch)
+            kernel = spectrum[part].view(-1, into, out)
+            g = x.new_empty(size * depth, out, pairs)
+            f = x.new_empty(size * depth, into, pairs)
+            _along_last(signal.third.forward, analysed[part], g)
+            if of_bias is not None and part.start == 0:
+                torch.sum(torch.view_as_real(g[0]), (1, 2), out=of_bias)
             if to_x is not None:
-                torch.bmm(spectrum[part].view(-1, out, into).mH, g, out=f)
-                _along_last(signal[2].inverse, f.view(size, depth, -1), to_x[part])
+                torch.bmm(kernel.conj_physical(), g, out=f)
+                _along_last(signal.third.back, f.view(size, depth, -1), to_x[part])
             if to_weight is not None:
-                _along_last(signal[2].forward, x[part], f)
-                _along_last(taps[2].inverse, torch.bmm(g, f.mH).view(size, depth, -1), to_weight[part])
-        of_x = _synthesize(to_x, signal).view(ctx.shape) if to_x is not None else None
+                _along_last(signal.third.forward, x[part], f)
+                w = torch.bmm(f.conj_physical_(), g.mT)
+            if mirror is not None:
+                _along_last(signal.opposite.forward, analysed[mirror], g)
+                if to_x is not None:
+                    torch.bmm(kernel, g, out=f)
+                    _along_last(signal.opposite.back, f.view(size, depth, -1), to_x[mirror])
+                if to_weight is not None:
+                    _along_last(signal.opposite.forward, x[mirror], f)
+                    w.baddbmm_(f, g.mH)
+            if to_weight is not None:
+                _along_last(taps.third.back, w.view(size, depth, -1), to_weight[part])
+
+        for_each(_parts(signal, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
+        of_x = _unpaired(_synthesize(to_x, signal), ctx.shape) if to_x is not None else None
         of_weight = None
         if to_weight is not None:
-            of_weight = _synthesize(to_weight, taps).view(k, k, k, out, into).permute(3, 4, 0, 1, 2).contiguous()
+            of_weight = _synthesize(to_weight, taps).real.view(k, k, k, into, out).permute(4, 3, 0, 1, 2).contiguous()
         return of_x, of_weight, of_bias
 
 
 def spectral_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve as `torch.nn.functional.conv3d` does with same padding, stride 1 and dilation 1.
 
-    Differentiable once in all three arguments.
+    Differentiable once in all three arguments. An even batch goes without a copy.
 
     Args:
         x: (i, j, k, in, batch), float32 or float64, contiguous.
@@ -249,8 +347,8 @@ class Kernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (i, j, k, in, batch) to (i, j, k, out, batch)."""
-        y = _multiply(_analyse(x, self.signal), self.spectrum, self.bias, self.signal)
-        return _synthesize(y, self.signal).view(*x.shape[:3], -1, x.shape[4])
+        y = _multiply(_analyse(_pairs(x), self.signal), self.spectrum, self.bias, self.signal)
+        return _unpaired(_synthesize(y, self.signal), (*x.shape[:3], self.spectrum.shape[3], x.shape[4]))
 
 
 def kernel_spectrum(weight: Tensor, bias: Tensor | None, shape: tuple[int, int, int]) -> Kernel:
@@ -276,49 +374,56 @@ class ValidKernel:
         weight: (out, in, K, K, K), K odd, out at most in.
         bias: (out,).
         shape: Spatial shape of the outputs, (i, j, k).
-        batch: The largest batch.
+        batch: The largest batch, even.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, shape: tuple[int, int, int], batch: int) -> None:
-        out, into, taps = weight.shape[:3]
-        lengths = tuple(n + taps - 1 for n in shape)
-        self.signal = _grid(0, lengths, lengths, -1, weight)
-        self.result = _grid(taps // 2, shape, lengths, -1, weight)
-        self.spectrum = _kernel(weight.transpose(0, 1), _grid(-(taps // 2), (taps,) * 3, lengths, 1, weight))
-        self.bias = bias * math.prod(lengths)
-        self.into, self.out = into, out
-        self.block = weight.new_empty(math.prod(lengths) * batch * into)
-        frequencies = self.signal[0].half * lengths[1] * lengths[2]
-        self.work = weight.new_empty(frequencies * batch * into, dtype=COMPLEX[weight.dtype])
+        self.out, self.into, taps = weight.shape[:3]
+        i, j, k = shape
+        lengths, radius = (i + taps - 1, j + taps - 1, k + taps - 1), taps // 2
+        self.signal = _grid((0, 0, 0), lengths, lengths, False, weight.dtype, weight.device)
+        self.result = _grid((radius,) * 3, shape, lengths, False, weight.dtype, weight.device)
+        kernel = _grid((-radius,) * 3, (taps,) * 3, lengths, True, weight.dtype, weight.device)
+        self.spectrum = _kernel(weight.transpose(0, 1), kernel)
+        self.constant = _constant(bias, self.signal)
+        values = math.prod(lengths) * batch // 2 * self.into
+        self.block, self.work = (self.spectrum.new_empty(values) for _ in range(2))
 
     @staticmethod
     def bytes(into: int, out: int, taps: int, shape: tuple[int, int, int], batch: int) -> int:
         """Return what such a kernel keeps, in bytes of float32."""
         i, j, k = (n + taps - 1 for n in shape)
-        return 4 * (2 * (i // 2 + 1) * j * k * (into * out + batch * into) + i * j * k * batch * into)
+        return 8 * ((i // 2 + 1) * j * k * into * out + i * j * k * batch * into)
 
     def input(self, batch: int) -> Tensor:
-        """Return memory to put a block into, (i + K - 1, j + K - 1, k + K - 1, batch, in)."""
-        shape = [axis.points for axis in self.signal]
-        return self.block[: math.prod(shape) * batch * self.into].view(*shape, batch, self.into)
+        """Return memory to put a block into: complex (i + K - 1, j + K - 1, k + K - 1, batch / 2, in), batch even."""
+        return _memory(self.block, self.block, *self.signal.points, batch // 2, self.into)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Convolve what `input` returned to (i, j, k, batch, out), which holds until the next call."""
-        batch = x.shape[3]
-        y = self._multiply(_analyse(x, self.signal, self.work), batch)
-        shape = [axis.points for axis in self.result]
-        return _synthesize(y, self.result, self.block).view(*shape, batch, self.out)
+    def __call__(self, batch: int) -> Tensor:
+        """Convolve what was put into `input` to (i, j, k, batch / 2, 2, out), which holds until the next call."""
+        y = self._multiply(_analyse(self.input(batch), self.signal, self.work), batch // 2)
+        y = _synthesize(y, self.result, self.block)
+        return torch.view_as_real(y.view(*y.shape[:3], batch // 2, self.out)).transpose(4, 5)
 
-    def _multiply(self, x: Tensor, batch: int) -> Tensor:
+    def _multiply(self, x: Tensor, pairs: int) -> Tensor:
         """Do as the function of that name. The product of a row is not longer than the row, and takes its place."""
-        rows, depth, into, out = self.spectrum.shape
-        result = self.work[: rows * self.result[2].points * batch * out].view(rows, -1, batch * out)
-        for part in _parts(rows, depth * (out * batch + into * batch + out * into)):
+        _, depth, out, into = self.spectrum.shape
+        result = x.flatten(1)[:, : self.result.points[2] * pairs * out].unflatten(1, (-1, pairs * out))
+
+        def multiply(piece: Piece) -> None:
+            part, mirror = piece
             size = part.stop - part.start
-            f = x.new_empty(size * depth, batch, into)
-            _along_last(self.signal[2].forward, x[part], f)
-            y = torch.bmm(f, self.spectrum[part].view(-1, into, out))
+            kernel = self.spectrum[part].view(-1, out, into)
+            f = x.new_empty(size * depth, pairs, into)
+            _along_last(self.signal.third.forward, x[part], f)
+            y = torch.bmm(f, kernel.mT)
             if part.start == 0:
-                y[0] += self.bias
-            _along_last(self.result[2].inverse, y.view(size, depth, -1), result[part])
+                y[0] += self.constant
+            result[part] = torch.bmm(self.result.third.back.expand(size, -1, -1), y.view(size, depth, -1))
+            if mirror is not None:
+                _along_last(self.signal.opposite.forward, x[mirror], f)
+                torch.bmm(f, kernel.mH, out=y)
+                result[mirror] = torch.bmm(self.result.opposite.back.expand(size, -1, -1), y.view(size, depth, -1))
+
+        for_each(_parts(self.signal, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
         return result

@@ -19,7 +19,7 @@ __all__ = ["check_grid", "default_batch", "reconstruct"]
 
 def default_batch(device: torch.device) -> int:
     """Return how many patches to map at a time: as measured on a CPU (docs/performance.md), or what fills a GPU."""
-    return 4 if device.type == "cpu" else 64
+    return 16 if device.type == "cpu" else 64
 
 
 def check_grid(patch: int, stride: int, batch: int | None = None) -> None:

@@ -280,7 +280,7 @@ def _direct(layer: Layer, h: Tensor, out: Tensor, valid: list[slice]) -> None:
 
 def _spectral(layer: Layer, kernel: ValidKernel, h: Tensor, out: Tensor, valid: list[slice]) -> None:
     """Convolve the blocks that meet the volume, in the frequency domain, parity by parity."""
-    edge = [2 * axis.points for axis in kernel.result]
+    edge = [2 * n for n in kernel.result.points]
     blocks = [range(part.start // e * e, part.stop, e) for part, e in zip(valid, edge, strict=False)]
     depths = list(range(0, out.shape[2], edge[2]))
     for i, j in itertools.product(*blocks):
@@ -289,16 +289,17 @@ def _spectral(layer: Layer, kernel: ValidKernel, h: Tensor, out: Tensor, valid: 
             x = kernel.input(len(group) * PARITIES)
             for number, k in enumerate(group):
                 part = h[tuple(slice(a, a + e + 2 * layer.reach) for a, e in zip((i, j, k), edge, strict=True))]
-                for p, view in enumerate(_parities(part)):
-                    x[:, :, :, number * PARITIES + p] = view
-            y = kernel(x)
+                views = _parities(part)
+                for p in range(number * PARITIES // 2, (number + 1) * PARITIES // 2):
+                    torch.complex(next(views), next(views), out=x[:, :, :, p])
+            y = kernel(len(group) * PARITIES)
             if layer.slope is not None:
                 F.leaky_relu_(y, layer.slope)
             for number, k in enumerate(group):
                 part = out[i : min(i + edge[0], valid[0].stop), j : min(j + edge[1], valid[1].stop), k : k + edge[2]]
-                for p, view in enumerate(_parities(part)):
+                for p, view in enumerate(_parities(part), number * PARITIES):
                     a, b, c = view.shape[:3]
-                    view.copy_(y[:a, :b, :c, number * PARITIES + p])
+                    view.copy_(y[:a, :b, :c, p // 2, p % 2])
     _clear(out, valid)
 
 
