@@ -18,32 +18,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import unscanned.threads
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import timed
 from unscanned.memory import keep_freed_memory
 from unscanned.models.generators import FastGenerator
 
 VARIANTS: dict[str, tuple[Any, ...]] = {
-    "plain Conv3d": ("plain", False, False, 1),
-    "plain Conv3d, torch.compile": ("plain", False, False, 1, True),
-    "folded by parity, in the frequency domain": ("auto", False, False, 1),
-    "and kernels' spectra kept, batch norm absorbed": ("auto", True, False, 1),
-    "and freed memory kept": ("auto", True, True, 1),
-    "and 4 patches at a time": ("auto", True, True, 4),
-    "and 8 patches at a time": ("auto", True, True, 8),
-    "and 16 patches at a time": ("auto", True, True, 16),
+    "plain Conv3d": ("plain", False, False, False, 1),
+    "plain Conv3d, torch.compile": ("plain", False, False, False, 1, True),
+    "folded by parity, in the frequency domain": ("auto", False, False, False, 1),
+    "and pieces shared among the threads": ("auto", True, False, False, 1),
+    "and kernels' spectra kept, batch norm absorbed": ("auto", True, True, False, 1),
+    "and freed memory kept": ("auto", True, True, True, 1),
+    "and 4 patches at a time": ("auto", True, True, True, 4),
+    "and 16 patches at a time": ("auto", True, True, True, 16),
+    "16 patches at a time, pieces not shared": ("auto", False, True, True, 16),
 }
-"Convolution, frozen, memory kept, patches at a time, compiled."
+"Convolution, pieces shared, frozen, memory kept, patches at a time, compiled."
 
 CALLS = 2
 
 
 def seconds(
-    threads: int | None, convolution: str, is_frozen: bool, keeps_memory: bool, batch: int, is_compiled: bool = False
+    threads: int | None,
+    convolution: str,
+    shares: bool,
+    is_frozen: bool,
+    keeps_memory: bool,
+    batch: int,
+    is_compiled: bool = False,
 ) -> float:
     """Return the seconds a patch that calls take after a first one."""
     if threads:
         torch.set_num_threads(threads)
+    if not shares:
+        unscanned.threads.LARGEST = 1
     if keeps_memory:
         keep_freed_memory()
     generator = Network("nie", 0, "cpu").build(convolution).eval()

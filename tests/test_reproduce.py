@@ -160,7 +160,7 @@ def test_a_killed_process_goes_on_to_the_same_volumes_and_scores(whole, tiny_dat
         "[prepare]\nshape = [32, 32, 32]\n[split]\ntrain = 2\nvalidation = 1\ntest = 1\n"
         '[generator]\nname = "small"\n[discriminator]\nname = "small"\n'
         "[training]\nepochs = 2\nsteps_per_epoch = 2\nbatch = 2\npatch = 16\nvalidation_stride = 16\n"
-        f"learning_rate = {tiny_settings.training.learning_rate}\n"
+        f"learning_rate = {tiny_settings.training.learning_rate}\nseed = {tiny_settings.training.seed}\n"
         "[context]\nstride = 16\n[synthesis]\nstride = 16\n"
     )
     command = ["reproduce", tiny_dataset, "-o", out, "--arms", *ARMS, "--settings", given, "--training.device", "cpu"]

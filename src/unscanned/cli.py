@@ -315,6 +315,7 @@ def synthesize(
     *,
     out: Out,
     mode: Literal["patches", "volume"] | None = None,
+    crop: Literal["auto", "always", "never"] | None = None,
     stride: int | None = None,
     batch: int | None = None,
     memory_mib: int | None = None,
@@ -340,7 +341,10 @@ def synthesize(
         Folder; gets a BIDS derivative tree.
     mode
         patches averages overlapping patches, as in training; volume maps the volume whole, faster and another function.
-        Unset takes the model's own, and so do the next four.
+        Unset takes the model's own, and so do the next five.
+    crop
+        Whether to map the model's grid around the head alone, as in training, and leave the rest at 0; auto does so
+        where the whole head lies in that grid, and else maps the whole scan.
     stride
         Voxels between patches. Smaller is smoother and slower.
     batch
@@ -372,6 +376,7 @@ def synthesize(
             scans,
             out,
             mode=mode,
+            crop=crop,
             stride=stride,
             batch=batch,
             memory_mib=memory_mib,

@@ -43,6 +43,7 @@ __all__ = [
 
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+Initialization = Literal["xavier_uniform", "xavier_normal", "kaiming_normal", "normal", "pytorch"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Generator:
     "Add the source to the output of the last convolution (ResGAN)."
     slope: float = 0.2
     "Negative slope of LeakyReLU."
+    initialization: Initialization = "xavier_uniform"
+    "How the weights begin."
+    output: Literal["linear", "tanh", "batch_norm"] = "linear"
+    "What follows the last convolution; in a ResGAN before the source is added."
     convolution: Literal["auto", "plain", "spectral"] = "auto"
     "Arithmetic of large and dilated kernels; the function is the same."
 
@@ -109,6 +114,8 @@ class Discriminator:
     "Architecture, by its name in unscanned.models.discriminators."
     slope: float = 0.2
     "Negative slope of LeakyReLU."
+    initialization: Initialization = "xavier_uniform"
+    "How the weights begin."
 
 
 @dataclass(frozen=True)
@@ -141,12 +148,16 @@ class Training:
     "Voxels around each patch that the generator sees and no loss does; from 29 on they prepare it for mode volume."
     min_head: float = 0.0
     "Share of a patch that must lie inside the head for it to be trained on; 0 keeps all patches."
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    "Optimizer of both networks."
     learning_rate: float = 1e-4
-    "Adam's learning rate, for both networks."
+    "Its learning rate."
     beta1: float = 0.5
-    "Adam's decay of the first moment."
+    "Adam's decay of the first moment; the momentum of rmsprop and sgd."
     beta2: float = 0.999
-    "Adam's decay of the second moment."
+    "Adam's decay of the second moment; rmsprop's decay of the squares."
+    order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
+    "Which network takes its step first; the other's loss then sees it changed."
     seed: int = 0
     "Seed of the weights and of the order of patches."
     workers: int = 0
@@ -185,6 +196,8 @@ class Synthesis:
 
     mode: Literal["patches", "volume"] = "patches"
     "patches averages overlapping patches (the report); volume maps it whole, which is another function."
+    crop: Literal["auto", "always", "never"] = "auto"
+    "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = 8
     "Voxels between neighbouring patches along each axis, in mode patches."
     batch: int | None = None

@@ -188,3 +188,22 @@ def test_what_lies_outside_a_smaller_target_is_zero_and_not_its_edge_drawn_out()
     assert moved[5:15].min() > 2
     assert not moved[:4].any()
     assert not moved[16:].any()
+
+
+def test_a_crop_that_may_not_pad_stays_inside_the_scan_and_says_whether_it_holds_the_head():
+    affine = np.diag([-2.0, 1.0, 1.0, 1.0])
+    volume = Volume(np.zeros((20, 12, 30), np.float32), affine)
+    head = np.zeros(volume.shape, bool)
+    head[0:8, 5:9, 20:30] = True
+    where = frame(volume, shape=(10, 16, 12), head=head, pads=False)
+    assert where.crop == (10, 12, 12)
+    assert where.start == (10, 0, 18)  # i runs to the left, and in RAS+ the head lies at its end
+    assert where.holds(head)
+    kept = where.inverse(where.forward(np.ones(volume.shape, np.float32)))
+    assert kept[head].all()
+    assert kept.sum() == 10 * 12 * 12
+    head[11, 6, 25] = True
+    assert not frame(volume, shape=(10, 16, 12), head=head, pads=False).holds(head)
+    assert frame(volume, shape=(12, 16, 12), head=head, pads=False).holds(head)
+    assert frame(volume, shape=(24, 16, 12), spacing_mm=1.0, head=head, pads=False).holds(head)
+    assert where.holds(np.zeros(volume.shape, bool))

@@ -10,15 +10,23 @@ from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
 from unscanned.models.folding import fold, polyphase, unfold
-from unscanned.models.generators import FastGenerator, NieGenerator, Residual, build
+from unscanned.models.generators import FastGenerator, NieGenerator, Residual, build, inner
+from unscanned.models.initialization import initialize
+from unscanned.synthesis.volume import map_volume
 
 NARROW = (3, 4, 3, 4, 5, 4, 3, 4)
+
+
+def begun(generator: NieGenerator) -> NieGenerator:
+    """Fill the weights as the reference presets do."""
+    initialize(generator, "xavier_uniform", where="test")
+    return generator
 
 
 def narrow(convolution: str, *, in_channels: int = 1, dtype: torch.dtype = torch.float64) -> NieGenerator:
     """Return the nine layers with few filters and with norms that are not the identity."""
     torch.manual_seed(0)
-    generator = NieGenerator(in_channels, filters=NARROW).to(dtype)
+    generator = begun(NieGenerator(in_channels, filters=NARROW)).to(dtype)
     for norm in generator.norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias)
@@ -35,6 +43,32 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("output", "change"), [("tanh", torch.tanh), ("batch_norm", lambda y: 2 * y + 1)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_follows_the_last_convolution_comes_before_the_source_on_every_path(output, change, residual) -> None:
+    torch.manual_seed(0)
+    plain = build("nie", convolution="plain").eval()
+    generator = build("nie", residual=residual, output=output, convolution="spectral").eval()
+    inner(generator).load_state_dict(plain.state_dict())
+    for norm in (
+        layer for layer in generator.modules() if isinstance(layer, nn.BatchNorm3d) and layer.num_features == 1
+    ):
+        nn.init.constant_(norm.weight, 2 * (1 + norm.eps) ** 0.5)
+        nn.init.constant_(norm.bias, 1)
+    x = torch.randn(2, 1, 16, 16, 16)
+    with torch.inference_mode():
+        expected = change(plain(x)) + (x if residual else 0)
+        assert relative(generator(x), expected) < 1e-5
+        assert relative(FastGenerator(generator)(x), expected) < 1e-5
+        whole = map_volume(x[0].numpy(), generator)
+    assert relative(torch.from_numpy(whole), expected[0, 0]) < 1e-5
+
+
+def test_an_output_that_is_not_known_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="tanh"):
+        build("small", output="softmax")
 
 
 def test_the_parameter_counts_are_those_of_the_specification() -> None:
@@ -63,7 +97,7 @@ def test_an_output_voxel_sees_exactly_59_voxels_a_side_and_15_in_the_small_one(
 
 
 def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> None:
-    for convolution in NieGenerator(filters=(8,) * 8).convolutions:
+    for convolution in inner(build("small")).convolutions:
         taps = convolution.kernel_size[0] ** 3
         bound = (6 / (taps * (convolution.in_channels + convolution.out_channels))) ** 0.5
         assert 0.9 * bound < convolution.weight.abs().max() <= bound
@@ -72,7 +106,7 @@ def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> 
 
 
 def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
-    generator = NieGenerator(filters=(1,), kernels=(1, 1)).eval()
+    generator = begun(NieGenerator(filters=(1,), kernels=(1, 1))).eval()
     for convolution in generator.convolutions:
         nn.init.ones_(convolution.weight)
     x = torch.tensor([-3.0, -1.0, 0.0, 2.0]).reshape(1, 1, 4, 1, 1)
@@ -81,7 +115,7 @@ def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
 
 
 def test_the_last_layer_is_linear_and_has_no_norm() -> None:
-    generator = NieGenerator(filters=(4,) * 8)
+    generator = begun(NieGenerator(filters=(4,) * 8))
     x = torch.randn(2, 1, 8, 8, 8)
     before = generator(x)
     nn.init.normal_(generator.convolutions[-1].bias)

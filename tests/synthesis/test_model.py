@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unscanned.config import resolve, to_dict
-from unscanned.data.intensity import Contrast, Normalization
+from unscanned.data.intensity import Contrast, Normalization, head_mask
 from unscanned.data.volume import Volume
 from unscanned.errors import CheckpointError, VolumeError
 from unscanned.files import read_sealed, write_sealed
@@ -23,6 +23,9 @@ OVERRIDES = {
     "synthesis": {"stride": 16},
     "context": {"stride": 16},
 }
+
+
+REST = {"spacing_mm": None, "resample": False, "percentile": 99.9}
 
 
 @pytest.fixture
@@ -81,6 +84,38 @@ def test_the_output_lies_on_the_grid_of_the_scan_in_the_units_of_the_training_ta
     # A residual generator of fresh weights makes the source plus little, on the scale of the target.
     inside = scan.array > 100
     assert 0.2 < np.median(made.array[inside]) / 700 < 2
+
+
+@pytest.fixture
+def small_grid(model):
+    """The model with a grid that the head of `scan` does not fill along i and j, and does along k."""
+
+    def of(*shape):
+        return dataclasses.replace(model, settings={**model.settings, "prepare": {"shape": list(shape), **REST}})
+
+    return of
+
+
+def test_where_the_grid_of_the_model_holds_the_head_the_rest_is_left_at_zero(small_grid, scan):
+    head = head_mask(scan.array)
+    whole = small_grid(224, 224, 128).synthesize(scan)
+    model = small_grid(19, 22, 17)
+    made = model.synthesize(scan)
+    assert made.array.shape == scan.array.shape
+    outside = made.array == 0
+    assert outside.sum() == scan.array.size - 19 * 22 * 17
+    assert not outside[head].any()
+    assert not made.warnings
+    assert np.array_equal(model.synthesize(scan, crop="never").array, whole.array)
+
+
+def test_where_it_does_not_the_whole_scan_is_mapped_or_what_is_lost_is_told(small_grid, scan):
+    head = head_mask(scan.array)
+    model = small_grid(16, 16, 8)
+    assert np.array_equal(model.synthesize(scan).array, model.synthesize(scan, crop="never").array)
+    forced = model.synthesize(scan, crop="always")
+    assert (forced.array[head] == 0).any()
+    assert any("larger than the model's grid of [16, 16, 8]" in warning for warning in forced.warnings)
 
 
 def test_the_intensity_scale_of_the_scan_changes_nothing(model, scan):

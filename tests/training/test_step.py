@@ -3,13 +3,14 @@ import copy
 import pytest
 import torch
 
-from unscanned.losses import generator_adversarial_loss
+from unscanned.losses import discriminator_loss, generator_adversarial_loss
 from unscanned.models import discriminators, generators
 from unscanned.training.adversary import Adversary
 from unscanned.training.step import Step
 
 
-def test_the_discriminator_takes_its_step_first_so_that_the_generator_learns_from_the_new_one():
+@pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
+def test_the_generator_learns_from_the_discriminator_as_it_is_after_or_before_its_step(order):
     torch.manual_seed(0)
     generator, discriminator = generators.build("small"), discriminators.build("small", patch=16)
     optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
@@ -17,9 +18,11 @@ def test_the_discriminator_takes_its_step_first_so_that_the_generator_learns_fro
     source, target = torch.randn(2, 2, 1, 16, 16, 16)
     synthetic = generator(source).detach()
     old = copy.deepcopy(discriminator)
-    losses = Step(generator, optimizer, adversary, None, "float32", adversarial=0.5, l1=1.0, gdl=1.0, reduction="sum")(
-        source, target
-    )
+    first = discriminator_loss(old(source, target), old(source, synthetic)).item()
+    take_step = Step(generator, optimizer, adversary, None, "float32", 0.5, 1.0, 1.0, "sum", order)
+    losses = take_step(source, target)
     new, old = (generator_adversarial_loss(network(source, synthetic)).item() for network in (discriminator, old))
-    assert losses["adversarial"] == pytest.approx(new, rel=1e-5)
-    assert losses["adversarial"] != pytest.approx(old, rel=1e-2)
+    seen, unseen = (new, old) if order == "discriminator_first" else (old, new)
+    assert losses["adversarial"] == pytest.approx(seen, rel=1e-5)
+    assert losses["adversarial"] != pytest.approx(unseen, rel=1e-2)
+    assert losses["d_loss"] == pytest.approx(first, rel=1e-5)  # on the synthetic batch that both saw

@@ -45,6 +45,17 @@ class Frame:
             self.working_affine, _ras_grid(self.shape, self.affine)[1]
         )
 
+    def holds(self, head: np.ndarray) -> bool:
+        """Return whether the crop holds the bounding box of a head, a mask on the scan's grid."""
+        if not head.any():
+            return True
+        corners = nib.affines.apply_affine(
+            np.linalg.inv(self.working_affine) @ _ras_grid(self.shape, self.affine)[1], _box(head, self.affine)
+        )
+        return bool((corners[0] >= np.subtract(self.start, 0.5)).all()) and bool(
+            (corners[1] <= np.add(self.start, self.crop) - 0.5).all()
+        )
+
     def forward(self, array: np.ndarray) -> np.ndarray:
         """Bring an array on the scan's grid to the model's grid; outside the scan it is 0."""
         array = _to_ras(array, self.affine)
@@ -75,7 +86,12 @@ class Frame:
 
 
 def frame(
-    volume: Volume, *, shape: Triple | None = None, spacing_mm: float | None = None, head: np.ndarray | None = None
+    volume: Volume,
+    *,
+    shape: Triple | None = None,
+    spacing_mm: float | None = None,
+    head: np.ndarray | None = None,
+    pads: bool = True,
 ) -> Frame:
     """Return the frame that brings a scan to RAS+, to an isotropic spacing if asked, and to a shape if asked.
 
@@ -84,6 +100,8 @@ def frame(
         shape: Voxels of the model's grid; None keeps the whole scan.
         spacing_mm: Isotropic voxel size of the working grid; None keeps the scan's own.
         head: Mask of the head on the scan's grid; the crop is centred on its bounding box. None centres on the grid.
+        pads: Whether the crop may reach beyond the scan. If not, it is moved inside, and no axis is longer than the
+            scan's.
     """
     native = volume.shape
     grid_shape, affine = _ras_grid(native, volume.affine)
@@ -96,11 +114,13 @@ def frame(
     if shape is not None:
         centre = [(n - 1) / 2 for n in grid_shape]
         if head is not None and head.any():
-            index = np.argwhere(_to_ras(head, volume.affine))
-            middle = np.append((index.min(0) + index.max(0)) / 2, 1)
+            middle = np.append(_box(head, volume.affine).mean(0), 1)
             centre = list((np.linalg.inv(affine) @ _ras_grid(native, volume.affine)[1] @ middle)[:3])
         start = tuple(int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, shape, strict=True))  # type: ignore[assignment]
         crop = shape
+    if not pads:
+        crop = tuple(min(n, m) for n, m in zip(crop, grid_shape, strict=True))  # type: ignore[assignment]
+        start = tuple(min(max(0, s), n - m) for s, n, m in zip(start, grid_shape, crop, strict=True))  # type: ignore[assignment]
     return Frame(native, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
 
 
@@ -130,6 +150,13 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
     shape, affine = _ras_grid(source.shape, source.affine)
     _, target_affine = _ras_grid(target.shape, target.affine)
     return _from_ras(_resample(target_ras, target_affine, shape, affine), source.affine)
+
+
+def _box(head: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the first and the last voxel of a mask along each axis in RAS+ order, (2, 3)."""
+    head = _to_ras(head, affine)
+    inside = [np.flatnonzero(head.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+    return np.array([[found[0], found[-1]] for found in inside]).T
 
 
 def _ras_grid(shape: Triple, affine: np.ndarray) -> tuple[Triple, np.ndarray]:

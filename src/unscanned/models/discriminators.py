@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
+from unscanned.models.initialization import initialize
 
 __all__ = ["DISCRIMINATORS", "NieDiscriminator", "build"]
 
@@ -52,10 +53,6 @@ class NieDiscriminator(nn.Module):
             nn.LeakyReLU(slope, inplace=True),
             nn.Linear(128, 1),
         )
-        for module in self.modules():
-            if isinstance(module, (nn.Conv3d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(torch.as_tensor(module.bias))
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Map source and target, each (batch, 1, patch, patch, patch), to logits (batch, 1)."""
@@ -72,11 +69,11 @@ def small(patch: int = 32, *, slope: float = 0.2) -> NieDiscriminator:
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {"nie": NieDiscriminator, "small": small}
 
 
-def build(name: str, *, patch: int = 32, slope: float = 0.2) -> nn.Module:
+def build(name: str, *, patch: int = 32, slope: float = 0.2, initialization: str = "xavier_uniform") -> nn.Module:
     """Return the discriminator of that name, with fresh weights from torch's global random state.
 
     Raises:
-        SettingsError: Unknown name; lists the known ones.
+        SettingsError: Unknown name or initialization; lists the known ones.
     """
     if name not in DISCRIMINATORS:
         raise SettingsError(
@@ -85,4 +82,5 @@ def build(name: str, *, patch: int = 32, slope: float = 0.2) -> nn.Module:
             found=name,
             expected=f"one of {', '.join(DISCRIMINATORS)}",
         )
-    return DISCRIMINATORS[name](patch, slope=slope)
+    discriminator = DISCRIMINATORS[name](patch, slope=slope)
+    return initialize(discriminator, initialization, where="discriminator.initialization")

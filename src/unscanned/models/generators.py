@@ -15,8 +15,21 @@ from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.models.folding import FrozenLayers, folded_forward
+from unscanned.models.initialization import initialize
 
-__all__ = ["CONVOLUTIONS", "GENERATORS", "FastGenerator", "NieGenerator", "Residual", "UNetGenerator", "build"]
+__all__ = [
+    "CONVOLUTIONS",
+    "GENERATORS",
+    "OUTPUTS",
+    "FastGenerator",
+    "NieGenerator",
+    "Output",
+    "Residual",
+    "UNetGenerator",
+    "build",
+    "finish",
+    "inner",
+]
 
 CONVOLUTIONS = ("auto", "plain", "spectral")
 "Ways to compute the same function: `plain` is `Conv3d`, `spectral` the frequency domain, `auto` the faster one."
@@ -64,8 +77,6 @@ class NieGenerator(nn.Module):
             convolution = nn.Conv3d(
                 widths[layer], widths[layer + 1], kernel, padding=dilation * (kernel // 2), dilation=dilation
             )
-            nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(torch.as_tensor(convolution.bias))
             self.convolutions.append(convolution)
             if layer < last:
                 self.norms.append(nn.BatchNorm3d(widths[layer + 1]))
@@ -150,8 +161,8 @@ class UNetGenerator(nn.Module):
         return self.network(x)
 
 
-class Residual(nn.Module):
-    """ResGAN: the source is added voxel by voxel to the output of the last convolution (report, section VII).
+class Wrapper(nn.Module):
+    """A generator with something done to its output, voxel by voxel.
 
     Args:
         generator: A generator; channel 0 of its input is the source.
@@ -168,7 +179,56 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
-        return x[:, :1] + self.generator(x)
+        return self.apply_to(x, self.generator(x))
+
+    def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what becomes of the output y for the input x."""
+        raise TypeError(f"{type(self).__name__} does nothing to an output")
+
+
+class Residual(Wrapper):
+    """ResGAN: the source is added voxel by voxel to the output of the last convolution (report, section VII)."""
+
+    def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the source."""
+        return x[:, :1] + y
+
+
+class Output(Wrapper):
+    """A layer after the last convolution.
+
+    Args:
+        generator: As for `Wrapper`.
+        name: A key of `OUTPUTS`.
+    """
+
+    def __init__(self, generator: nn.Module, name: str) -> None:
+        super().__init__(generator)
+        self.layer = OUTPUTS[name]()
+
+    def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """Apply the layer."""
+        return self.layer(y)
+
+
+OUTPUTS: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "tanh": nn.Tanh,
+    "batch_norm": lambda: nn.BatchNorm3d(1),
+}
+"""Layers after the last convolution. The report has none that it tells of."""
+
+
+def inner(network: nn.Module) -> nn.Module:
+    """Return the generator inside its wrappers."""
+    while isinstance(network, Wrapper):
+        network = network.generator
+    return network
+
+
+def finish(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return what the wrappers of a network make of the output y of the generator inside, for the input x."""
+    return network.apply_to(x, finish(network.generator, x, y)) if isinstance(network, Wrapper) else y
 
 
 class FastGenerator:
@@ -189,16 +249,14 @@ class FastGenerator:
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
-        residual = isinstance(self.generator, Residual)
-        inner = self.generator.generator if residual else self.generator  # type: ignore[union-attr]
-        if not isinstance(inner, NieGenerator) or not inner.takes_spectral(x):
+        network = inner(self.generator)
+        if not isinstance(network, NieGenerator) or not network.takes_spectral(x):
             return self.generator(x)
         key = (*x.shape[2:], x.dtype, x.device)
         if key not in self._layers:
             i, j, k = x.shape[2:]
-            self._layers[key] = FrozenLayers(*inner.layers, (i, j, k))
-        y = self._layers[key](x)
-        return x[:, :1] + y if residual else y
+            self._layers[key] = FrozenLayers(*network.layers, (i, j, k))
+        return finish(self.generator, x, self._layers[key](x))
 
 
 def small(in_channels: int = 1, *, slope: float = 0.2) -> NieGenerator:
@@ -210,7 +268,14 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {"nie": NieGenerator, "small":
 
 
 def build(
-    name: str, *, in_channels: int = 1, residual: bool = False, slope: float = 0.2, convolution: str = "auto"
+    name: str,
+    *,
+    in_channels: int = 1,
+    residual: bool = False,
+    slope: float = 0.2,
+    initialization: str = "xavier_uniform",
+    output: str = "linear",
+    convolution: str = "auto",
 ) -> nn.Module:
     """Return the generator of that name, with fresh weights from torch's global random state.
 
@@ -219,10 +284,12 @@ def build(
         in_channels: 1, or 2 in an auto-context chain.
         residual: Whether the source is added to the output.
         slope: Negative slope of LeakyReLU.
+        initialization: A key of `INITIALIZATIONS`.
+        output: A key of `OUTPUTS`: what follows the last convolution.
         convolution: One of `CONVOLUTIONS`; the weights and the function are the same in all.
 
     Raises:
-        SettingsError: Unknown name or convolution; lists the known ones.
+        SettingsError: An unknown name; lists the known ones.
     """
     if name not in GENERATORS:
         near = difflib.get_close_matches(name, GENERATORS, n=1)
@@ -240,7 +307,14 @@ def build(
             found=convolution,
             expected=f"one of {', '.join(CONVOLUTIONS)}",
         )
+    if output not in OUTPUTS:
+        raise SettingsError(
+            "no such output", where="generator.output", found=output, expected=f"one of {', '.join(OUTPUTS)}"
+        )
     generator = GENERATORS[name](in_channels, slope=slope)
+    initialize(generator, initialization, where="generator.initialization")
     if isinstance(generator, NieGenerator):
         generator.convolution = convolution
+    if output != "linear":
+        generator = Output(generator, output)
     return Residual(generator) if residual else generator

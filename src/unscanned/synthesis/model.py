@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from unscanned import precision as precisions
 from unscanned.config import Synthesis
 from unscanned.data.contrast import Fingerprint
-from unscanned.data.grid import frame
+from unscanned.data.grid import Frame, frame
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.data.volume import Volume
 from unscanned.errors import CheckpointError, ResourceError, SettingsError
@@ -83,6 +83,7 @@ class Model:
         self,
         *,
         mode: str | None = None,
+        crop: str | None = None,
         stride: int | None = None,
         batch: int | None = None,
         memory_mib: int | None = None,
@@ -92,21 +93,30 @@ class Model:
 
         Args:
             mode: patches, which averages overlapping patches, or volume, which maps the volume whole.
+            crop: auto, always or never: whether to map the model's grid around the head alone.
             stride: Voxels between patches.
             batch: Patches at a time.
             memory_mib: MiB that mode volume may work in.
             precision: float32, tf32 or bfloat16.
 
         Raises:
-            SettingsError: A mode that the generator does not have, a stride or batch that leaves voxels out, or a
-                precision that the device does not have. It names what would do.
+            SettingsError: An unknown mode or crop, a mode that the generator does not have, a stride or batch that
+                leaves voxels out, or a precision that the device does not have. It names what would do.
         """
-        given = {"mode": mode, "stride": stride, "batch": batch, "memory_mib": memory_mib, "precision": precision}
+        given = {
+            "mode": mode,
+            "crop": crop,
+            "stride": stride,
+            "batch": batch,
+            "memory_mib": memory_mib,
+            "precision": precision,
+        }
         own = asdict(Synthesis()) | self.settings["synthesis"]
         options = own | {name: value for name, value in given.items() if value is not None}
         patch = self.settings["training"]["patch"]
-        if options["mode"] not in ("patches", "volume"):
-            raise SettingsError("no such mode", where="mode", found=options["mode"], expected="patches or volume")
+        for name, known in {"mode": ("patches", "volume"), "crop": ("auto", "always", "never")}.items():
+            if options[name] not in known:
+                raise SettingsError(f"no such {name}", where=name, found=options[name], expected=" or ".join(known))
         check_grid(patch, options["stride"], options["batch"])
         if options["mode"] == "volume":
             for generator in self.generators:
@@ -120,6 +130,7 @@ class Model:
         volume: Volume,
         *,
         mode: str | None = None,
+        crop: str | None = None,
         stride: int | None = None,
         batch: int | None = None,
         memory_mib: int | None = None,
@@ -128,15 +139,17 @@ class Model:
     ) -> Volume:
         """Make the target contrast of a scan, on the scan's own grid.
 
-        The whole scan is covered, not the crop that was trained on. Intensities come out on the median scale of the
-        training targets, since the scale of a target that was never scanned is unknown.
+        As in training, no more than the model's grid around the head is mapped, and the rest is 0; where the head does
+        not fit into it, the whole scan is mapped, so that nothing of the head is left out (`crop`). Intensities come
+        out on the median scale of the training targets, since the scale of a target that was never scanned is unknown.
 
         Where memory is short, fewer patches are mapped at a time, and at last on the CPU: the same function, which the
         warnings of the result then tell.
 
         Args:
             volume: A scan of the source contrast.
-            mode: As for `options`, and so are the next four; None takes the model's own.
+            mode: As for `options`, and so are the next five; None takes the model's own.
+            crop: See there.
             stride: See there.
             batch: See there.
             memory_mib: See there.
@@ -151,12 +164,14 @@ class Model:
             VolumeError: There is no head in the scan.
             ResourceError: Memory does not hold a single patch.
         """
-        options = self.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
+        options = self.options(
+            mode=mode, crop=crop, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision
+        )
         mask = head_mask(volume.array)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
-        where = frame(volume, spacing_mm=self.settings["prepare"]["spacing_mm"])
-        z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
         notes: list[str] = []
+        where = self._frame(volume, mask, options["crop"], notes.append)
+        z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
         run = partial(
             chain,
             z,
@@ -183,6 +198,17 @@ class Model:
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))
+
+    def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
+        """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""
+        shape, spacing_mm = self.settings["prepare"]["shape"], self.settings["prepare"]["spacing_mm"]
+        cropped = frame(volume, shape=tuple(shape), spacing_mm=spacing_mm, head=head, pads=False)
+        fits = cropped.holds(head)
+        if crop == "never" or (crop == "auto" and not fits):
+            return frame(volume, spacing_mm=spacing_mm)
+        if not fits:
+            note(f"the head is larger than the model's grid of {shape} voxels; what lies outside is left at 0")
+        return cropped
 
 
 def save_model(model: Model, folder: str | Path) -> Path:
@@ -275,6 +301,7 @@ def _generator(settings: dict[str, Any], number: int, tensors: dict[str, torch.T
         in_channels=1 if number == 0 else 2,
         residual=options["residual"],
         slope=options["slope"],
+        output=options.get("output", "linear"),  # as models older than this setting are
         convolution=options["convolution"],
     )
     prefix = f"{number}."

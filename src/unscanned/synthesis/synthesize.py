@@ -95,6 +95,7 @@ def synthesize(
     out: str | Path,
     *,
     mode: str | None = None,
+    crop: str | None = None,
     stride: int | None = None,
     batch: int | None = None,
     memory_mib: int | None = None,
@@ -112,7 +113,8 @@ def synthesize(
         model: What to synthesize with.
         scans: As `list_inputs` returns them: (scan, case).
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
-        mode: As for `Model.options`, and so are the next four; None takes the model's own.
+        mode: As for `Model.options`, and so are the next five; None takes the model's own.
+        crop: See there.
         stride: See there.
         batch: See there.
         memory_mib: See there.
@@ -127,7 +129,9 @@ def synthesize(
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
-    options = model.options(mode=mode, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision)
+    options = model.options(
+        mode=mode, crop=crop, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision
+    )
     _refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
     _own_description(Path(out))
     result = Synthesized()
@@ -161,7 +165,7 @@ def _one(
     progress: Progress | None,
 ) -> bool:
     volume = read_volume(scan)
-    decisive = {name: options[name] for name in ("mode", "stride", "precision")}
+    decisive = {name: options[name] for name in ("mode", "crop", "stride", "precision")}
     if options["mode"] == "volume":
         del decisive["stride"]
     key = fingerprint({"input": volume.sha256, "model": model.sha256, **decisive})

@@ -95,7 +95,8 @@ def verify(
         _check_model(generator, facts)
         source = read_source(volume, facts, scan)
         made_with = {name: facts["Synthesis"].get(name) for name in ("mode", "stride", "precision")}
-        again = generator.synthesize(source, **made_with, progress=progress)
+        crop = facts["Synthesis"].get("crop", "never")  # volumes older than this setting were not cropped
+        again = generator.synthesize(source, **made_with, crop=crop, progress=progress)
         return _compare(volume, found, again, facts, environment(chosen), scale=generator.normalization.target.scale)
 
 

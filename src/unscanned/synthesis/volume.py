@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.memory import is_out_of_memory
-from unscanned.models.generators import NieGenerator, Residual
+from unscanned.models.generators import NieGenerator, finish, inner
 from unscanned.progress import Progress
 from unscanned.synthesis.streaming import BRICKS, Brick, Stream
 
@@ -119,11 +119,10 @@ def check_network(network: Any) -> None:
         SettingsError: Its output depends on where a window starts, as behind strided convolutions.
     """
     if getattr(network, "context", None) is None:
-        inner = network.generator if isinstance(network, Residual) else network
         raise SettingsError(
             "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
             where="synthesis.mode",
-            found=f"volume with {type(inner).__name__}",
+            found=f"volume with {type(inner(network)).__name__}",
             expected="patches",
         )
 
@@ -188,9 +187,10 @@ def _default_bytes(device: torch.device) -> int:
 
 def _stream(network: nn.Module, like: Tensor) -> Stream | None:
     """Return the network plane by plane, where that is how it computes such an input; else None."""
-    inner = network.generator if isinstance(network, Residual) else network
+    convolutional = inner(network)
     sample = like.new_zeros(1, like.shape[0], 2, 2, 2)
-    return Stream(inner) if isinstance(inner, NieGenerator) and inner.admits_spectral(sample) else None
+    is_streamed = isinstance(convolutional, NieGenerator) and convolutional.admits_spectral(sample)
+    return Stream(convolutional) if is_streamed else None  # type: ignore[arg-type]
 
 
 def _candidates(shape: Shape, context: int, streams: bool) -> Iterator[Shape]:
@@ -243,9 +243,10 @@ def _pieces(
             yield (i, j, k), values.to("cpu", source.dtype)
             continue
         for *first, values in stream(part, brick):
-            if isinstance(network, Residual):
-                m, n = first
-                values = values + part[0, m : m + values.shape[0], n : n + values.shape[1]]
+            m, n = first
+            source_there = part[None, :, m : m + values.shape[0], n : n + values.shape[1]]
+            with torch.inference_mode():
+                values = finish(network, source_there, values[None, None])[0, 0]
             kept, where = [], []
             for start, size, wanted, (origin, _) in zip((*first, 0), values.shape, inside, wide, strict=True):
                 low = max(start, wanted.start)

@@ -92,9 +92,9 @@ class Chain:
         generator = self._network(number)
         discriminator = None
         if s.loss.adversarial > 0:
-            discriminator = discriminators.build(
-                s.discriminator.name, patch=s.training.patch, slope=s.discriminator.slope
-            ).to(self.device)
+            discriminator = discriminators.build(patch=s.training.patch, **dataclasses.asdict(s.discriminator)).to(
+                self.device
+            )
         batches = PatchBatches(
             cases,
             self.normalization,
@@ -119,8 +119,10 @@ class Chain:
             epochs=s.training.epochs,
             steps_per_epoch=s.training.steps_per_epoch,
             **dataclasses.asdict(s.loss),
+            optimizer=s.training.optimizer,
             learning_rate=s.training.learning_rate,
             betas=(s.training.beta1, s.training.beta2),
+            order=s.training.order,
             seed=seed * 1000 + number,
             workers=s.training.workers,
             checkpoint_minutes=s.training.checkpoint_minutes,
@@ -147,16 +149,9 @@ class Chain:
             self.results.append({"best": chosen.facts["best"], "ended": str(error)})
 
     def _network(self, number: int) -> nn.Module:
-        options = self.settings.generator
         in_channels = 1 if number == 1 else 2
-        generator = generators.build(
-            options.name,
-            in_channels=in_channels,
-            residual=options.residual,
-            slope=options.slope,
-            convolution=options.convolution,
-        )
-        return generator.to(self.device)
+        options = dataclasses.asdict(self.settings.generator)
+        return generators.build(in_channels=in_channels, **options).to(self.device)
 
     def _given(self, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         model = load_model(path, self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from unscanned.errors import CheckpointError, Interrupted, ResourceError, Traini
 from unscanned.losses import Reduction
 from unscanned.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
+from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
 from unscanned.training.health import check_collapse, count_signs, sign_warnings
 from unscanned.training.log import RunLog
@@ -39,8 +41,10 @@ def train_stage(
     l1: float = 1.0,
     gdl: float = 1.0,
     reduction: Reduction = "sum",
+    optimizer: str = "adam",
     learning_rate: float = 1e-4,
     betas: tuple[float, float] = (0.5, 0.999),
+    order: str = "discriminator_first",
     seed: int = 0,
     workers: int = 0,
     checkpoint_minutes: float = 5.0,
@@ -53,7 +57,7 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train a generator, keep the best epoch, and go on where an interrupted run was.
 
-    Each step trains the discriminator on one acquired and one synthetic batch, then the generator (report, section IV).
+    Each step trains the discriminator on one acquired and one synthetic batch, and the generator (report, section IV).
     A step depends on the state before it and on (seed, step) alone, so a resumed run equals an uninterrupted one bit
     for bit on one device with one number of threads. Where the batches have a margin, the generator sees it, and the
     losses and the discriminator see the centre alone.
@@ -75,8 +79,10 @@ def train_stage(
         l1: Weight of the L1 term.
         gdl: Weight of the gradient difference term.
         reduction: Of L1 and GDL over the voxels.
-        learning_rate: Adam's, for both networks.
-        betas: Adam's.
+        optimizer: Of both networks, by its name in `OPTIMIZERS`.
+        learning_rate: Its learning rate.
+        betas: As for `OPTIMIZERS`.
+        order: Which network takes its step first: discriminator_first or generator_first.
         seed: Of what is random within a step.
         workers: Processes that cut patches.
         checkpoint_minutes: Time between checkpoints within an epoch.
@@ -101,18 +107,27 @@ def train_stage(
     """
     steps_per_epoch = steps_per_epoch or batches.steps_per_pass
     total = epochs * steps_per_epoch
-    optimizer = torch.optim.Adam(generator.parameters(), learning_rate, betas)
+    with_optimizer = partial(optimizers.build, optimizer, learning_rate=learning_rate, betas=betas)
     modules: dict[str, nn.Module] = {"generator": generator}
-    optimizers: dict[str, torch.optim.Optimizer] = {"generator_optimizer": optimizer}
+    own_optimizers = {"generator_optimizer": with_optimizer(generator)}
     adversary = None
     if discriminator is not None and adversarial > 0:
-        adversary = Adversary(
-            discriminator, torch.optim.Adam(discriminator.parameters(), learning_rate, betas), precision
-        )
-        modules["discriminator"], optimizers["discriminator_optimizer"] = discriminator, adversary.optimizer
-    take_step = Step(generator, optimizer, adversary, previous, precision, adversarial, l1, gdl, reduction)
+        adversary = Adversary(discriminator, with_optimizer(discriminator), precision)
+        modules["discriminator"], own_optimizers["discriminator_optimizer"] = discriminator, adversary.optimizer
+    take_step = Step(
+        generator,
+        own_optimizers["generator_optimizer"],
+        adversary,
+        previous,
+        precision,
+        adversarial,
+        l1,
+        gdl,
+        reduction,
+        order,
+    )
 
-    state = TrainingState(folder, modules, optimizers, identity or {}, device)
+    state = TrainingState(folder, modules, own_optimizers, identity or {}, device)
     notes = state.load()
     if notes is None:
         state.save(keep=0)

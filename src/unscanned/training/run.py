@@ -90,15 +90,14 @@ def check_settings(settings: Settings) -> torch.device:
             convolution=settings.generator.convolution,
             where=f"{table}.precision",
         )
-    discriminators.build(settings.discriminator.name, patch=settings.training.patch, slope=settings.discriminator.slope)
-    options = settings.generator
-    generator = generators.build(options.name, slope=options.slope, convolution=options.convolution)
-    multiple = getattr(generator, "multiple", 1)
+    discriminators.build(patch=settings.training.patch, **dataclasses.asdict(settings.discriminator))
+    generator = generators.build(**dataclasses.asdict(settings.generator))
+    multiple = getattr(generators.inner(generator), "multiple", 1)
     if settings.training.patch % multiple:
         raise SettingsError(
             "the generator does not take patches of this size",
             where="training.patch",
-            found=f"{settings.training.patch} with generator.name = {options.name}",
+            found=f"{settings.training.patch} with generator.name = {settings.generator.name}",
             expected=f"a multiple of {multiple}",
         )
     if settings.synthesis.mode == "volume":

@@ -1,4 +1,4 @@
-"""One step of the training: the discriminator's, then the generator's (report, section IV)."""
+"""One step of the training: the discriminator's and the generator's (report, section IV)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Step:
         l1: Weight of the L1 term.
         gdl: Weight of the gradient difference term.
         reduction: Of L1 and GDL over the voxels.
+        order: Which network takes its step first: discriminator_first or generator_first.
     """
 
     generator: nn.Module
@@ -40,6 +41,7 @@ class Step:
     l1: float
     gdl: float
     reduction: Reduction
+    order: str = "discriminator_first"
 
     def __call__(self, source: Tensor, target: Tensor) -> dict[str, float]:
         """Return the losses before the step; L1 and GDL are given per voxel.
@@ -58,7 +60,7 @@ class Step:
             synthetic = self.generator(source).to(target.dtype)
         condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
         losses: dict[str, float] = {}
-        if self.adversary is not None:
+        if self.adversary is not None and self.order == "discriminator_first":
             losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
         l1_term = l1_loss(synthetic, target, self.reduction)
         gdl_term = gradient_difference_loss(synthetic, target, self.reduction)
@@ -71,6 +73,8 @@ class Step:
         loss.backward()
         check_finite(loss, self.generator, "generator")
         self.optimizer.step()
+        if self.adversary is not None and self.order == "generator_first":
+            losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
         voxels = target[0].numel() if self.reduction == "sum" else 1
         return {
             **losses,
