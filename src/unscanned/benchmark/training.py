@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import rounds
 from unscanned.models import discriminators
+from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
 from unscanned.training.step import Step
 
@@ -22,7 +23,7 @@ def _step(generator: nn.Module, discriminator: nn.Module) -> Step:
     """Return one step of Adv. + GDL with the optimizers of the reference presets."""
 
     def adam(network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.5, 0.999))
+        return optimizers.build("adam", network, learning_rate=1e-4, betas=(0.5, 0.999))
 
     adversary = Adversary(discriminator, adam(discriminator))
     return Step(
