@@ -155,6 +155,8 @@ def test_a_dataset_that_is_not_there_or_holds_nothing_is_refused(tmp_path):
     touch(tmp_path, "scan 1.nii.gz")
     with pytest.raises(DatasetError, match="found 1 NIfTI files, the first scan 1"):
         find_pairs(tmp_path)
+    with pytest.raises(DatasetError, match=r"sub-01_T1w\.nii\.gz .BIDS. or IXI012-HH-1211-T1\.nii\.gz .*, T1w and T2w"):
+        find_pairs(tmp_path, source="T1w", target="T2w")
     with pytest.raises(SettingsError, match="the same contrast"):
         find_pairs(tmp_path, source="T2", target="T2w")
 

@@ -120,12 +120,13 @@ def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str
                 if path not in known and not _is_synthetic(path)
             ]
             return inventory
+    bids, ixi = f"sub-01_{bids_suffix(source)}.nii.gz", f"IXI012-HH-1211-{contrast_key(source).upper()}.nii.gz"
     raise DatasetError(
         "no scan was found by its name",
         where=root,
         found=f"{len(paths)} NIfTI files" + (f", the first {paths[0].name}" if paths else ""),
-        expected="names such as sub-01_T2w.nii.gz (BIDS) or IXI012-HH-1211-T2.nii.gz (IXI)",
-        do="For other names, list the files in a CSV with the columns subject, session, and the two contrasts.",
+        expected=f"names such as {bids} (BIDS) or {ixi} (IXI)",
+        do=f"For other names, list the files in a CSV with the columns subject, session, {source} and {target}.",
     )
 
 
