@@ -60,7 +60,8 @@ def test_the_inference_mode_is_that_of_the_caller_and_there_are_no_gradients(num
 
     for mode in (False, True):
         seen.clear()
-        with torch.inference_mode(mode), torch.no_grad():
+        with torch.inference_mode(mode):
+            assert torch.is_grad_enabled() != mode
             for_each(range(4), look, CPU)
         assert set(seen) == {(mode, False)}
 

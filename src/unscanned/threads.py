@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["for_each"]
+__all__ = ["LARGEST", "for_each"]
 
 LARGEST = 8
 "Pieces at a time: more would wait for Python's lock. With more threads than that, PyTorch cuts operators among them."
@@ -39,8 +39,9 @@ def for_each(pieces: Iterable[Piece], work: Callable[[Piece], None], device: tor
     threads = torch.get_num_threads()
     count = min(threads, len(waiting), LARGEST)
     if count < 2 or device.type != "cpu":
-        for piece in waiting:
-            work(piece)
+        with torch.no_grad():
+            for piece in waiting:
+                work(piece)
         return
     remaining, mode = iter(waiting), torch.is_inference_mode_enabled()
     tasks = [_pool(threads).submit(_take, remaining, work, mode) for _ in range(count)]

@@ -139,7 +139,7 @@ class Stream:
     def bytes(self, shape: tuple[int, int, int], brick: Brick) -> int:
         """Return what the pass keeps in memory, beside the volume and its output, in float32."""
         depth = shape[2]
-        values = 2 * self._largest(brick, depth)
+        values = 2 * self._largest(brick, depth) + sum(layer.weight.numel() for layer in self.layers)
         rows = self.bricks(shape, brick)[1] * brick[1]
         kernels = 0
         for layer in self.layers:
