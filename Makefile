@@ -19,7 +19,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Speed and memory, side by side with what else a user could pick. Heavy: about half an hour on two cores.
+# Speed and memory, side by side with what else a user could pick. Heavy: about ten minutes on two cores.
 bench: $(VENV)/bench
 	$(BIN)/unscanned benchmark --json runs/benchmark.json --plot runs/benchmark.png
 

@@ -6,12 +6,14 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unscanned.benchmark import benchmark, plot, table
+from unscanned.benchmark import benchmark, check_plot, plot, table
 from unscanned.benchmark.floor import direct_operations, spectral_cost
+from unscanned.benchmark.inference import CONTENDERS, Network, noise
 from unscanned.errors import SettingsError
 from unscanned.models.generators import NieGenerator
 from unscanned.models.spectral import kernel_spectrum
@@ -29,6 +31,7 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
         batch=2,
         patches=(1, 2),
         volumes=(16,),
+        edges=(8,),
         layers=((9, 2, 4),),
         progress=lambda *step: seen.append(step),
     )
@@ -49,17 +52,36 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
         assert row["peak_mib"] > 0
     assert inference["contenders"]["plain PyTorch"]["seconds_ratio"] == 1.0
     assert training["contenders"]["unscanned"]["gradient_error"] < 1e-5
-    assert 0 < result["floor"]["seconds_operations"] < inference["contenders"]["unscanned"]["seconds"]
+    each = inference["contenders"]["unscanned"]["seconds"] / inference["patches"]
+    assert 0 < result["floor"]["seconds_operations"] < each
+    assert 0 < result["floor"]["gigaflop"] < result["floor"]["plain_gigaflop"]
     text = table(result)
     assert all(name in text for name in inference["contenders"])
+    assert "| 8³ |" in text
     plot(result, tmp_path / "size.png")
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("argument", "value"), [("repeats", 0), ("steps", 0), ("edge", 16)])
+@pytest.mark.parametrize("name", ["frequency domain", "plain PyTorch, bfloat16"])
+def test_what_is_compared_on_a_gpu_maps_the_same_function(name: str) -> None:
+    network, volume = Network("small", 0, "cpu"), noise(0, 40, 40, 40)
+    plain, other = (CONTENDERS[each](network)(volume) for each in ("plain PyTorch", name))
+    difference = np.linalg.norm(other - plain) / np.linalg.norm(plain)
+    assert difference < (0.05 if "bfloat16" in name else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("repeats", 0), ("steps", 0), ("edge", 16), ("network", "unet"), ("patches", (1, 0)), ("volumes", (0,))],
+)
 def test_a_benchmark_of_nothing_is_refused_before_any_work(argument: str, value: int) -> None:
     with pytest.raises(SettingsError, match=argument):
         benchmark(**{argument: value})
+
+
+def test_a_plot_of_no_known_format_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"ending in \.png"):
+        check_plot(tmp_path / "size.docx")
 
 
 @pytest.mark.parametrize("batch", [2, 5])

@@ -54,7 +54,7 @@ def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
             assert error < 3 * errors["plain"][name], name
 
 
-def test_a_run_trains_resumes_and_synthesizes(device, tiny_dataset, tiny_settings, tiny_run, tmp_path):
+def test_a_run_trains_and_resumes(device, tiny_dataset, tiny_settings, tiny_run, tmp_path):
     def settings(epochs):
         training = dataclasses.replace(tiny_settings.training, device=device, epochs=epochs)
         return dataclasses.replace(tiny_settings, training=training)

@@ -639,7 +639,7 @@ def benchmark(
     Parameters
     ----------
     device
-        cpu or cuda.
+        cpu, cuda or cuda:N.
     threads
         CPU threads.
     edge
@@ -664,6 +664,8 @@ def benchmark(
     from unscanned import benchmark as module
     from unscanned.files import write_json
 
+    if plot is not None:
+        module.check_plot(plot)
     with options.progress() as progress:
         result = module.benchmark(
             network=network,
@@ -677,11 +679,11 @@ def benchmark(
             volumes=volumes,
             progress=progress,
         )
+    options.say(module.table(result))
     if json is not None:
         write_json(json, result)
     if plot is not None:
         module.plot(result, plot)
-    options.say(module.table(result))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """How fast the networks run here, against what a user would take instead."""
 
 from unscanned.benchmark.run import benchmark
-from unscanned.benchmark.show import plot, table
+from unscanned.benchmark.show import check_plot, plot, table
 
-__all__ = ["benchmark", "plot", "table"]
+__all__ = ["benchmark", "check_plot", "plot", "table"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 from unscanned.benchmark.rounds import rounds
 from unscanned.data.patches import starts
+from unscanned.memory import keep_freed_memory
 from unscanned.models import generators
+from unscanned.precision import autocast
 from unscanned.synthesis.reconstruct import reconstruct
 
 __all__ = ["PATCH", "STRIDE", "Network", "high_water_mib", "inference", "noise"]
@@ -32,12 +35,17 @@ class Network:
     Attributes:
         name: Key of `GENERATORS`.
         seed: Of the weights.
-        device: Where to put them: cpu or cuda.
+        device: Where to put them: cpu, cuda or cuda:N.
     """
 
     name: str
     seed: int
     device: str
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the device is the CPU."""
+        return torch.device(self.device).type == "cpu"
 
     def build(self, convolution: str, *, slope: float = 0.2) -> nn.Module:
         """Return the generator, fresh."""
@@ -60,6 +68,22 @@ def _plain(network: Network) -> Mapping:
 def _unscanned(network: Network) -> Mapping:
     generator = network.build("auto")
     return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
+
+
+def _frequency_domain(network: Network) -> Mapping:
+    generator = network.build("spectral")
+    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
+
+
+def _bfloat16(network: Network) -> Mapping:
+    """As one would run the plain network on a GPU: many patches at a time, cuDNN choosing its algorithms."""
+    generator = network.build("plain").to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def run(volume: np.ndarray) -> np.ndarray:
+        with torch.backends.cudnn.flags(benchmark=True), autocast("bfloat16", network.device):
+            return reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
+
+    return run
 
 
 def _monai(network: Network) -> Mapping:
@@ -101,8 +125,6 @@ class _OnnxNetwork(nn.Module):
 
 
 def _onnx(network: Network) -> Mapping:
-    if network.device != "cpu":
-        raise ImportError("compared on the CPU only")
     generator = _OnnxNetwork(network.build("plain"))
     return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, batch=1)
 
@@ -112,7 +134,15 @@ CONTENDERS: dict[str, Callable[[Network], Mapping]] = {
     "unscanned": _unscanned,
     "MONAI sliding window": _monai,
     "ONNX Runtime": _onnx,
+    "frequency domain": _frequency_domain,
+    "plain PyTorch, bfloat16": _bfloat16,
 }
+
+ONLY_ON = {"ONNX Runtime": "cpu", "frequency domain": "cuda", "plain PyTorch, bfloat16": "cuda"}
+"Contenders that are compared on one kind of device: on a CPU, the frequency domain is what unscanned takes."
+
+IMPORTS = {"MONAI sliding window": ("monai.inferers",), "ONNX Runtime": ("onnxruntime", "onnxscript")}
+"What a contender imports; its memory is not counted."
 
 
 def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
@@ -126,7 +156,10 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
     volume = noise(network.seed, edge, edge, edge)
     mappings: dict[str, Mapping] = {}
     missing: dict[str, str] = {}
+    kind = torch.device(network.device).type
     for name, make in CONTENDERS.items():
+        if ONLY_ON.get(name, kind) != kind:
+            continue
         try:
             mappings[name] = make(network)
         except ImportError as error:
@@ -142,7 +175,7 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
 
 def _peak_mib(name: str, network: Network, volume: np.ndarray) -> float | None:
     """Return the MiB that one mapping takes; on a CPU beyond the interpreter with its imports."""
-    if network.device == "cuda":
+    if not network.is_on_cpu:
         mapping = CONTENDERS[name](network)
         torch.cuda.reset_peak_memory_stats()
         mapping(volume)
@@ -153,8 +186,9 @@ def _peak_mib(name: str, network: Network, volume: np.ndarray) -> float | None:
 
 def _peak_here(name: str, network: Network, volume: np.ndarray, threads: int) -> float | None:
     torch.set_num_threads(threads)
-    if name.startswith("MONAI"):
-        import monai.inferers  # noqa: F401
+    keep_freed_memory()
+    for module in IMPORTS.get(name, ()):
+        importlib.import_module(module)
     before = high_water_mib()
     CONTENDERS[name](network)(volume)
     after = high_water_mib()

@@ -18,11 +18,17 @@ __all__ = ["rounds", "timed"]
 
 def timed(run: Callable[[], Any]) -> dict[str, float]:
     """Return the seconds and CPU seconds that one call takes."""
+    _wait()
     wall, cpu = time.perf_counter(), time.process_time()
     run()
+    _wait()
+    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+
+
+def _wait() -> None:
+    """Wait for what a GPU was given to do."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
 def rounds(

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unscanned import device as devices
+from unscanned import precision as precisions
 from unscanned.benchmark.floor import floor
 from unscanned.benchmark.inference import PATCH, Network, inference
 from unscanned.benchmark.machine import machine
-from unscanned.benchmark.size import LAYERS, size
+from unscanned.benchmark.size import EDGES, LAYERS, size
 from unscanned.benchmark.training import training
 from unscanned.errors import SettingsError
 from unscanned.memory import keep_freed_memory
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import default_batch
 
-__all__ = ["benchmark"]
+__all__ = ["NETWORKS", "benchmark"]
+
+NETWORKS = ("nie", "small")
+"Pairs of a generator and a discriminator of one name."
 
 
 def benchmark(
@@ -30,6 +34,7 @@ def benchmark(
     steps: int = 1,
     patches: Sequence[int] = (1, 8, 64),
     volumes: Sequence[int] = (64, 96, 128),
+    edges: Sequence[int] = EDGES,
     layers: Sequence[tuple[int, int, int]] = LAYERS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -38,7 +43,7 @@ def benchmark(
 
     Args:
         network: Name of the generator and of the discriminator: nie or small.
-        device: cpu or cuda.
+        device: cpu, cuda or cuda:N.
         threads: Of the CPU; None takes what PyTorch takes.
         edge: Of the cubic volume whose stride-8 patches are mapped; 48 has 27 of them.
         repeats: Rounds of inference and of the cost against size.
@@ -46,6 +51,7 @@ def benchmark(
         steps: Rounds of training; a plain step takes about a minute on two cores.
         patches: Numbers of patches for mode patches.
         volumes: Edges of the cubic volumes for mode volume, in voxels.
+        edges: Of the single patches, in voxels, even.
         layers: Kernel, channels and grid of the single layers.
         seed: Of the weights and the input, which are noise: the time does not depend on them.
         progress: Called with (parts done, all parts, label).
@@ -55,25 +61,30 @@ def benchmark(
         agreement, MiB.
 
     Raises:
-        SettingsError: A volume smaller than a patch, or no repeat.
+        SettingsError: A volume smaller than a patch, nothing to time, or no such network.
         ResourceError: The device is not there.
     """
-    for name, value in {"repeats": repeats, "batch": batch, "steps": steps}.items():
-        if value < 1:
-            raise SettingsError("there is nothing to time", where=name, found=value, expected="at least 1")
+    if network not in NETWORKS:
+        raise SettingsError("no such network", where="network", found=network, expected=" or ".join(NETWORKS))
+    numbers = {"repeats": (repeats,), "batch": (batch,), "steps": (steps,), "patches": patches, "volumes": volumes}
+    for name, values in numbers.items():
+        for value in values:
+            if value < 1:
+                raise SettingsError("there is nothing to time", where=name, found=value, expected="at least 1")
     if edge < PATCH:
         raise SettingsError(
             "the volume is smaller than a patch", where="edge", found=edge, expected=f"at least {PATCH}"
         )
     place = devices.choose(device, threads=threads)
+    precisions.choose("float32", place)
     keep_freed_memory()
-    generator = Network(network, seed, place.type)
+    generator = Network(network, seed, str(place))
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("machine", lambda: machine(place)),
         ("floor", lambda: floor(generator.build("auto"), PATCH, default_batch(place), result["machine"])),
         ("inference", lambda: inference(generator, edge, repeats)),
         ("training", lambda: training(generator, batch, steps)),
-        ("size", lambda: size(generator, repeats, patches, volumes, layers)),
+        ("size", lambda: size(generator, repeats, patches, volumes, edges, layers)),
     ]
     settings = {"network": network, "device": device, "edge": edge, "repeats": repeats, "batch": batch, "steps": steps}
     result: dict[str, Any] = {

@@ -6,9 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.benchmark.inference import STRIDE
+from unscanned.errors import SettingsError
 from unscanned.files import atomic_path
 
-__all__ = ["plot", "table"]
+__all__ = ["FORMATS", "check_plot", "plot", "table"]
+
+FORMATS = ("png", "svg", "pdf")
+"Of the plot, by the suffix of its file."
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be written as what its name says, before it is made.
+
+    Raises:
+        SettingsError: A suffix that is not one of `FORMATS`.
+    """
+    if path.suffix.lstrip(".") not in FORMATS:
+        raise SettingsError(
+            "no such format of a plot",
+            where=path,
+            found=path.suffix or "no suffix",
+            expected=f"a name ending in .{', .'.join(FORMATS)}",
+        )
 
 
 def table(result: dict[str, Any]) -> str:
@@ -41,7 +60,20 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in training["contenders"].items():
         lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} |")
+    lines += [
+        "",
+        "| one patch of | frequency domain, inference | range | forward and backward | range |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["size"]["edges"]:
+        cells = [_times(row[pass_]) for pass_ in ("forward", "forward_backward")]
+        lines.append(f"| {row['edge']}³ | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _times(row: dict[str, Any]) -> str:
+    low, high = row["seconds_ratio_range"]
+    return f"{row['seconds_ratio']:.1f} times plain | {low:.1f} to {high:.1f}"
 
 
 def _ratios(row: dict[str, Any]) -> str:
@@ -54,12 +86,15 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
 
     Args:
         result: Of `benchmark`.
-        path: Image file; its suffix is the format.
+        path: Image file; its suffix is the format, one of `FORMATS`.
 
     Raises:
+        SettingsError: As for `check_plot`.
         ResourceError: It cannot be written.
     """
     from matplotlib.figure import Figure  # takes a second to import
+
+    check_plot(Path(path))
 
     size = result["size"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -83,4 +118,4 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
         axes.yaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+        figure.savefig(temporary, format=Path(path).suffix.lstrip("."), dpi=150)

@@ -1,4 +1,4 @@
-"""Cost against size: the number of patches, the volume, and a layer's kernel, channels and grid."""
+"""Cost against size: the number of patches, their edge, the volume, and a layer's kernel, channels and grid."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from unscanned.models.spectral import kernel_spectrum, spectral_convolution
 from unscanned.synthesis.reconstruct import default_batch
 from unscanned.synthesis.volume import map_volume
 
-__all__ = ["LAYERS", "size"]
+__all__ = ["EDGES", "LAYERS", "size"]
 
+EDGES = (8, 16, 24, 32, 48)
+"Edges of a patch, in voxels."
 
 LAYERS = (
     *((kernel, 32, 16) for kernel in (3, 5, 7, 9)),
@@ -32,15 +34,17 @@ def size(
     repeats: int,
     patches: Sequence[int],
     volumes: Sequence[int],
+    edges: Sequence[int],
     layers: Sequence[tuple[int, int, int]],
 ) -> dict[str, Any]:
-    """Time against the number of patches, the volume, and a layer's kernel, channels and grid.
+    """Time against the number of patches, the volume, a patch's edge, and a layer's kernel, channels and grid.
 
     Args:
         network: The generator.
-        repeats: Rounds of the layers; patches and volumes are mapped once.
+        repeats: Rounds of edges and layers; patches and volumes are mapped once.
         patches: Numbers of patches.
         volumes: Edges of cubic volumes, in voxels.
+        edges: Of single patches, in voxels.
         layers: Kernel, channels and grid of each.
     """
     fast, counted = generators.FastGenerator(network.build("auto")), []
@@ -55,8 +59,21 @@ def size(
         volume = noise(network.seed, 1, edge, edge, edge)
         row = timed(partial(map_volume, volume, network.build("auto"), device=network.device))
         whole.append({"edge": edge, **row})
+    timed_edges = [_edge(network, repeats, edge) for edge in edges]
     timed_layers = [_layer(torch.device(network.device), repeats, *layer) for layer in layers]
-    return {"patches": counted, "volumes": whole, "layers": timed_layers}
+    return {"patches": counted, "volumes": whole, "edges": timed_edges, "layers": timed_layers}
+
+
+def _edge(network: Network, repeats: int, edge: int) -> dict[str, Any]:
+    """Time the network on a single patch of that edge in evaluation, and forward and backward, both ways."""
+    x = torch.from_numpy(noise(network.seed, 1, 1, edge, edge, edge)).to(network.device)
+    plain, spectral = network.build("plain"), network.build("spectral")
+    frozen = {"plain": generators.FastGenerator(plain), "spectral": generators.FastGenerator(spectral)}
+    frozen["spectral"](x)  # its spectra are at hand after it
+    forward = rounds({name: partial(each, x) for name, each in frozen.items()}, repeats)["spectral"]
+    trained = {"plain": plain.train(), "spectral": spectral.train()}
+    both = {name: lambda each=each: each(x).sum().backward() for name, each in trained.items()}  # type: ignore[misc]
+    return {"edge": edge, "forward": forward, "forward_backward": rounds(both, repeats)["spectral"]}
 
 
 def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int) -> dict[str, Any]:
