@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "keep_freed_memory", "largest_that_fits"]
+__all__ = ["is_out_of_memory", "keep_freed_memory", "largest_that_fits", "machine_bytes"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -30,6 +33,20 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(MMAP_THRESHOLD, 1 << 30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+@functools.cache
+def machine_bytes() -> int | None:
+    """Return the memory of the machine, or of the container if that is less; None where the system does not tell."""
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # none of these on Windows
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    try:
+        return min(found, int(limit.read_text()))
+    except (OSError, ValueError):  # no control group, or "max"
+        return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from unscanned.data.patches import cut, starts
 from unscanned.errors import SettingsError
 from unscanned.models import generators
-from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.synthesis.reconstruct import default_batch, reconstruct
 
 
 class Source(nn.Module):
@@ -156,3 +156,8 @@ def test_the_volume_itself_is_left_as_it_was():
     before = volume.copy()
     reconstruct(volume, Source(), patch=16, stride=8)
     assert np.array_equal(volume, before)
+
+
+@pytest.mark.parametrize(("patch", "batch"), [(8, 64), (16, 64), (32, 16), (48, 4), (64, 2), (128, 1)])
+def test_larger_patches_go_fewer_at_a_time(patch, batch):
+    assert default_batch(torch.device("cpu"), patch) == batch

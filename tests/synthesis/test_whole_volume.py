@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.generators import NieGenerator, Residual, small
+from unscanned.models.generators import FastGenerator, NieGenerator, Residual, small
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.streaming import Stream
 from unscanned.synthesis.volume import check_network, map_volume, plan
@@ -89,9 +89,13 @@ def test_a_chain_maps_volume_after_volume():
     for context in ("volume", "patch"):
         result = chain(source, [first, second], mode="volume", context=context)
         assert relative(result, by_hand) < 1e-5
+    patches = PatchChain([first, second])
     with torch.inference_mode():
-        whole = PatchChain([first, second])(torch.from_numpy(source)[None, None])[0, 0].numpy()
+        whole = patches(torch.from_numpy(source)[None, None])[0, 0].numpy()
+        prepared = patches.eval()(torch.from_numpy(source)[None, None])[0, 0].numpy()
     assert relative(result, whole) < 1e-5
+    assert relative(prepared, whole) < 1e-5
+    assert [type(stage) for stage in patches._prepared] == [FastGenerator, FastGenerator]
 
 
 def test_progress_ends_with_all_voxels_done():
@@ -164,11 +168,25 @@ def test_the_memory_stays_under_its_cap():
 
 
 @needs_proc
+def test_the_memory_stays_under_its_cap_with_large_kernels_and_two_threads():
+    program = """
+        torch.set_num_threads(2)
+        network = NieGenerator(filters=(32, 32, 16), kernels=(5, 3, 7, 3))
+        source = np.zeros((1, 64, 64, 64), np.float32)
+        measure(lambda: map_volume(source, network, memory_mib=CAP))
+    """
+    for cap in (180, 240):
+        (peak,) = peak_mib_of(program.replace("CAP", str(cap)))
+        assert cap / 2 < peak < cap
+
+
+@needs_proc
 def test_the_memory_of_the_average_does_not_grow_with_the_number_of_patches():
     program = """
         network = NieGenerator(filters=(2,), kernels=(3, 3))
         source = np.random.default_rng(0).standard_normal((1, 48, 48, 32)).astype(np.float32)
-        measure(*(lambda s=stride: reconstruct(source, network, patch=16, stride=s) for stride in (16, 16, 3)))
+        options = {"patch": 16, "batch": 16}
+        measure(*(lambda s=stride: reconstruct(source, network, stride=s, **options) for stride in (16, 16, 3)))
     """
     _, few, many = peak_mib_of(program)  # of 18 patches, twice, and of 1008
     outputs_mib = (1008 - 18) * 16**3 * 4 / 2**20

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
 
-__all__ = ["FrozenLayers", "absorb", "fold", "folded_forward", "polyphase", "unfold"]
+__all__ = ["FrozenLayers", "absorb", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
 
 PARITIES = 8
 
@@ -64,6 +64,18 @@ def polyphase(weight: Tensor) -> Tensor:
     k = len(step)
     weight = weight.view(out, into, 2, 2, k, 2, 2, k, 2, 2, k).permute(0, 2, 5, 8, 1, 3, 6, 9, 4, 7, 10)
     return weight.reshape(PARITIES * out, PARITIES * into, k, k, k)
+
+
+def spectra_bytes(convolutions: Sequence[nn.Conv3d], shape: Sequence[int]) -> int:
+    """Return what the spectra of all kernels take for patches of that spatial shape, in float32."""
+    total = 0
+    for layer, convolution in enumerate(convolutions):
+        out, into, taps = convolution.weight.shape[:3]
+        if layer in (0, len(convolutions) - 1):
+            out, into, taps = PARITIES * out, PARITIES * into, 2 * ((taps // 2 + 1) // 2) + 1
+        i, j, k = (n // 2 + taps // 2 for n in shape)
+        total += 8 * (i // 2 + 1) * j * k * into * out
+    return total
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
-from unscanned.models.folding import FrozenLayers, folded_forward
+from unscanned.memory import machine_bytes
+from unscanned.models.folding import FrozenLayers, folded_forward, spectra_bytes
 from unscanned.models.initialization import initialize
 
 __all__ = [
@@ -39,6 +40,9 @@ LARGE_KERNEL, LARGE_PATCH = 7, 16
 
 Below, it was between twice as fast and half as fast as `Conv3d` (docs/performance.md, cost against size).
 """
+
+SHARE_OF_MEMORY = 1 / 3
+"Of the machine's, that `auto` gives to the kernels' spectra; they grow with the volume of a patch."
 
 
 class NieGenerator(nn.Module):
@@ -107,8 +111,12 @@ class NieGenerator(nn.Module):
 
     def takes_spectral(self, x: Tensor) -> bool:
         """Return whether an input like this does go through the frequency domain: admitted, and asked for or faster."""
-        large = max(c.kernel_size[0] for c in self.layers[0]) >= LARGE_KERNEL and min(x.shape[2:]) >= LARGE_PATCH
-        return self.admits_spectral(x) and (large or self.convolution == "spectral")
+        if not self.admits_spectral(x) or self.convolution == "spectral":
+            return self.admits_spectral(x)
+        convolutions, memory = self.layers[0], machine_bytes()
+        is_large = max(c.kernel_size[0] for c in convolutions) >= LARGE_KERNEL and min(x.shape[2:]) >= LARGE_PATCH
+        fits = memory is None or spectra_bytes(convolutions, x.shape[2:]) <= SHARE_OF_MEMORY * memory
+        return is_large and fits
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""

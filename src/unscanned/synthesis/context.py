@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unscanned.models.generators import FastGenerator
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.volume import map_volume
@@ -19,6 +20,9 @@ __all__ = ["PatchChain", "chain"]
 class PatchChain(nn.Module):
     """The chain as one network of a patch: the context is the previous output on the same patch.
 
+    In evaluation mode and without gradients its generators are prepared once, as `FastGenerator` does it: their weights
+    are not to change any more.
+
     Args:
         generators: The first with one input channel, the others with two.
     """
@@ -26,13 +30,22 @@ class PatchChain(nn.Module):
     def __init__(self, generators: Sequence[nn.Module]) -> None:
         super().__init__()
         self.generators = nn.ModuleList(generators)
+        self._prepared: list[FastGenerator] = []
 
     def forward(self, source: Tensor) -> Tensor:
         """Map (batch, 1, i, j, k) to (batch, 1, i, j, k)."""
-        synthetic = self.generators[0](source)
-        for generator in list(self.generators)[1:]:
+        first, *others = self._stages()
+        synthetic = first(source)
+        for generator in others:
             synthetic = generator(torch.cat([source, synthetic], 1))
         return synthetic
+
+    def _stages(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        if self.training or torch.is_grad_enabled():
+            return list(self.generators)
+        if not self._prepared:
+            self._prepared = [FastGenerator(generator) for generator in self.generators]
+        return self._prepared
 
 
 def chain(

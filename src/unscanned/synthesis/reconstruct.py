@@ -17,9 +17,12 @@ from unscanned.progress import Progress
 __all__ = ["check_grid", "default_batch", "reconstruct"]
 
 
-def default_batch(device: torch.device) -> int:
-    """Return how many patches to map at a time: as measured on a CPU (docs/performance.md), or what fills a GPU."""
-    return 16 if device.type == "cpu" else 64
+def default_batch(device: torch.device, patch: int = 32) -> int:
+    """Return how many patches to map at a time: the voxels of sixteen of 32³ on a CPU, of 64 on a GPU.
+
+    Sixteen is what was fastest on a CPU (docs/performance.md); 64 was not measured.
+    """
+    return max(1, min(64, (16 if device.type == "cpu" else 64) * 32**3 // patch**3))
 
 
 def check_grid(patch: int, stride: int, batch: int | None = None) -> None:
@@ -76,7 +79,7 @@ def reconstruct(
     padding = [(0, max(0, patch - n)) for n in shape]
     source = torch.from_numpy(np.pad(np.asarray(volume, np.float32), [(0, 0), *padding], mode="edge"))
     positions = starts(source.shape[1:], patch, stride)
-    size = batch or default_batch(device)
+    size = batch or default_batch(device, patch)
     total = torch.zeros(source.shape[1:])
     constants: dict[tuple[float, ...], Tensor] = {}
     was_training = network.training
