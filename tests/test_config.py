@@ -123,6 +123,8 @@ def test_an_integer_serves_where_a_real_number_is_asked_for():
         {"training": {"min_head": 1.5}},
         {"training": {"patch": 16, "validation_stride": 32}},
         {"loss": {"l1": -1.0}},
+        {"generator": {"slope": -0.1}},
+        {"discriminator": {"slope": -0.1}},
         {"loss": {"gdl": math.nan}},
         {"prepare": {"shape": [32, 0, 32]}},
         {"prepare": {"spacing_mm": -1.0}},

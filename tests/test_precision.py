@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from unscanned import precision
 from unscanned.errors import SettingsError
 from unscanned.precision import PRECISIONS, autocast, available, choose
 
@@ -30,11 +31,11 @@ def test_bfloat16_follows_the_processor():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-def test_the_frequency_domain_takes_no_bfloat16():
-    if "bfloat16" not in available(CPU):
-        pytest.skip("this processor has no bfloat16")
+@pytest.mark.parametrize("name", ["bfloat16", "tf32"])
+def test_the_frequency_domain_takes_float32_alone(name, monkeypatch):
+    monkeypatch.setattr(precision, "available", lambda device: PRECISIONS)  # as on a GPU
     with pytest.raises(SettingsError, match="auto or plain"):
-        choose("bfloat16", CPU, convolution="spectral")
+        choose(name, CPU, convolution="spectral")
 
 
 def test_the_settings_know_the_same_precisions():

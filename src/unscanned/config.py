@@ -294,16 +294,20 @@ INDIFFERENT = {
     "training": ("epochs", "workers", "checkpoint_minutes", "device", "threads"),
     "generator": ("convolution",),
     "data": ("layout",),
+    "synthesis": ("crop", "stride", "batch", "memory_mib"),
 }
 
 
 def decisive(settings: Settings | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide what a training step does; an epoch more or the stride of synthesis does not."""
+    """Return the settings that decide what a training step does, and which epoch is the best.
+
+    An epoch more or the stride of synthesis does not; the mode of synthesis does, as it makes the validation volumes.
+    """
     content = settings if isinstance(settings, Mapping) else to_dict(settings)
     kept = {
         table: {key: value for key, value in values.items() if key not in INDIFFERENT.get(table, ())}
         for table, values in content.items()
-        if table not in ("preset", "split", "synthesis")
+        if table not in ("preset", "split")
     }
     return kept
 
@@ -397,6 +401,8 @@ _POSITIVE = {
 
 _NOT_NEGATIVE = {
     "split": ("validation", "test", "seed"),
+    "generator": ("slope",),
+    "discriminator": ("slope",),
     "loss": ("adversarial", "l1", "gdl"),
     "training": ("min_head", "beta1", "beta2", "seed", "workers"),
 }

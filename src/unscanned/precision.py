@@ -36,11 +36,11 @@ def choose(name: str, device: torch.device, *, convolution: str = "auto", where:
             found=f"{name} on {device}",
             expected=f"one of {', '.join(possible)}",
         )
-    if name == "bfloat16" and convolution == "spectral":
+    if name != "float32" and convolution == "spectral":
         raise SettingsError(
             "the frequency domain is computed in float32",
             where=where,
-            found="bfloat16 with generator.convolution = spectral",
+            found=f"{name} with generator.convolution = spectral",
             expected="float32, or generator.convolution auto or plain",
         )
     if device.type == "cuda":

@@ -269,8 +269,8 @@ def test_the_same_scan_named_twice_is_made_once(model, tiny_dataset, tmp_path):
     assert (len(result.written), len(result.skipped)) == (1, 1)
 
 
-@pytest.mark.parametrize("options", [{"stride": 0}, {"stride": 17}, {"batch": 0}])
-def test_a_stride_or_batch_that_cannot_be_is_refused_before_anything_is_written(model, tiny_dataset, tmp_path, options):
+@pytest.mark.parametrize("options", [{"stride": 0}, {"stride": 17}, {"batch": 0}, {"memory_mib": 0}])
+def test_an_option_that_cannot_be_is_refused_before_anything_is_written(model, tiny_dataset, tmp_path, options):
     scans = list_inputs([tiny_dataset], source="PD", target="T2")[0]
     with pytest.raises(SettingsError):
         synthesize(model, scans, tmp_path / "out", **options)

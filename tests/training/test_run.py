@@ -214,6 +214,7 @@ def test_a_damaged_file_of_the_run_is_refused_by_its_name(
         ({"training": {"batch": 3}}, r"training\.batch = 2, now 3"),
         ({"loss": {"gdl": 0.0}}, r"loss\.gdl = 1\.0, now 0\.0"),
         ({"generator": {"residual": False}}, r"generator\.residual = True, now False"),
+        ({"synthesis": {"mode": "volume"}}, r"synthesis\.mode = 'patches', now 'volume'"),
         ({"split": {"seed": 5}}, "other subjects"),
     ],
 )
@@ -240,6 +241,26 @@ def test_patches_that_a_u_net_cannot_halve_are_refused_before_any_work(tiny_data
     odd = change(tiny_settings, generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
     with pytest.raises(SettingsError, match=r"training\.patch: .*found 12 with .*expected a multiple of 8"):
         train_run(tiny_dataset, tmp_path / "run", odd)
+    wide = change(tiny_settings, generator={"name": "unet"}, training={"patch": 16, "context": 3})
+    with pytest.raises(SettingsError, match=r"found 16 and 3 around it with .*expected a multiple of 8 in all"):
+        train_run(tiny_dataset, tmp_path / "run", wide)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ({"generator": {"name": "unet", "convolution": "spectral"}}, r"no pass through .*expected auto or plain"),
+        ({"generator": {"convolution": "spectral"}, "loss": {"adversarial": 0.0}, "training": {"patch": 15}}, "even"),
+    ],
+)
+def test_a_way_to_convolve_that_cannot_be_is_refused_before_any_work(
+    tiny_dataset, tiny_settings, tmp_path, tables, reason
+):
+    if tables["generator"].get("name") == "unet":
+        pytest.importorskip("monai")
+    with pytest.raises(SettingsError, match=reason):
+        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
     assert not (tmp_path / "run").exists()
 
 

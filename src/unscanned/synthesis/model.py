@@ -101,7 +101,7 @@ class Model:
 
         Raises:
             SettingsError: An unknown mode or crop, a mode that the generator does not have, a stride or batch that
-                leaves voxels out, or a precision that the device does not have. It names what would do.
+                leaves voxels out, no memory, or a precision that the device does not have. It names what would do.
         """
         given = {
             "mode": mode,
@@ -118,6 +118,8 @@ class Model:
             if options[name] not in known:
                 raise SettingsError(f"no such {name}", where=name, found=options[name], expected=" or ".join(known))
         check_grid(patch, options["stride"], options["batch"])
+        if options["memory_mib"] is not None and options["memory_mib"] < 1:
+            raise SettingsError("must be positive", where="memory_mib", found=options["memory_mib"])
         if options["mode"] == "volume":
             for generator in self.generators:
                 check_network(generator)
@@ -191,10 +193,12 @@ class Model:
         except ResourceError:
             if device.type == "cpu":
                 raise
-            notes.append(f"memory of {device} did not hold a single patch; the CPU took over")
+            notes.append(f"memory of {device} did not hold a single patch; the CPU took over, in float32")
             self.to("cpu")
-            synthetic = run(device="cpu")
-            self.to(device)
+            try:
+                synthetic = run(device="cpu")
+            finally:
+                self.to(device)
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))

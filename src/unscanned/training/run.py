@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unscanned import device as devices
 from unscanned import precision as precisions
@@ -79,7 +80,7 @@ def check_settings(settings: Settings) -> torch.device:
 
     Raises:
         SettingsError: A network's name is not known, a network does not take patches of this size, the device lacks the
-            precision, or the generator the mode of synthesis.
+            precision, or the generator the mode of synthesis or the way to convolve.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = devices.choose(settings.training.device, threads=settings.training.threads)
@@ -92,17 +93,38 @@ def check_settings(settings: Settings) -> torch.device:
         )
     discriminators.build(patch=settings.training.patch, **dataclasses.asdict(settings.discriminator))
     generator = generators.build(**dataclasses.asdict(settings.generator))
-    multiple = getattr(generators.inner(generator), "multiple", 1)
-    if settings.training.patch % multiple:
-        raise SettingsError(
-            "the generator does not take patches of this size",
-            where="training.patch",
-            found=f"{settings.training.patch} with generator.name = {settings.generator.name}",
-            expected=f"a multiple of {multiple}",
-        )
+    _check_patch(settings, generators.inner(generator))
     if settings.synthesis.mode == "volume":
         check_network(generator)
     return device
+
+
+def _check_patch(settings: Settings, generator: nn.Module) -> None:
+    """Refuse a patch, with the context around it, that the generator does not take as it is set to compute."""
+    patch, context, name = settings.training.patch, settings.training.context, settings.generator.name
+    edge, multiple = patch + 2 * context, getattr(generator, "multiple", 1)
+    found = f"{patch} and {context} around it" if context else str(patch)
+    if edge % multiple:
+        raise SettingsError(
+            "the generator does not take patches of this size",
+            where="training.patch",
+            found=f"{found} with generator.name = {name}",
+            expected=f"a multiple of {multiple}" + (" in all" if context else ""),
+        )
+    if settings.generator.convolution == "spectral" and not isinstance(generator, generators.NieGenerator):
+        raise SettingsError(
+            "this generator has no pass through the frequency domain",
+            where="generator.convolution",
+            found=f"spectral with generator.name = {name}",
+            expected="auto or plain",
+        )
+    if settings.generator.convolution == "spectral" and edge % 2:
+        raise SettingsError(
+            "the frequency domain takes patches of even edges",
+            where="training.patch",
+            found=f"{found} with generator.convolution = spectral",
+            expected="an even number, or generator.convolution auto or plain",
+        )
 
 
 def train_run(
