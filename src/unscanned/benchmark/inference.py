@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unscanned.benchmark.peak import peak_mib
 from unscanned.benchmark.rounds import rounds
 from unscanned.data.patches import starts
-from unscanned.memory import keep_freed_memory
 from unscanned.models import generators
 from unscanned.precision import autocast
 from unscanned.synthesis.reconstruct import reconstruct
 
-__all__ = ["PATCH", "STRIDE", "Network", "high_water_mib", "inference", "noise"]
+__all__ = ["PATCH", "STRIDE", "Network", "inference", "noise"]
 
 PATCH, STRIDE = 32, 8
 Mapping = Callable[[np.ndarray], np.ndarray]
@@ -169,39 +165,11 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
     table = rounds({name: partial(mapping, volume) for name, mapping in mappings.items()}, repeats)
     for name, row in table.items():
         row["relative_difference"] = float(np.linalg.norm(results[name] - reference) / np.linalg.norm(reference))
-        row["peak_mib"] = _peak_mib(name, network, volume)
+        imports = IMPORTS.get(name, ())
+        row["peak_mib"] = peak_mib(_map, name, network, volume, device=network.device, imports=imports)
     return {"patches": len(starts(volume.shape, PATCH, STRIDE)), "contenders": table, "missing": missing}
 
 
-def _peak_mib(name: str, network: Network, volume: np.ndarray) -> float | None:
-    """Return the MiB that one mapping takes; on a CPU beyond the interpreter with its imports."""
-    if not network.is_on_cpu:
-        mapping = CONTENDERS[name](network)
-        torch.cuda.reset_peak_memory_stats()
-        mapping(volume)
-        return torch.cuda.max_memory_allocated() / 2**20
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_here, name, network, volume, torch.get_num_threads()).result()
-
-
-def _peak_here(name: str, network: Network, volume: np.ndarray, threads: int) -> float | None:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    for module in IMPORTS.get(name, ()):
-        importlib.import_module(module)
-    before = high_water_mib()
+def _map(name: str, network: Network, volume: np.ndarray) -> None:
+    """Map the volume once with a contender that is made for it."""
     CONTENDERS[name](network)(volume)
-    after = high_water_mib()
-    return None if before is None or after is None else after - before
-
-
-def high_water_mib() -> float | None:
-    """Return the most memory that this process has had; None where the system does not tell.
-
-    `getrusage` would count what the parent had when it started this process.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10

@@ -45,9 +45,8 @@ def table(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in inference["contenders"].items():
-        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         each = row["seconds"] / inference["patches"]
-        lines.append(f"| {name} | {each:.3f} | {_ratios(row)} | {row['relative_difference']:.1e} | {peak} |")
+        lines.append(f"| {name} | {each:.3f} | {_ratios(row)} | {row['relative_difference']:.1e} | {_mib(row)} |")
     if result["floor"] is not None:
         floor = result["floor"]
         least = max(floor["seconds_operations"], floor["seconds_bytes"])
@@ -55,11 +54,11 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| {name} | not measured: {reason} | | | | | |" for name, reason in inference["missing"].items()]
     lines += [
         "",
-        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradient error |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradient error | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in training["contenders"].items():
-        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} |")
+        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} | {_mib(row)} |")
     lines += [
         "",
         "| one patch of | frequency domain, inference | range | forward and backward | range |",
@@ -69,6 +68,10 @@ def table(result: dict[str, Any]) -> str:
         cells = [_times(row[pass_]) for pass_ in ("forward", "forward_backward")]
         lines.append(f"| {row['edge']}³ | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _mib(row: dict[str, Any]) -> str:
+    return "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
 
 
 def _times(row: dict[str, Any]) -> str:

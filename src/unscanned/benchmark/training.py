@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.peak import peak_mib
 from unscanned.benchmark.rounds import rounds
 from unscanned.models import discriminators
 from unscanned.precision import autocast
@@ -54,24 +54,31 @@ def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
         batch: Patches of a step.
         steps: Rounds.
     """
+    names = list(MODES)[:2] if network.is_on_cpu else list(MODES)
+    table = rounds({name: _prepared(name, network, batch) for name in names}, steps, warm_up_seconds=WARM_UP)
+    errors = _gradient_errors(network, names)
+    for name, row in table.items():
+        row["gradient_error"] = errors[name]
+        row["peak_mib"] = peak_mib(_take, name, network, batch, device=network.device)
+    return {"batch": batch, "contenders": table}
+
+
+def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str, float]]:
+    """Return a step of that many patches, with networks that begin alike whatever their name."""
     source, target = (
         torch.from_numpy(noise(network.seed + number, batch, 1, PATCH, PATCH, PATCH)).to(network.device)
         for number in (1, 2)
     )
+    convolution, precision = MODES[name]
+    generator = network.build(convolution)
     torch.manual_seed(network.seed)
     discriminator = discriminators.build(network.name, patch=PATCH).to(network.device)
-    names = list(MODES)[:2] if network.is_on_cpu else list(MODES)
-    taken = {}
-    for name in names:
-        convolution, precision = MODES[name]
-        taken[name] = step_of(network.build(convolution), copy.deepcopy(discriminator), precision)
-    table = rounds(
-        {name: partial(step, source, target) for name, step in taken.items()}, steps, warm_up_seconds=WARM_UP
-    )
-    errors = _gradient_errors(network, names)
-    for name, row in table.items():
-        row["gradient_error"] = errors[name]
-    return {"batch": batch, "contenders": table}
+    return partial(step_of(generator, discriminator, precision), source, target)
+
+
+def _take(name: str, network: Network, batch: int) -> None:
+    """Take one step."""
+    _prepared(name, network, batch)()
 
 
 def _gradient_errors(network: Network, names: Sequence[str]) -> dict[str, float]:
