@@ -11,8 +11,8 @@ import argparse
 import torch
 
 from unscanned.benchmark.inference import Network, noise
-from unscanned.benchmark.peak import high_water_mib
 from unscanned.benchmark.rounds import timed
+from unscanned.benchmark.worker import high_water_mib
 from unscanned.memory import keep_freed_memory
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.volume import map_volume

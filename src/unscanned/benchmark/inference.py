@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unscanned.benchmark.peak import peak_mib
+from unscanned import precision as precisions
 from unscanned.benchmark.rounds import rounds
+from unscanned.benchmark.worker import Worker
 from unscanned.data.patches import starts
 from unscanned.models import generators
 from unscanned.precision import autocast
@@ -150,26 +152,29 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
         repeats: Rounds.
     """
     volume = noise(network.seed, edge, edge, edge)
-    mappings: dict[str, Mapping] = {}
-    missing: dict[str, str] = {}
     kind = torch.device(network.device).type
-    for name, make in CONTENDERS.items():
-        if ONLY_ON.get(name, kind) != kind:
-            continue
-        try:
-            mappings[name] = make(network)
-        except ImportError as error:
-            missing[name] = str(error)
-    results = {name: mapping(volume) for name, mapping in mappings.items()}
-    reference = results["plain PyTorch"]
-    table = rounds({name: partial(mapping, volume) for name, mapping in mappings.items()}, repeats)
-    for name, row in table.items():
-        row["relative_difference"] = float(np.linalg.norm(results[name] - reference) / np.linalg.norm(reference))
-        imports = IMPORTS.get(name, ())
-        row["peak_mib"] = peak_mib(_map, name, network, volume, device=network.device, imports=imports)
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name in CONTENDERS:
+            if ONLY_ON.get(name, kind) != kind:
+                continue
+            try:
+                worker = Worker(_mapping, name, network, volume, imports=IMPORTS.get(name, ()))
+            except ImportError as error:
+                missing[name] = str(error)
+            else:
+                workers[name] = stack.enter_context(worker)
+        results = {name: worker.run() for name, worker in workers.items()}
+        reference = results["plain PyTorch"]
+        table = rounds({name: worker.timed for name, worker in workers.items()}, repeats)
+        for name, row in table.items():
+            row["relative_difference"] = float(np.linalg.norm(results[name] - reference) / np.linalg.norm(reference))
+            row["peak_mib"] = workers[name].peak_mib()
     return {"patches": len(starts(volume.shape, PATCH, STRIDE)), "contenders": table, "missing": missing}
 
 
-def _map(name: str, network: Network, volume: np.ndarray) -> None:
-    """Map the volume once with a contender that is made for it."""
-    CONTENDERS[name](network)(volume)
+def _mapping(name: str, network: Network, volume: np.ndarray) -> Callable[[], np.ndarray]:
+    """Return what maps the volume with a contender."""
+    precisions.choose("float32", torch.device(network.device))
+    return partial(CONTENDERS[name](network), volume)

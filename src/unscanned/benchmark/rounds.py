@@ -25,40 +25,23 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
-def _repeat(run: Callable[[], Any], seconds: float) -> None:
-    """Run at least once, and again until that time has gone by."""
-    end = time.perf_counter() + seconds
-    while True:
-        run()
-        _wait()
-        if time.perf_counter() >= end:
-            return
-
-
 def _wait() -> None:
     """Wait for what a GPU was given to do."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def rounds(
-    runs: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up_seconds: float | None = None
-) -> dict[str, dict[str, Any]]:
+def rounds(runs: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, dict[str, Any]]:
     """Time each once a round; ratios are the first one's time over each one's.
 
     Args:
-        runs: What to time.
+        runs: What to time: each returns its times, as `timed` does.
         repeats: Rounds.
-        warm_up_seconds: Let each run untimed before it is timed, at least once and for that long: the first runs find
-            memory and caches as another contender left them, which matters for a short run that real work repeats many
-            times. None does not.
     """
     times: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            if warm_up_seconds is not None:
-                _repeat(run, warm_up_seconds)
-            times[name].append(timed(run))
+            times[name].append(run())
     base = times[next(iter(runs))]
     table: dict[str, dict[str, Any]] = {}
     for name, own in times.items():

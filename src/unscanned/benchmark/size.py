@@ -70,10 +70,14 @@ def _edge(network: Network, repeats: int, edge: int) -> dict[str, Any]:
     plain, spectral = network.build("plain"), network.build("spectral")
     frozen = {"plain": generators.FastGenerator(plain), "spectral": generators.FastGenerator(spectral)}
     frozen["spectral"](x)  # its spectra are at hand after it
-    forward = rounds({name: partial(each, x) for name, each in frozen.items()}, repeats)["spectral"]
+    forward = rounds({name: partial(timed, partial(each, x)) for name, each in frozen.items()}, repeats)["spectral"]
     trained = {"plain": plain.train(), "spectral": spectral.train()}
     both = {name: lambda each=each: each(x).sum().backward() for name, each in trained.items()}  # type: ignore[misc]
-    return {"edge": edge, "forward": forward, "forward_backward": rounds(both, repeats)["spectral"]}
+    return {
+        "edge": edge,
+        "forward": forward,
+        "forward_backward": rounds({name: partial(timed, run) for name, run in both.items()}, repeats)["spectral"],
+    }
 
 
 def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int) -> dict[str, Any]:
@@ -88,10 +92,10 @@ def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid:
             "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2),
             "spectral": lambda: kept(folded),
         }
-        row["forward"] = rounds(pair, repeats)["spectral"]
+        row["forward"] = rounds({name: partial(timed, run) for name, run in pair.items()}, repeats)["spectral"]
     both = {
         "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2).sum().backward(),
         "spectral": lambda: spectral_convolution(folded, weight).sum().backward(),
     }
-    row["forward_backward"] = rounds(both, repeats)["spectral"]
+    row["forward_backward"] = rounds({name: partial(timed, run) for name, run in both.items()}, repeats)["spectral"]
     return row

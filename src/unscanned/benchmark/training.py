@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -9,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from unscanned import precision as precisions
 from unscanned.benchmark.inference import PATCH, Network, noise
-from unscanned.benchmark.peak import peak_mib
 from unscanned.benchmark.rounds import rounds
+from unscanned.benchmark.worker import Worker
 from unscanned.models import discriminators
 from unscanned.precision import autocast
 from unscanned.training import optimizers
@@ -55,11 +57,14 @@ def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
         steps: Rounds.
     """
     names = list(MODES)[:2] if network.is_on_cpu else list(MODES)
-    table = rounds({name: _prepared(name, network, batch) for name in names}, steps, warm_up_seconds=WARM_UP)
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(_prepared, name, network, batch)) for name in names}
+        table = rounds({name: partial(worker.timed, WARM_UP) for name, worker in workers.items()}, steps)
+        for name, row in table.items():
+            row["peak_mib"] = workers[name].peak_mib()
     errors = _gradient_errors(network, names)
     for name, row in table.items():
         row["gradient_error"] = errors[name]
-        row["peak_mib"] = peak_mib(_take, name, network, batch, device=network.device)
     return {"batch": batch, "contenders": table}
 
 
@@ -69,16 +74,12 @@ def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str,
         torch.from_numpy(noise(network.seed + number, batch, 1, PATCH, PATCH, PATCH)).to(network.device)
         for number in (1, 2)
     )
+    precisions.choose("float32", torch.device(network.device))
     convolution, precision = MODES[name]
     generator = network.build(convolution)
     torch.manual_seed(network.seed)
     discriminator = discriminators.build(network.name, patch=PATCH).to(network.device)
     return partial(step_of(generator, discriminator, precision), source, target)
-
-
-def _take(name: str, network: Network, batch: int) -> None:
-    """Take one step."""
-    _prepared(name, network, batch)()
 
 
 def _gradient_errors(network: Network, names: Sequence[str]) -> dict[str, float]:
