@@ -1,7 +1,7 @@
 """A contender in a process of its own, as a user would run it: made once, run many times, its memory its own.
 
-In one process, what a contender frees is what the next one finds, in pieces that may not fit it; new pages cost as much
-as the work.
+In one process, what a contender frees is what the next one finds, in pieces that may not fit it, and its peak of memory
+would be that of all before it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def _run() -> Any:
 def _timed(warm_up_seconds: float | None) -> dict[str, float]:
     if warm_up_seconds is not None:
         end = time.perf_counter() + warm_up_seconds
-        while timed(_run) and time.perf_counter() < end:
-            pass
+        timed(_run)
+        while time.perf_counter() < end:
+            timed(_run)
     return timed(_run)
 
 
