@@ -128,6 +128,13 @@ def test_a_table_names_files_of_any_name_relative_to_itself(tmp_path):
     assert (finding.case, finding.fault) == ("sub-01_ses-2", "missing-partner")
 
 
+def test_a_table_of_sources_alone_is_enough_where_no_target_is_needed(tmp_path):
+    table = tmp_path / "sources.csv"
+    table.write_text("subject,PD\n01,one.nii.gz\n")
+    (pair,) = find_pairs(table, require_target=False)
+    assert (pair.case, pair.source, pair.target) == ("sub-01", tmp_path / "one.nii.gz", None)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

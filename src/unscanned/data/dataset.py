@@ -163,7 +163,7 @@ def survey(
     source_key, target_key = contrast_key(source), contrast_key(target)
     if source_key == target_key:
         raise SettingsError("source and target are the same contrast", found=source, expected="two contrasts")
-    inventory = take_inventory(root, layout, source=source, target=target)
+    inventory = take_inventory(root, layout, source=source, target=target, require_target=require_target)
     sessions: dict[tuple[str, str | None], list[Scan]] = defaultdict(list)
     for scan in inventory.scans:
         sessions[scan.subject, scan.session].append(scan)

@@ -84,7 +84,9 @@ def identify(path: str | Path) -> Scan | None:
     return _bids_scan(Path(path)) or _ixi_scan(Path(path))
 
 
-def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str) -> Inventory:
+def take_inventory(
+    root: str | Path, layout: Layout, *, source: str, target: str, require_target: bool = True
+) -> Inventory:
     """List the scans of a dataset.
 
     Args:
@@ -92,6 +94,7 @@ def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str
         layout: "auto" decides by the names: a table, BIDS, then IXI.
         source: Contrast; for a table, a column.
         target: Contrast; for a table, a column.
+        require_target: Refuse a table without that column.
 
     Raises:
         DatasetError: The root does not exist, or no name in it fits the layout.
@@ -99,7 +102,7 @@ def take_inventory(root: str | Path, layout: Layout, *, source: str, target: str
     root = Path(root)
     is_table = root.suffix.lower() in (".csv", ".tsv")
     if layout == "csv" or (layout == "auto" and is_table):
-        return Inventory(scans=list(_table_scans(root, source, target)))
+        return Inventory(scans=list(_table_scans(root, source, target, require_target)))
     if not root.is_dir():
         raise DatasetError(
             "the dataset is not there",
@@ -176,15 +179,15 @@ def _ixi_scan(path: Path) -> Scan | None:
     return None if match is None else Scan(match["subject"], None, contrast_key(match["contrast"]), "", path)
 
 
-def _table_scans(table: Path, source: str, target: str) -> Iterator[Scan]:
+def _table_scans(table: Path, source: str, target: str, require_target: bool) -> Iterator[Scan]:
     columns, rows = _read_table(table)
-    wanted = {contrast_key(name): columns.get(contrast_key(name)) for name in (source, target)}
-    if "subject" not in columns or None in wanted.values():
+    required = ["subject", source, *([target] if require_target else [])]
+    if any(contrast_key(name) not in columns for name in required):
         raise DatasetError(
             "the table lacks a column",
             where=table,
             found=", ".join(columns.values()) or "no columns",
-            expected=f"subject, {source}, {target}, and session where there is more than one",
+            expected=f"{', '.join(required)}, and session where there is more than one",
         )
     seen: dict[tuple[str, str | None], int] = {}
     for line, row in rows:
@@ -206,8 +209,8 @@ def _table_scans(table: Path, source: str, target: str) -> Iterator[Scan]:
                 found=f"subject {subject}, session {session}",
                 do="Keep one line, or give the two a session each.",
             )
-        for key, column in wanted.items():
-            name = (row.get(column or "") or "").strip()
+        for key in (contrast_key(source), contrast_key(target)):
+            name = (row.get(columns.get(key, "")) or "").strip()
             if name:
                 yield Scan(subject, session, key, "", table.parent / name)
 
