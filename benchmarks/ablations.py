@@ -26,6 +26,7 @@ from unscanned.models.generators import FastGenerator
 
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "plain Conv3d": ("plain", False, False, False, 1),
+    "plain Conv3d, 8 patches at a time": ("plain", False, False, False, 8),
     "plain Conv3d, torch.compile": ("plain", False, False, False, 1, True),
     "folded by parity, in the frequency domain": ("auto", False, False, False, 1),
     "and pieces shared among the threads": ("auto", True, False, False, 1),

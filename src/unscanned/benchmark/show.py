@@ -31,7 +31,7 @@ def check_plot(path: Path) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the comparisons of a result as Markdown.
+    """Return a result as Markdown: the comparisons, and the cost against size.
 
     Ratios are plain PyTorch's time over each one's: of seconds with their range, and of CPU seconds.
     """
@@ -59,15 +59,38 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in training["contenders"].items():
         lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} | {_mib(row)} |")
-    lines += [
-        "",
-        "| one patch of | frequency domain, inference | range | forward and backward | range |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in result["size"]["edges"]:
-        cells = [_times(row[pass_]) for pass_ in ("forward", "forward_backward")]
-        lines.append(f"| {row['edge']}³ | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_size(result["size"])]) + "\n"
+
+
+def _size(size: dict[str, Any]) -> list[str]:
+    lines = ["", "| size | seconds | each |", "| --- | --- | --- |"]
+    for row in size["patches"]:
+        count = "1 patch" if row["patches"] == 1 else f"{row['patches']} patches"
+        lines.append(f"| {count} | {row['seconds']:.2f} | {row['seconds'] / row['patches']:.3f} a patch |")
+    for row in size["volumes"]:
+        each = row["seconds"] / (row["edge"] ** 3 / 1e6)
+        lines.append(f"| {row['edge']}³ voxels, mode volume | {row['seconds']:.1f} | {each:.1f} a million voxels |")
+    for title, rows, name in (
+        ("one patch of", size["edges"], _edge),
+        ("layer: kernel, channels, grid", size["layers"], _layer),
+    ):
+        lines += [
+            "",
+            f"| {title} | frequency domain, inference | range | forward and backward | range |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in rows:
+            cells = [_times(row[pass_]) for pass_ in ("forward", "forward_backward")]
+            lines.append(f"| {name(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _edge(row: dict[str, Any]) -> str:
+    return f"{row['edge']}³"
+
+
+def _layer(row: dict[str, Any]) -> str:
+    return f"{row['kernel']}³, {row['channels']}, {row['grid']}³"
 
 
 def _mib(row: dict[str, Any]) -> str:
@@ -106,7 +129,7 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     counted.set(xlabel="patches of 32³ voxels", ylabel="seconds", title="Patches")
     voxels.loglog([row["edge"] ** 3 for row in size["volumes"]], [row["seconds"] for row in size["volumes"]], "o-")
     voxels.set(xlabel="voxels", ylabel="seconds", title="Mode volume")
-    names = [f"{row['kernel']}³, {row['channels']}, {row['grid']}³" for row in size["layers"]]
+    names = [_layer(row) for row in size["layers"]]
     for pass_, marker in (("forward", "o"), ("forward_backward", "s")):
         values = [row[pass_]["seconds_ratio"] for row in size["layers"]]
         ratios.semilogx(values, range(len(values)), marker, label=pass_.replace("_", " and "))
