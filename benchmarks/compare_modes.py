@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ def compare_modes(
             exact.setdefault(base, synthetic)
             error = float(np.abs(synthetic - exact[base]).max() / np.abs(exact[base]).max())
             rows.append({"case": pair.case, "subject": pair.subject, "way": name, **row, "error": error})
+            print(f"{pair.case}, {name}: {row['seconds']:.0f} s", file=sys.stderr)
     return {"rows": rows, **_over_subjects(rows, list(ways))}
 
 
