@@ -135,12 +135,17 @@ def _over_subjects(rows: list[dict[str, Any]], ways: list[str]) -> dict[str, Any
 
 
 def table(content: dict[str, Any]) -> list[str]:
-    """Return the lines of a Markdown table: mean (SD) over subjects."""
+    """Return the lines of a Markdown table: mean over subjects, and SD where there are several."""
     lines = ["| | " + " | ".join(METRICS) + " | error |", "| --- |" + " --- |" * (len(METRICS) + 1)]
     for way, scores in content["summary"].items():
-        cells = [f"{scores[m]['mean']:.4g} ({scores[m]['sd'] or 0:.2g})" for m in METRICS]
+        cells = [_cell(scores[m]) for m in METRICS]
         lines.append(f"| {way} | " + " | ".join(cells) + f" | {scores['largest_error']:.1e} |")
     return lines
+
+
+def _cell(score: dict[str, Any]) -> str:
+    spread = "" if score["sd"] is None else f" ({score['sd']:.2g})"
+    return f"{score['mean']:.4g}{spread}"
 
 
 def main() -> None:
