@@ -32,7 +32,7 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
         patches=(1, 2),
         volumes=(16,),
         edges=(8,),
-        layers=((9, 2, 4),),
+        layers=((9, 2, 4, 2),),
         progress=lambda *step: seen.append(step),
     )
     assert json.loads(json.dumps(result)) == result
@@ -59,7 +59,9 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
     assert 0 < result["floor"]["gigaflop"] < result["floor"]["plain_gigaflop"]
     text = table(result)
     assert all(name in text for name in inference["contenders"])
-    assert all(f"| {name} |" in text for name in ("1 patch", "2 patches", "16³ voxels, mode volume", "8³", "9³, 2, 4³"))
+    assert all(
+        f"| {name} |" in text for name in ("1 patch", "2 patches", "16³ voxels, mode volume", "8³", "9³, 2, 4³, 2")
+    )
     plot(result, tmp_path / "size.png")
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
 

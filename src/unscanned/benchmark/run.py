@@ -35,7 +35,7 @@ def benchmark(
     patches: Sequence[int] = (1, 8, 64),
     volumes: Sequence[int] = (64, 96, 128),
     edges: Sequence[int] = EDGES,
-    layers: Sequence[tuple[int, int, int]] = LAYERS,
+    layers: Sequence[tuple[int, int, int, int]] = LAYERS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def benchmark(
         patches: Numbers of patches for mode patches.
         volumes: Edges of the cubic volumes for mode volume, in voxels.
         edges: Of the single patches, in voxels, even.
-        layers: Kernel, channels and grid of the single layers.
+        layers: Kernel, channels, grid and patches of the single layers.
         seed: Of the weights and the input, which are noise: the time does not depend on them.
         progress: Called with (parts done, all parts, label).
 

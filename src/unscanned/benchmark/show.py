@@ -72,7 +72,7 @@ def _size(size: dict[str, Any]) -> list[str]:
         lines.append(f"| {row['edge']}³ voxels, mode volume | {row['seconds']:.1f} | {each:.1f} a million voxels |")
     for title, rows, name in (
         ("one patch of", size["edges"], _edge),
-        ("layer: kernel, channels, grid", size["layers"], _layer),
+        ("layer: kernel, channels, grid, patches", size["layers"], _layer),
     ):
         lines += [
             "",
@@ -90,7 +90,7 @@ def _edge(row: dict[str, Any]) -> str:
 
 
 def _layer(row: dict[str, Any]) -> str:
-    return f"{row['kernel']}³, {row['channels']}, {row['grid']}³"
+    return f"{row['kernel']}³, {row['channels']}, {row['grid']}³, {row['patches']}"
 
 
 def _mib(row: dict[str, Any]) -> str:
@@ -135,7 +135,10 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
         ratios.semilogx(values, range(len(values)), marker, label=pass_.replace("_", " and "))
     ratios.axvline(1.0, color="0.5", linewidth=1)
     ratios.set(
-        yticks=range(len(names)), yticklabels=names, xlabel="times Conv3d", title="Layer: kernel, channels, grid"
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel="times Conv3d",
+        title="Layer: kernel, channels, grid, patches",
     )
     ratios.set_ylim(len(names) + 0.7, -0.7)  # the first on top, and room for the legend
     ratios.legend(loc="lower right", ncols=2)

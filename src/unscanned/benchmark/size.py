@@ -1,4 +1,4 @@
-"""Cost against size: the number of patches, their edge, the volume, and a layer's kernel, channels and grid."""
+"""Cost against size: the number of patches, their edge, the volume, and a single layer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ EDGES = (8, 16, 24, 32, 48)
 "Edges of a patch, in voxels."
 
 LAYERS = (
-    *((kernel, 32, 16) for kernel in (3, 5, 7, 9)),
-    *((9, channels, 16) for channels in (8, 16, 64)),
-    *((9, 16, grid) for grid in (4, 8, 24)),
+    *((kernel, 32, 16, 1) for kernel in (3, 5, 7, 9)),
+    *((9, channels, 16, 1) for channels in (8, 16, 64)),
+    *((9, 16, grid, 1) for grid in (4, 8, 24)),
+    *((3, 32, 16, patches) for patches in (7, 16)),
 )
-"Kernel, channels and grid of layers: each varies while the others stay."
+"Kernel, channels, grid and patches of layers: each varies while the others stay."
 
 
 def size(
@@ -35,9 +36,9 @@ def size(
     patches: Sequence[int],
     volumes: Sequence[int],
     edges: Sequence[int],
-    layers: Sequence[tuple[int, int, int]],
+    layers: Sequence[tuple[int, int, int, int]],
 ) -> dict[str, Any]:
-    """Time against the number of patches, the volume, a patch's edge, and a layer's kernel, channels and grid.
+    """Time against the number of patches, the volume, a patch's edge, and what makes a layer.
 
     Args:
         network: The generator.
@@ -45,7 +46,7 @@ def size(
         patches: Numbers of patches.
         volumes: Edges of cubic volumes, in voxels.
         edges: Of single patches, in voxels.
-        layers: Kernel, channels and grid of each.
+        layers: Kernel, channels, grid and patches of each.
     """
     fast, counted = generators.FastGenerator(network.build("auto")), []
     size = default_batch(torch.device(network.device))
@@ -80,13 +81,13 @@ def _edge(network: Network, repeats: int, edge: int) -> dict[str, Any]:
     }
 
 
-def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int) -> dict[str, Any]:
-    """Time one dense layer on the eight sub-grids of a patch, forward, and forward and backward, both ways."""
+def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int, patches: int) -> dict[str, Any]:
+    """Time one dense layer on the eight sub-grids of each patch, forward, and forward and backward, both ways."""
     weight = torch.randn(channels, channels, kernel, kernel, kernel, device=device, requires_grad=True)
-    direct = torch.randn(8, channels, grid, grid, grid, device=device, requires_grad=True)
+    direct = torch.randn(8 * patches, channels, grid, grid, grid, device=device, requires_grad=True)
     folded = direct.detach().permute(2, 3, 4, 1, 0).contiguous().requires_grad_()
     kept = kernel_spectrum(weight.detach(), None, (grid, grid, grid))
-    row: dict[str, Any] = {"kernel": kernel, "channels": channels, "grid": grid}
+    row: dict[str, Any] = {"kernel": kernel, "channels": channels, "grid": grid, "patches": patches}
     with torch.inference_mode():
         pair = {
             "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2),
