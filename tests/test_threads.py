@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from unscanned import threads
-from unscanned.models.spectral import kernel_spectrum
+from unscanned.models import spectral
+from unscanned.models.generators import NieGenerator
+from unscanned.models.spectral import ValidKernel, kernel_spectrum, spectral_convolution
+from unscanned.synthesis.volume import map_volume
 from unscanned.threads import for_each
 
 CPU = torch.device("cpu")
@@ -39,17 +43,51 @@ def test_every_piece_is_worked_on_once_by_a_thread_of_its_own_share(number: int)
     assert torch.get_num_threads() == number
 
 
-def test_the_number_of_threads_does_not_change_a_bit() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(*size, generator=generator) for size in ((8, 8, 5, 5, 5), (12, 12, 12, 8, 16)))
-    results = []
+def with_threads(count: int, work: Callable[[], list[Tensor]]) -> list[Tensor]:
     before = torch.get_num_threads()
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        results.append(kernel_spectrum(weight, None, (12, 12, 12))(x))
-    torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    torch.set_num_threads(count)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)
+
+
+def spectral_results() -> list[Tensor]:
+    """A layer's output and its three gradients, a kept kernel's output, and that of a block without padding."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x, cotangent = (
+        torch.randn(*size, generator=generator, dtype=torch.float64)
+        for size in ((6, 8, 5, 5, 5), (6,), (7, 9, 8, 8, 4), (7, 9, 8, 6, 4))
+    )
+    arguments = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    y = spectral_convolution(*arguments)
+    with torch.no_grad():
+        kept = kernel_spectrum(weight, bias, (7, 9, 8))(x)
+        valid = ValidKernel(weight.detach(), bias.detach(), (4, 5, 6), batch=2)
+        valid.input(2).copy_(torch.randn(valid.input(2).shape, generator=generator, dtype=torch.complex128))
+        block = valid(2).clone()
+    return [y.detach(), *torch.autograd.grad(y, arguments, cotangent), kept, block]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_number_of_threads_does_not_change_a_bit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral, "CACHE_BYTES", 1)  # the smallest pieces, so that all sweeps have many
+    shared = []
+    monkeypatch.setattr(spectral, "for_each", lambda *arguments: shared.append(arguments) or for_each(*arguments))
+    alone, together = (with_threads(n, spectral_results) for n in (1, count))
+    assert len(shared) > 10
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_mode_volume_is_the_same_to_the_last_bit_with_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(spectral, "CACHE_BYTES", 1)
+    network = NieGenerator(filters=(2,) * 8).eval()
+    source = torch.randn(1, 20, 33, 26).numpy()
+    alone, together = (
+        with_threads(n, lambda: [torch.from_numpy(map_volume(source, network, memory_mib=1000))]) for n in (1, 2)
+    )
+    assert torch.equal(alone[0], together[0])
 
 
 def test_the_inference_mode_is_that_of_the_caller_and_there_are_no_gradients(number: int) -> None:

@@ -120,11 +120,11 @@ def train_stage(
         adversary,
         previous,
         precision,
-        adversarial,
-        l1,
-        gdl,
-        reduction,
-        order,
+        adversarial=adversarial,
+        l1=l1,
+        gdl=gdl,
+        reduction=reduction,
+        order=order,
     )
 
     state = TrainingState(folder, modules, own_optimizers, identity or {}, device)
