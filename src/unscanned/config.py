@@ -35,6 +35,7 @@ __all__ = [
     "decisive",
     "difference",
     "fingerprint",
+    "is_contrast",
     "preset_names",
     "resolve",
     "to_dict",
@@ -410,7 +411,26 @@ _NOT_NEGATIVE = {
 _BELOW_ONE = ("beta1", "beta2")
 
 
+def is_contrast(name: str) -> bool:
+    """Return whether a contrast's name may stand in a file name: not blank, no separator of paths, nothing unprintable.
+
+    Example:
+        >>> is_contrast("T2w"), is_contrast("../T2w")
+        (True, False)
+    """
+    return bool(name.strip()) and name.isprintable() and not {"/", "\\"} & set(name)
+
+
 def _validate(settings: Settings) -> None:
+    for contrast in ("source", "target"):
+        name = getattr(settings.data, contrast)
+        if not is_contrast(name):
+            raise SettingsError(
+                "not the name of a contrast",
+                where=f"data.{contrast}",
+                found=repr(name),
+                expected="a BIDS suffix such as T2w, or a CSV column, without / and \\",
+            )
     for table, keys in _NOT_NEGATIVE.items():
         for key in keys:
             if getattr(getattr(settings, table), key) < 0:

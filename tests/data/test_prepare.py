@@ -1,5 +1,6 @@
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -157,6 +158,18 @@ def test_one_bad_subject_does_not_stop_the_others(own, tmp_path):
     assert sorted(failures) == [pairs[1].case, pairs[2].case]
     assert pairs[1].source.name in str(failures[pairs[1].case])
     assert pairs[2].target.name in str(failures[pairs[2].case])
+
+
+def test_a_grid_that_leaves_out_part_of_a_head_is_said_with_how_much(pairs, tmp_path):
+    with pytest.warns(UserWarning, match=r"16 x 32 x 32 voxels leaves out part of the head in 4 of 4 cases.*: \d\d%"):
+        cases, _ = prepare(pairs, tmp_path / "narrow", shape=(16, 32, 32))
+    for case, pair in zip(cases, pairs, strict=True):
+        head = head_mask(read_volume(pair.source).array)
+        assert case.facts["head_left_out"] == pytest.approx(1 - case.head.sum() / head.sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cases, _ = prepare(pairs, tmp_path / "wide", shape=(48, 48, 48))
+    assert [case.facts["head_left_out"] for case in cases] == [0.0] * 4
 
 
 def test_a_scan_without_a_head_is_refused_by_its_file(own, tmp_path):

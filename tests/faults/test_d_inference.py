@@ -18,10 +18,11 @@ from nifti_files import nifti_bytes, some_voxels, write_nifti
 from storm.storm_synthesize import storm
 
 from unscanned.cli import main
+from unscanned.config import resolve
 from unscanned.data.volume import read_volume, write_volume
-from unscanned.errors import ResourceError
+from unscanned.errors import ResourceError, SettingsError
 from unscanned.evaluation.evaluate import evaluate
-from unscanned.files import lock, read_json, sha256
+from unscanned.files import lock, read_json, read_sealed, sha256, write_sealed
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -247,6 +248,20 @@ def test_d06_a_case_name_of_a_table_cannot_leave_the_output_folder(tmp_path, cap
     assert code in (0, 3)
     if code:
         assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x/../../../../sub-01_T2w", "..\\\\T2w", "T2w\n", " "])
+def test_d06_a_contrast_of_a_model_cannot_leave_the_output_folder(tmp_path, capsys, tiny_run, tiny_dataset, name):
+    model = shutil.copytree(tiny_run / "model", tmp_path / "model")
+    facts = read_sealed(model / "model.json")
+    facts["settings"]["data"]["target"] = name
+    write_sealed(model / "model.json", facts)
+    scan = scan_of(tiny_dataset, "001")
+    assert main(["synthesize", str(model), str(scan), "-o", str(tmp_path / "inside" / "out")]) == 5
+    assert "data.target is no contrast" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.nii.gz"))
+    with pytest.raises(SettingsError, match=r"data\.target"):
+        resolve(overrides={"data": {"target": name}})
 
 
 HOSTILE = {

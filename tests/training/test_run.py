@@ -13,8 +13,10 @@ import torch
 import unscanned
 from unscanned.config import resolve, to_dict, to_toml
 from unscanned.data.patches import PatchBatches
+from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, SettingsError
 from unscanned.models import generators
+from unscanned.report.curves import training_curves
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.log import read_log
@@ -122,6 +124,37 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, tiny_dataset, tiny_settings, 
     assert events(tmp_path / "run") == events(tiny_run)
 
 
+def correct_a_scan(dataset, subject):
+    """Replace a subject's source with a brighter centre of the head, as if a wrong file had been put right."""
+    (path,) = dataset.rglob(f"sub-{subject}_PDw.nii.gz")
+    volume = read_volume(path)
+    array = volume.array.copy()
+    array[12:20, 12:20, 12:20] *= 1.5
+    write_volume(path, array, volume.affine)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_after_a_scan_was_corrected_the_stages_that_were_removed_make_the_model_of_a_new_run(
+    stages, tiny_dataset, tiny_settings, tmp_path
+):
+    dataset, run = shutil.copytree(tiny_dataset, tmp_path / "dataset"), tmp_path / "run"
+    settings = change(tiny_settings, context={"stages": stages}, training={"epochs": 1, "steps_per_epoch": 2})
+    train_run(dataset, run, settings)
+    before = weights(run)
+    subject = json.loads((run / "split.json").read_text())["train"][0]
+    correct_a_scan(dataset, subject)
+    with pytest.raises(CheckpointError, match="remove this stage's folder"):
+        train_run(dataset, run, settings)
+    # the checkpoints of each stage and fold, as the message says; what they made of the scans is left there
+    for folder in [path for path in run.rglob("*") if path.name in ("checkpoints", "best")]:
+        shutil.rmtree(folder)
+    train_run(dataset, run, settings)
+    train_run(dataset, tmp_path / "new", settings)
+    assert weights(run) == weights(tmp_path / "new") != before
+    remade, new = (load_model(path).provenance["training_cases"] for path in (run, tmp_path / "new"))
+    assert remade == new
+
+
 def test_a_model_that_was_damaged_is_written_again_from_the_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
@@ -178,6 +211,7 @@ def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tin
 def test_without_validation_subjects_the_last_epoch_is_the_model(tiny_dataset, tiny_settings, tmp_path):
     trained = train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"validation": 0}))
     assert trained.stages[0]["best"]["epoch"] == 2
+    assert training_curves({"run": tmp_path / "run"}).startswith(b"\x89PNG")
 
 
 def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
@@ -281,6 +315,17 @@ def test_a_subject_that_is_refused_is_left_out_and_named(tiny_dataset, tiny_sett
     assert scan.name in provenance["left_out"][f"sub-{bad}"]
 
 
+def test_a_subject_whose_file_is_not_there_is_left_out_and_named(tiny_dataset, tiny_settings, tiny_run, tmp_path):
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    lost = json.loads((tiny_run / "split.json").read_text())["train"][0]
+    (scan,) = dataset.rglob(f"sub-{lost}_T2w.nii.gz")
+    scan.unlink()
+    scan.symlink_to(dataset / "not-fetched")  # as in a dataset of git-annex
+    trained = train_run(dataset, tmp_path / "run", tiny_settings)
+    assert list(trained.failures) == [f"sub-{lost}"]
+    assert scan.name in str(trained.failures[f"sub-{lost}"])
+
+
 def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):
     train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, loss={"adversarial": 0.0}))
     assert not any(name.startswith("discriminator") for name in last_checkpoint(tmp_path / "run"))
@@ -371,7 +416,10 @@ def test_context_on_patches_needs_no_volume_between_the_stages(tiny_dataset, tin
     train_run(tiny_dataset, run, chained(tiny_settings, input="patch", training_input="in_sample"))
     assert not (run / "stage-1" / "context").exists()
     assert not list((run / "stage-1").glob("fold-*"))
-    assert len(load_model(run).generators) == 2
+    first, _ = load_model(run).generators
+    kept = safetensors.torch.load_file(max((run / "stage-1" / "best").glob("*.safetensors")))
+    for name, tensor in first.state_dict().items():  # the running statistics too: it is used as it was chosen
+        assert torch.equal(tensor, kept[f"generator/{name}"]), name
 
 
 def test_a_first_stage_that_is_there_already_is_the_one_that_would_be_trained(

@@ -6,6 +6,7 @@ Prepared volumes are read through memory maps, so that training memory does not 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,17 +18,20 @@ import numpy as np
 from unscanned.config import fingerprint
 from unscanned.data.appearance import Appearance, measure_appearance
 from unscanned.data.dataset import Pair
-from unscanned.data.grid import Triple, frame, onto_grid
+from unscanned.data.grid import Frame, Triple, frame, onto_grid
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
-from unscanned.data.volume import read_volume
-from unscanned.errors import DatasetError, ResourceError, UnscannedError
+from unscanned.data.volume import Volume, read_volume
+from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, write_sealed
 from unscanned.progress import Progress
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
 
-_CONTENT = 2
+_CONTENT = 3
 "What a cache holds; raised when that grows, so that an older cache is made again."
+
+TOLERATED = 0.02
+"Share of a head that the model's grid may leave out without a warning: skin, and noise that looks like head."
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def prepare_pair(
         percentile: Percentile inside the head that becomes 1.
 
     Raises:
-        VolumeError: A scan is refused.
+        VolumeError: A scan is refused, or is not there.
         DatasetError: The target is missing, or source and target lie on different grids.
         ResourceError: The disk is full.
     """
@@ -148,6 +152,7 @@ def prepare_pair(
             "appearance": None if appearance is None else asdict(appearance),
             "settings": settings,
             "frame": where.to_json(),
+            "head_left_out": _left_out(mask, source, where, arrays["head"]),
             "warnings": [*source.warnings, *target.warnings],
             "bytes": {name: (target_folder / f"{name}.npy").stat().st_size for name in arrays},
             "key": key,
@@ -177,6 +182,9 @@ def prepare(
         percentile: See there.
         progress: Called with (done, total, case).
 
+    Warns:
+        UserWarning: The model's grid leaves out more than a fiftieth of a head.
+
     Returns:
         The prepared cases in the order of `pairs`, and the error of each case that was refused.
     """
@@ -192,6 +200,7 @@ def prepare(
             raise
         except UnscannedError as error:
             failures[pair.case] = error
+    _warn_of_crops(cases)
     if progress:
         progress(len(pairs), len(pairs), "prepared")
     return cases, failures
@@ -226,8 +235,35 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
     return Normalization(percentile, contrasts["source"], contrasts["target"])
 
 
+def _warn_of_crops(cases: Sequence[Case]) -> None:
+    """Say how much of the heads the model's grid leaves out, as a network does not learn what it never sees."""
+    shares = {case: case.facts["head_left_out"] for case in cases}
+    cut = [case for case, share in shares.items() if share > TOLERATED]
+    if cut:
+        worst = max(cut, key=shares.__getitem__)
+        shape = " x ".join(map(str, worst.source.shape))
+        warnings.warn(
+            f"the model's grid of {shape} voxels leaves out part of the head in {len(cut)} of {len(cases)} cases, "
+            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it.",
+            stacklevel=3,
+        )
+
+
+def _left_out(mask: np.ndarray, source: Volume, where: Frame, kept: np.ndarray) -> float:
+    """Return the share of a head, by volume, that lies outside the model's grid."""
+    if where.holds(mask):
+        return 0.0
+    voxel, kept_voxel = (abs(np.linalg.det(affine[:3, :3])) for affine in (source.affine, where.working_affine))
+    return float(max(0.0, 1 - kept.sum() * kept_voxel / (mask.sum() * voxel)))
+
+
 def _stamp(path: Path) -> str:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise VolumeError(
+            f"the file cannot be read: {error.strerror}", where=path, do="Check the path and its permissions."
+        ) from error
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 

@@ -90,7 +90,7 @@ def evaluate(
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, or a sidecar that names another percentile.
-        DatasetError: No case to score, or a subject that is both trained on and scored.
+        DatasetError: No case to score, none that can be, or a subject that is both trained on and scored.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
@@ -130,6 +130,12 @@ def evaluate(
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
             except UnscannedError as error:
                 failures.append(Failure(pair.case, "target", str(error)))
+        if not scores:
+            raise DatasetError(
+                "no volume could be scored",
+                where=", ".join(map(str, synthetic.values())),
+                found="; ".join(f"{failure.case}, {failure.arm}: {failure.reason}" for failure in failures[:3]),
+            )
         if progress:
             progress(total, total, "scored")
         arms = (*BASELINES[: 2 if regression else 1], *synthetic)

@@ -6,8 +6,9 @@ write a module with that contract and name it in `GENERATORS`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "Residual",
     "UNetGenerator",
     "build",
+    "evaluating",
     "finish",
     "inner",
 ]
@@ -237,6 +239,18 @@ def inner(network: nn.Module) -> nn.Module:
 def finish(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return what the wrappers of a network make of the output y of the generator inside, for the input x."""
     return network.apply_to(x, finish(network.generator, x, y)) if isinstance(network, Wrapper) else y
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and each of its modules back into its own afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class FastGenerator:

@@ -66,7 +66,7 @@ def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
                 marker="." if event != "step" else None,
             )
             best = [record for record in log if record.get("event") == "validation" and record.get("best")]
-            if event == "validation" and best:
+            if event == "validation" and best and "psnr" in best[-1]:
                 axes.plot(best[-1]["step"], best[-1]["psnr"], "o", color=colour, markersize=9, fillstyle="none")
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8.5)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unscanned import precision as precisions
-from unscanned.config import Synthesis
+from unscanned.config import Synthesis, is_contrast
 from unscanned.data.contrast import Fingerprint
 from unscanned.data.grid import Frame, frame
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
@@ -29,7 +29,7 @@ from unscanned.synthesis.context import chain
 from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.volume import check_network
 
-__all__ = ["Model", "load_model", "save_model"]
+__all__ = ["Model", "load_model", "save_model", "weights_bytes"]
 
 FORMAT = 2
 
@@ -222,12 +222,7 @@ def save_model(model: Model, folder: str | Path) -> Path:
         ResourceError: The disk is full.
     """
     folder = Path(folder)
-    tensors = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
-        for number, generator in enumerate(model.generators)
-        for name, tensor in generator.state_dict().items()
-    }
-    write_bytes(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_bytes(folder / "model.safetensors", weights_bytes(model))
     write_sealed(
         folder / "model.json",
         {
@@ -243,6 +238,16 @@ def save_model(model: Model, folder: str | Path) -> Path:
         },
     )
     return folder
+
+
+def weights_bytes(model: Model) -> bytes:
+    """Return the content of model.safetensors: the tensors of generator n are named n.<name>."""
+    tensors = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number, generator in enumerate(model.generators)
+        for name, tensor in generator.state_dict().items()
+    }
+    return safetensors.torch.save(tensors)
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
@@ -280,6 +285,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
             )
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
         settings = facts["settings"]
+        for contrast in ("source", "target"):
+            if not is_contrast(settings["data"][contrast]):  # names of files are made of it
+                raise ValueError(f"data.{contrast} is no contrast: {settings['data'][contrast]!r}")
         generators = [_generator(settings, number, tensors) for number in range(facts["stages"])]
         n = facts["normalization"]
         normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))

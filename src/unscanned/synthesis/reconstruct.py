@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unscanned.data.patches import axis_starts, starts
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.memory import is_out_of_memory
-from unscanned.models.generators import FastGenerator
+from unscanned.models.generators import FastGenerator, evaluating
 from unscanned.progress import Progress
 
 __all__ = ["check_grid", "default_batch", "reconstruct"]
@@ -82,24 +82,20 @@ def reconstruct(
     size = batch or default_batch(device, patch)
     total = torch.zeros(source.shape[1:])
     constants: dict[tuple[float, ...], Tensor] = {}
-    was_training = network.training
-    mapped = FastGenerator(network)
-    try:
-        with torch.inference_mode():
-            done = 0
-            while done < len(positions):
-                group = positions[done : done + size]
-                outputs = _map_if_memory_suffices(source, group, patch, mapped, device, constants)
-                if outputs is None:
-                    size = _halve(size, patch, device, note)
-                    continue
-                for start, output in zip(group, outputs, strict=True):
-                    _at(total, start, patch).add_(output)
-                done += len(group)
-                if progress:
-                    progress(done, len(positions), "patches")
-    finally:
-        network.train(was_training)
+    with evaluating(network), torch.inference_mode():
+        mapped = FastGenerator(network)
+        done = 0
+        while done < len(positions):
+            group = positions[done : done + size]
+            outputs = _map_if_memory_suffices(source, group, patch, mapped, device, constants)
+            if outputs is None:
+                size = _halve(size, patch, device, note)
+                continue
+            for start, output in zip(group, outputs, strict=True):
+                _at(total, start, patch).add_(output)
+            done += len(group)
+            if progress:
+                progress(done, len(positions), "patches")
     for axis, count in enumerate(_coverage(source.shape[1:], patch, stride)):
         total /= count.view([-1 if a == axis else 1 for a in range(3)])
     return total[tuple(slice(n) for n in shape)].contiguous().numpy()

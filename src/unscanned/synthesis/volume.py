@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.memory import is_out_of_memory
-from unscanned.models.generators import NieGenerator, finish, inner
+from unscanned.models.generators import NieGenerator, evaluating, finish, inner
 from unscanned.progress import Progress
 from unscanned.synthesis.streaming import BRICKS, Brick, Stream
 from unscanned.threads import LARGEST
@@ -85,22 +85,21 @@ def map_volume(
     """
     device = torch.device(device)
     check_network(network)
-    was_training = network.training
-    network.eval()
     try:
-        source = torch.as_tensor(np.ascontiguousarray(volume))
-        shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
-        stream = _stream(network, source[:, :2, :2, :2].to(device))
-        if tile is None or (stream is not None and brick is None):
-            chosen = plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
-            tile, brick = tile or chosen.tile, brick or chosen.brick
-        out = source.new_empty(shape)
-        done = 0
-        for where, values in _pieces(network, stream, source, tile, brick, device):
-            out[where] = values
-            done += values.numel()
-            if progress:
-                progress(done, out.numel(), "voxels")
+        with evaluating(network):
+            source = torch.as_tensor(np.ascontiguousarray(volume))
+            shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
+            stream = _stream(network, source[:, :2, :2, :2].to(device))
+            if tile is None or (stream is not None and brick is None):
+                chosen = plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
+                tile, brick = tile or chosen.tile, brick or chosen.brick
+            out = source.new_empty(shape)
+            done = 0
+            for where, values in _pieces(network, stream, source, tile, brick, device):
+                out[where] = values
+                done += values.numel()
+                if progress:
+                    progress(done, out.numel(), "voxels")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -110,8 +109,6 @@ def map_volume(
             found=f"tiles of {tile} voxels, bricks of {brick}" if brick else f"tiles of {tile} voxels",
             do="Set synthesis.memory_mib lower.",
         ) from error
-    finally:
-        network.train(was_training)
     return out.numpy()
 
 

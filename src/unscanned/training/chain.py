@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unscanned.config import Settings, decisive, difference
+from unscanned.config import Settings, decisive, difference, fingerprint
 from unscanned.data.intensity import Normalization
 from unscanned.data.patches import PatchBatches
 from unscanned.data.prepare import Case, normalization
@@ -74,7 +74,7 @@ class Chain:
             self.networks.append(network)
             self.results.append(result)
             if number < count and self.settings.context.input == "volume":
-                context = self._context(number, folder, network, result, context, self.networks)
+                context = self._context(number, folder, network, context, self.networks)
 
     def _stage(
         self,
@@ -177,17 +177,16 @@ class Chain:
         number: int,
         folder: Path,
         network: nn.Module,
-        result: dict[str, Any],
         context: dict[str, np.ndarray],
         earlier: list[nn.Module],
     ) -> dict[str, np.ndarray]:
         """Return for each case the volume that this stage makes: the next stage's second channel, in z-scores."""
-        makers = {case.name: (network, result) for case in self.validation}
+        makers = {case.name: network for case in self.validation}
         if self.settings.context.training_input == "in_sample":
-            makers |= {case.name: (network, result) for case in self.training}
+            makers |= {case.name: network for case in self.training}
         else:
             for fold, (inside, outside) in enumerate(self._folds(), 1):
-                maker, outcome = self._stage(
+                maker, _ = self._stage(
                     number,
                     folder / f"fold-{fold}",
                     inside,
@@ -196,19 +195,26 @@ class Chain:
                     seed=self.settings.training.seed + 100 * fold,
                     label=f"stage {number}, fold {fold}, ",
                 )
-                makers |= {case.name: (maker, outcome) for case in outside}
+                makers |= {case.name: maker for case in outside}
         made = {}
         for index, case in enumerate([*self.training, *self.validation]):
             if self.progress:
                 self.progress(index, len(makers), f"context of stage {number + 1}")
-            maker, result = makers[case.name]
-            path = folder / "context" / f"{case.name}_step-{result['best']['step']}.npy"
+            maker = makers[case.name]
+            path = folder / "context" / f"{case.name}_{self._made_from(maker, case, context)}.npy"
             if not path.exists():
                 volume = self._map(maker, case, context, None, self.settings.context.stride)
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, volume)
             made[case.name] = np.load(path, mmap_mode="r")
         return made
+
+    def _made_from(self, network: nn.Module, case: Case, context: dict[str, np.ndarray]) -> str:
+        """Return 16 digits of all that decides what a stage makes of a case, but for settings, which a run keeps."""
+        given = {"source": case.facts["source"]["sha256"], "frame": case.facts["frame"], "weights": _weights(network)}
+        if case.name in context:
+            given["context"] = _digest(context[case.name])
+        return fingerprint(given)
 
     def _folds(self) -> list[tuple[list[Case], list[Case]]]:
         """Return (train on, predict) cases of each fold; sessions of a subject stay together."""
@@ -319,9 +325,12 @@ class Chain:
         if context:
             identity["earlier stages' volume of"] = {case.name: _digest(context[case.name]) for case in all_cases}
         elif previous is not None:
-            tensors = [tensor.detach().cpu().numpy() for tensor in previous.state_dict().values()]
-            identity["earlier stages'"] = {"weights": _digest(*tensors)}
+            identity["earlier stages'"] = {"weights": _weights(previous)}
         return identity
+
+
+def _weights(network: nn.Module) -> str:
+    return _digest(*(tensor.detach().cpu().numpy() for tensor in network.state_dict().values()))
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unscanned.data.patches import cut, starts
 from unscanned.errors import TrainingError
+from unscanned.models.generators import evaluating
 
 __all__ = [
     "FATAL_AFTER",
@@ -152,11 +153,8 @@ def discriminator_accuracy(
         torch.from_numpy(np.stack([cut(volume, start, patch) for start in places])[:, None]).to(device, torch.float32)
         for volume in (source, target, synthetic)
     )
-    was_training = discriminator.training
-    discriminator.eval()
-    with torch.inference_mode():
+    with evaluating(discriminator), torch.inference_mode():
         right = torch.cat([discriminator(x, y) > 0, discriminator(x, made) <= 0])
-    discriminator.train(was_training)
     return float(right.float().mean())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from unscanned.files import lock, read_json, read_sealed, remove_partials, sha25
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
-from unscanned.synthesis.model import Model, save_model
+from unscanned.synthesis.model import Model, save_model, weights_bytes
 from unscanned.synthesis.volume import check_network
 from unscanned.training.chain import Chain
 
@@ -215,7 +216,7 @@ def _save(
     }
     fingerprint = Fingerprint.of([case.appearance for case in chain.training])
     model = Model(chain.networks, to_dict(settings), chain.normalization, provenance, fingerprint=fingerprint)
-    if not _same_model(folder / "model", settings):
+    if not _is_saved(model, folder / "model"):
         save_model(model, folder / "model")
 
 
@@ -288,12 +289,15 @@ def _refuse_copies(prepared: list[Case], test: list[Pair]) -> None:
             )
 
 
-def _same_model(folder: Path, settings: Settings) -> bool:
-    """Whether the folder holds the model of exactly these settings, so that running again changes no file."""
+def _is_saved(model: Model, folder: Path) -> bool:
+    """Whether the folder holds just this model, of the same scans, so that running again changes no file."""
     try:
         facts = read_sealed(folder / "model.json")
-        ended = any("ended" in stage for stage in facts["provenance"]["stages"])
-        whole = sha256(folder / "model.safetensors") == facts["weights_sha256"]
-        return bool(facts["settings"] == to_dict(settings) and whole and not ended)
+        found, own = facts["provenance"], model.provenance
+        ended = any("ended" in stage for stage in found["stages"])
+        same = all(found[key] == own[key] for key in ("training_cases", "validation_cases"))
+        weights = hashlib.sha256(weights_bytes(model)).hexdigest()
+        whole = sha256(folder / "model.safetensors") == facts["weights_sha256"] == weights
+        return bool(facts["settings"] == model.settings and same and whole and not ended)
     except (OSError, ValueError, KeyError):
         return False
