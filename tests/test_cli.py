@@ -331,3 +331,14 @@ def test_a_thread_that_finds_the_disk_full_is_a_warning_in_one_line(capfd, monke
         thread.start()
         thread.join()
     assert capfd.readouterr().err == "unscanned: warning: [Errno 28] No space left on device\n"
+
+
+def test_brackets_in_names_and_findings_are_shown_as_they_are(cli, tmp_path):
+    folder = tmp_path / "study [old]"
+    write_nifti(folder / "pd.nii.gz", affine=np.full((4, 4), np.nan))
+    write_nifti(folder / "t2.nii.gz")
+    (tmp_path / "pairs.csv").write_text("subject,PD,T2\n01,study [old]/pd.nii.gz,study [old]/t2.nii.gz\n")
+    done = cli("check", tmp_path / "pairs.csv")
+    assert done.returncode == 3
+    assert "[old]" in done.stdout
+    assert "[nan" in done.stdout

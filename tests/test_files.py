@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -134,6 +135,15 @@ def test_a_lock_on_a_disk_without_a_byte_left_is_held_or_told_as_full(small_disk
         file.write(bytes(1_000_000))
     assert shutil.disk_usage(small_disk).free == 0
     with lock(small_disk / "run"), pytest.raises(BusyError), lock(small_disk / "run"):
+        pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match=r"cannot lock files.*found No locks available.*local disk"), lock(tmp_path):
         pass
 
 

@@ -55,6 +55,15 @@ def test_one_call_leads_from_the_dataset_to_models_volumes_scores_and_report(who
     assert result.report == out / "report.html"
 
 
+def test_settings_that_make_all_arms_one_training_are_refused(whole, tiny_dataset, overrides, tmp_path):
+    out, _ = whole
+    with pytest.raises(SettingsError, match=r"resgan and adv: two arms would be the same training.*settings\.toml"):
+        reproduce(
+            tiny_dataset, tmp_path / "out", arms=("resgan", "adv"), file=out / "arms" / "resgan" / "settings.toml"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_report_asks_nothing_of_any_server(whole):
     page = (whole[0] / "report.html").read_text(encoding="utf-8")
     assert "resgan-acm" in page

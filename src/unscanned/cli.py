@@ -256,7 +256,9 @@ def prepare(
 
     from unscanned.data import prepare as module
     from unscanned.data.dataset import select_pairs
+    from unscanned.files import check_apart
 
+    check_apart(dataset, out)
     with options.progress() as progress:
         found = select_pairs(dataset, **asdict(resolved.data))
         cases, failures = module.prepare(found.pairs, out, **asdict(resolved.prepare), progress=progress)
@@ -363,10 +365,13 @@ def synthesize(
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
     from unscanned import device as devices
+    from unscanned.files import check_apart
     from unscanned.synthesis.model import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
 
+    for dataset in inputs:
+        check_apart(dataset, out)
     chosen = devices.choose(device, threads=threads)
     loaded = load_model(model, chosen)
     scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
@@ -511,8 +516,9 @@ def evaluate(
         Also write the evaluation to this file.
     """
     from unscanned.evaluation.evaluate import evaluate as run
-    from unscanned.files import write_json
+    from unscanned.files import check_apart, write_json
 
+    check_apart(dataset, out)
     arms = options.named_folders(synthetic)
     parts = options.read_split(split) if split is not None else None
     with options.progress() as progress:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unscanned.errors import BusyError, DatasetError, ResourceError
+from unscanned.errors import BusyError, DatasetError, ResourceError, SettingsError
 
 __all__ = [
     "atomic_path",
@@ -181,11 +181,11 @@ def sha256(path: str | Path) -> str:
 def lock(folder: str | Path) -> Iterator[None]:
     """Hold `folder/.lock` while the body runs, so that two runs never write into one folder.
 
-    A lock left by a process that has died on this host is taken over.
+    A lock left by a process that has died is free. Whether other hosts see the lock is up to the file system.
 
     Raises:
-        BusyError: A living process holds the lock, or one on another host does.
-        ResourceError: Nothing can be written there.
+        BusyError: A living process holds the lock.
+        ResourceError: Nothing can be written there, or the file system has no locks.
     """
     import fcntl
 
@@ -200,6 +200,13 @@ def lock(folder: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ResourceError(
+                    "the file system cannot lock files, so two runs could write into one folder",
+                    where=folder,
+                    found=error.strerror,
+                    do="Choose an output folder on a local disk, or have it mounted with flock.",
+                ) from error
             file.seek(0)
             raise BusyError(
                 "the folder is in use by another run",
@@ -217,6 +224,42 @@ def lock(folder: str | Path) -> Iterator[None]:
             _held.discard(file)
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def check_apart(dataset: str | Path, out: str | Path) -> None:
+    """Refuse an output folder that is the dataset itself.
+
+    Raises:
+        SettingsError: They are one folder.
+    """
+    if Path(dataset).is_dir() and Path(dataset).resolve() == Path(out).resolve():
+        raise SettingsError(
+            "the output folder is the dataset itself",
+            where=out,
+            expected="a folder of its own",
+            do="Choose another folder, such as derivatives/unscanned inside the dataset.",
+        )
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process and its children have so many files open; each memory map counts as one.
+
+    Raises:
+        ResourceError: The system does not allow as many.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise ResourceError(
+            "the system does not allow as many open files as there are prepared volumes",
+            found=f"{hard} open files",
+            expected=f"{count}",
+            do="Have the hard limit of open files raised (ulimit -Hn), or train on fewer subjects.",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def remove_partials(folder: str | Path) -> None:

@@ -107,7 +107,9 @@ def read_split(path: Path) -> dict[str, list[str]]:
     """
     try:
         content = read_json(path)
-        return {part: [str(name) for name in content[part]] for part in ("train", "validation", "test")}
+        return {
+            part: [str(name).removeprefix("sub-") for name in content[part]] for part in ("train", "validation", "test")
+        }
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SettingsError(
             "the split cannot be read",
@@ -121,6 +123,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
 def progress() -> Iterator[Progress]:
     """Yield a progress function that draws a bar with the time left on standard error."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -141,7 +144,7 @@ def progress() -> Iterator[Progress]:
             if total != last[1] or done < last[0]:
                 bars.reset(task, total=total)
             last = (done, total)
-            bars.update(task, completed=done, total=total, description=label)
+            bars.update(task, completed=done, total=total, description=escape(label))
 
         yield show
 
@@ -255,12 +258,13 @@ def say_settings(settings: config.Settings) -> None:
 def say_scores(evaluation: Any) -> None:
     """Print the table of the arms: mean (SD) over the subjects, inside the head."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("arm", "MAE", "PSNR nie", "PSNR", "SSIM", "n", title="inside the head, mean (SD) over test subjects")
     for arm in evaluation.arms:
         cells = [evaluation.content["arms"][arm]["head"][name] for name in ("mae", "psnr_nie", "psnr", "ssim")]
-        table.add_row(arm, *map(_cell, cells), str(cells[0]["n"]))
+        table.add_row(escape(arm), *map(_cell, cells), str(cells[0]["n"]))
     Console().print(table)
 
 
@@ -279,6 +283,7 @@ def say_findings(
         DatasetError: A case is unusable.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     unusable = sorted({finding.case for finding in findings if finding.severity == "error"})
@@ -287,7 +292,7 @@ def say_findings(
     if findings:
         table = Table("case", "severity", "fault", "message")
         for finding in findings:
-            table.add_row(finding.case, finding.severity, finding.fault, finding.message)
+            table.add_row(*map(escape, (finding.case, finding.severity, finding.fault, finding.message)))
         Console().print(table)
     say(
         f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from unscanned.config import Settings, decisive, resolve, to_dict
 from unscanned.data.dataset import Selection, select_pairs, split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
-from unscanned.files import write_json
+from unscanned.files import check_apart, write_json
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
 from unscanned.report.page import write_report
@@ -71,14 +72,16 @@ def reproduce(
         should_stop: Asked after each training step, and whenever other work reports.
 
     Raises:
-        SettingsError: The arms would not share data, grid and split, one is named twice, or none is; no
-            subject is left to test on; or as for `check_settings` for any arm. Nothing was written.
+        SettingsError: The arms would not share data, grid and split, two are the same, one is named twice, or none
+            is; no subject is left to test on; `out` is the dataset; or as for `check_settings` for any arm. Nothing was
+            written.
         DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
         UnscannedError: As for `train_run`, `evaluate` and `write_report`.
     """
     out = Path(out)
     if not arms or len(set(arms)) < len(arms):
         raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
+    check_apart(dataset, out)
     settings = {arm: resolve(arm, file, overrides) for arm in arms}
     first = _shared(settings)
     for wanted in settings.values():
@@ -149,6 +152,14 @@ def reproduce(
 
 def _shared(settings: Mapping[str, Settings]) -> Settings:
     first = next(iter(settings.values()))
+    for (one_arm, one), (another_arm, another) in combinations(settings.items(), 2):
+        if decisive(one) == decisive(another) and one.training.epochs == another.training.epochs:
+            raise SettingsError(
+                "two arms would be the same training",
+                where=f"{one_arm} and {another_arm}",
+                do="Give one of them, and settings that do not override what the presets differ in: the settings.toml "
+                "of a run names them all.",
+            )
     for arm, other in settings.items():
         for table in ("data", "prepare", "split"):
             if getattr(other, table) != getattr(first, table):

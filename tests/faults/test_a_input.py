@@ -153,6 +153,19 @@ def test_a03_a_claim_within_the_budget_costs_no_more_than_the_file_holds(tmp_pat
     assert peak_growth_mib(lambda: refuse_all([path])) < 100
 
 
+@pytest.mark.skipif(not MEASURABLE, reason=WHERE)
+def test_a03_one_volume_of_a_long_series_takes_the_memory_of_one(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 99, (64, 64, 64, 60)).astype("u1")
+    path = write_nifti(tmp_path / "scan.nii.gz", voxels)
+    one = 4 * 64**3
+    found = [read_volume(path, volume_index=index, limit_bytes=one).array for index in (0, 31, 59)]
+    for array, index in zip(found, (0, 31, 59), strict=True):
+        np.testing.assert_array_equal(array, voxels[..., index])
+    assert peak_growth_mib(lambda: read_volume(path, volume_index=59, limit_bytes=one)) < 8  # all 60 are 15 as stored
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "cut short" in str(refusal(path, volume_index=0))
+
+
 # A4: a bomb
 
 
@@ -645,14 +658,38 @@ def test_a16_a_raw_dataset_as_output_is_refused_and_keeps_its_description(tmp_pa
     raw = shutil.copytree(tiny_dataset, tmp_path / "raw")
     before = sorted(path.relative_to(raw) for path in raw.rglob("*"))
     description = (raw / "dataset_description.json").read_bytes()
-    assert main(["synthesize", str(tiny_run / "model"), str(raw), "-o", str(raw)]) == 2
-    message = capsys.readouterr().err
-    assert "the output folder holds another dataset" in message
-    assert "derivatives/unscanned" in message
+    scan = raw / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
+    for entry, reason in ((raw, "the output folder is the dataset itself"), (scan, "holds another dataset")):
+        assert main(["synthesize", str(tiny_run / "model"), str(entry), "-o", str(raw)]) == 2
+        message = capsys.readouterr().err
+        assert reason in message
+        assert "derivatives/unscanned" in message
     assert (raw / "dataset_description.json").read_bytes() == description
     assert sorted(path.relative_to(raw) for path in raw.rglob("*")) == before
     inside = raw / "derivatives" / "unscanned"
     assert main(["synthesize", str(tiny_run / "model"), str(raw), "-o", str(inside)]) == 0
+
+
+def test_a16_no_verb_writes_into_a_dataset_without_a_description(cli, tmp_path, tiny_dataset, tiny_run, settings_file):
+    raw = tmp_path / "ixi"
+    raw.mkdir()
+    for number in (1, 2, 3, 4):
+        for contrast in ("PD", "T2"):
+            scan = tiny_dataset / f"sub-00{number}" / "anat" / f"sub-00{number}_{contrast}w.nii.gz"
+            shutil.copy(scan, raw / f"IXI00{number}-HH-1211-{contrast}.nii.gz")
+    before = sorted(raw.rglob("*"))
+    work = (
+        ["synthesize", tiny_run / "model", raw],
+        ["train", raw, "--preset", "demo", "--settings", settings_file],
+        ["prepare", raw],
+        ["reproduce", raw, "--arms", "demo", "--settings", settings_file],
+        ["evaluate", raw, tiny_run],
+    )
+    for command in work:
+        done = cli(*command, "-o", raw)
+        assert done.returncode == 2, command
+        assert "the output folder is the dataset itself" in done.stderr
+    assert sorted(raw.rglob("*")) == before
 
 
 def test_a16_a_read_only_dataset_is_read_and_nothing_is_written_into_it():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import resource
 import shutil
 import signal
 import time
@@ -14,7 +15,8 @@ import unscanned
 from unscanned.config import resolve, to_dict, to_toml
 from unscanned.data.patches import PatchBatches
 from unscanned.data.volume import read_volume, write_volume
-from unscanned.errors import CheckpointError, DatasetError, Interrupted, SettingsError
+from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
+from unscanned.files import allow_open_files
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
 from unscanned.synthesis.model import load_model
@@ -324,6 +326,30 @@ def test_a_subject_whose_file_is_not_there_is_left_out_and_named(tiny_dataset, t
     trained = train_run(dataset, tmp_path / "run", tiny_settings)
     assert list(trained.failures) == [f"sub-{lost}"]
     assert scan.name in str(trained.failures[f"sub-{lost}"])
+
+
+def test_validation_subjects_that_are_all_refused_end_it_before_hours_of_work(
+    tiny_dataset, tiny_settings, tiny_run, tmp_path
+):
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    bad = json.loads((tiny_run / "split.json").read_text())["validation"][0]
+    (scan,) = dataset.rglob(f"sub-{bad}_T2w.nii.gz")
+    scan.write_bytes(scan.read_bytes()[:3000])
+    with pytest.raises(DatasetError, match=rf"no validation subject is usable.*{scan.name}.*split\.validation to 0"):
+        train_run(dataset, tmp_path / "run", tiny_settings)
+
+
+def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"epochs": 1, "steps_per_epoch": 1}))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 3 + 256  # three cases
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if hard != resource.RLIM_INFINITY:
+        with pytest.raises(ResourceError, match=f"found {hard} open files, expected {hard + 1}"):
+            allow_open_files(hard + 1)
 
 
 def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):

@@ -95,7 +95,7 @@ def read_volume(
         path: The file. Its content decides whether it is compressed.
         volume_index: Which volume of a 4D file, counted from 0. Without it a 4D file is refused.
         replace_nonfinite: Put 0 in the place of NaN and infinity, and count them in the warnings.
-        limit_bytes: Budget for all voxels of the file, as stored and as float32. Memory stays below twice this.
+        limit_bytes: Budget for the voxels of a volume, as stored and as float32. Memory stays below twice this.
         allow_constant: Accept a volume of one or two distinct values, such as a mask.
 
     Returns:
@@ -116,10 +116,9 @@ def read_volume(
         header = _read_header(stream, path)
         index = _choose(header.shape, volume_index, path)
         _check_budget(header, limit_bytes, path)
-        stored = _read_voxels(stream, header, path)
+        stored = _read_voxels(stream, header, index, path)
         warnings = [*header.warnings, *_read_rest(stream, path)]
-        spatial = header.shape[:3]
-        array = _scale(stored.reshape((*spatial, -1), order="F")[..., index], header)
+        array = _scale(stored.reshape(header.shape[:3], order="F"), header)
         warnings += _check_intensities(array, path, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant)
     return Volume(array, header.affine, path, stream.sha256(), tuple(warnings))
 
@@ -230,7 +229,7 @@ def _choose(shape: tuple[int, ...], volume_index: int | None, path: Path) -> int
 
 
 def _check_budget(header: Header, limit_bytes: int, path: Path) -> None:
-    claimed = max(math.prod(header.shape) * max(header.dtype.itemsize, 4), header.offset)
+    claimed = max(math.prod(header.shape[:3]) * max(header.dtype.itemsize, 4), header.offset)
     if claimed > limit_bytes:
         raise VolumeError(
             "the header claims more than the budget for one file",
@@ -241,18 +240,28 @@ def _check_budget(header: Header, limit_bytes: int, path: Path) -> None:
         )
 
 
-def _read_voxels(stream: ByteStream, header: Header, path: Path) -> np.ndarray:
-    stored = np.empty(math.prod(header.shape), dtype=header.dtype)
-    gap = header.offset - HEADER_BYTES
-    while gap > 0:
-        skipped = stream.readinto(memoryview(bytearray(min(gap, SLACK_BYTES))))
-        if not skipped:
-            raise _cut_short(path, 0, stored.nbytes, "voxels")
-        gap -= skipped
-    count = stream.readinto(stored.view(np.uint8).data)
-    if count < stored.nbytes:
-        raise _cut_short(path, count, stored.nbytes, "voxels")
+def _read_voxels(stream: ByteStream, header: Header, index: int, path: Path) -> np.ndarray:
+    """Return the voxels of one volume, as stored; the others of a 4D file are passed over and take no memory."""
+    stored = np.empty(math.prod(header.shape[:3]), dtype=header.dtype)
+    count = math.prod(header.shape[3:])
+    _skip(stream, header.offset - HEADER_BYTES)
+    read = _skip(stream, index * stored.nbytes)
+    read += stream.readinto(stored.view(np.uint8).data)
+    read += _skip(stream, (count - 1 - index) * stored.nbytes)
+    if read < count * stored.nbytes:
+        raise _cut_short(path, read, count * stored.nbytes, "voxels")
     return stored
+
+
+def _skip(stream: ByteStream, count: int) -> int:
+    """Pass over so many bytes, and return how many there were."""
+    passed = 0
+    while passed < count:
+        read = stream.readinto(memoryview(bytearray(min(count - passed, SLACK_BYTES))))
+        if not read:
+            break
+        passed += read
+    return passed
 
 
 def _read_rest(stream: ByteStream, path: Path) -> list[str]:

@@ -63,7 +63,7 @@ def list_inputs(
     scans: list[tuple[Path, str | None]] = []
     failures: dict[str, UnscannedError] = {}
     for entry in map(Path, inputs):
-        if entry.is_dir() or entry.suffix in (".csv", ".tsv"):
+        if entry.is_dir() or entry.suffix.lower() in (".csv", ".tsv"):
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
             failures |= {str(error.where): error for error in found.ambiguous.values()}

@@ -257,7 +257,7 @@ def _too_large(take_step: Step, source: Tensor, target: Tensor, device: torch.de
     return ResourceError(
         "memory does not hold a training step",
         where=device,
-        found=f"training.batch = {size}, training.patch = {source.shape[-1]}",
+        found=f"training.batch = {size}, patches of {source.shape[-1]} voxels with what is around them",
         expected=f"training.batch = {fits}, which fits" if fits else "a smaller training.patch",
         do="The last checkpoint is kept. A smaller batch changes the result, so it is never chosen for you.",
     )

@@ -20,7 +20,17 @@ from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import Pair, select_pairs, split_subjects
 from unscanned.data.prepare import Case, prepare
 from unscanned.errors import CheckpointError, DatasetError, SettingsError, TrainingError, UnscannedError
-from unscanned.files import lock, read_json, read_sealed, remove_partials, sha256, write_json, write_text
+from unscanned.files import (
+    allow_open_files,
+    check_apart,
+    lock,
+    read_json,
+    read_sealed,
+    remove_partials,
+    sha256,
+    write_json,
+    write_text,
+)
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
 from unscanned.provenance import environment, utc_now
@@ -29,6 +39,12 @@ from unscanned.synthesis.volume import check_network
 from unscanned.training.chain import Chain
 
 __all__ = ["Trained", "check_settings", "train", "train_run"]
+
+_FILES_A_CASE = 4
+"Memory maps of a case: source, target, head, and the context of a chain."
+
+_FILES_OF_A_PROCESS = 256
+"Open files that a process may need besides."
 
 
 @dataclass(frozen=True)
@@ -151,16 +167,17 @@ def train_run(
         should_stop: Asked after each step.
 
     Raises:
-        SettingsError: As for `check_settings`; nothing was written.
+        SettingsError: As for `check_settings`, or the folder is the dataset; nothing was written.
         BusyError: Another run uses the folder.
         CheckpointError: The folder holds a run with other settings or subjects, or one that is beyond its epochs.
-        DatasetError: Too few usable subjects, or one file that stands for two scans.
+        DatasetError: Too few usable subjects, none to validate on, or one file that stands for two scans.
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
-        ResourceError: The disk is full, or as for `check_settings`.
+        ResourceError: The disk is full, too many files would be open, or as for `check_settings`.
     """
     folder = Path(folder)
     device = check_settings(settings)
+    check_apart(dataset, folder)
     with lock(folder):
         remove_partials(folder)
         _claim(folder, settings)
@@ -183,6 +200,14 @@ def train_run(
             raise DatasetError(
                 "no training subject is usable", where=dataset, found="; ".join(map(str, failures.values()))
             )
+        if split["validation"] and not validation:
+            raise DatasetError(
+                "no validation subject is usable, so no epoch could be chosen",
+                where=dataset,
+                found="; ".join(str(refused[pair.case]) for pair in used if pair.subject in split["validation"]),
+                do="Mend the scans, or set split.validation to 0 to keep the last epoch.",
+            )
+        allow_open_files(_FILES_A_CASE * len(prepared) + _FILES_OF_A_PROCESS)
         chain = Chain(folder, settings, training, validation, device, progress, should_stop)
         try:
             chain.train(first_stage)
