@@ -49,6 +49,54 @@ def test_the_defaults_are_those_of_the_specification():
     assert (acm.stages, acm.input, acm.training_input) == (2, "volume", "out_of_fold")
 
 
+def test_nothing_of_the_reference_preset_changes_unnoticed():
+    assert to_dict(resolve("resgan")) == {
+        "preset": "resgan",
+        "data": {"source": "PD", "target": "T2", "layout": "auto"},
+        "prepare": {"shape": [224, 224, 128], "spacing_mm": None, "resample": False, "percentile": 99.9},
+        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
+        "generator": {
+            "name": "nie",
+            "residual": True,
+            "slope": 0.2,
+            "initialization": "xavier_uniform",
+            "output": "linear",
+            "convolution": "auto",
+        },
+        "discriminator": {"name": "nie", "slope": 0.2, "initialization": "xavier_uniform"},
+        "loss": {"adversarial": 0.5, "l1": 1.0, "gdl": 1.0, "reduction": "sum"},
+        "training": {
+            "epochs": 42,
+            "steps_per_epoch": None,
+            "batch": 7,
+            "patch": 32,
+            "context": 0,
+            "min_head": 0.0,
+            "optimizer": "adam",
+            "learning_rate": 1e-4,
+            "beta1": 0.5,
+            "beta2": 0.999,
+            "order": "discriminator_first",
+            "seed": 0,
+            "workers": 0,
+            "validation_stride": 32,
+            "checkpoint_minutes": 5.0,
+            "device": "auto",
+            "threads": None,
+            "precision": "float32",
+        },
+        "context": {"stages": 1, "input": "volume", "training_input": "out_of_fold", "folds": 2, "stride": 8},
+        "synthesis": {
+            "mode": "patches",
+            "crop": "auto",
+            "stride": 8,
+            "batch": None,
+            "memory_mib": None,
+            "precision": "float32",
+        },
+    }
+
+
 def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     path = write(tmp_path, "[training]\nepochs = 5\nbatch = 3\n")
     settings = resolve("adv-gdl", path, {"training": {"epochs": 2}})

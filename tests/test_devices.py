@@ -51,7 +51,7 @@ def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
     for convolution in ("auto", "spectral"):
         assert errors[convolution]["output"] < 1e-5
         for name, error in errors[convolution].items():
-            assert error < 3 * errors["plain"][name], name
+            assert error < max(3 * errors["plain"][name], 3e-7), name
 
 
 def test_a_run_trains_and_resumes(device, tiny_dataset, tiny_settings, tiny_run, tmp_path):

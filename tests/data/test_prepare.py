@@ -172,6 +172,38 @@ def test_a_grid_that_leaves_out_part_of_a_head_is_said_with_how_much(pairs, tmp_
     assert [case.facts["head_left_out"] for case in cases] == [0.0] * 4
 
 
+def test_a_target_on_another_grid_is_refused_or_resampled_onto_that_of_the_source(cli, tmp_path):
+    """A target that is linear in space is the same after linear resampling, inside the scan."""
+    folder = tmp_path / "raw" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+
+    def write(name, shape, spacing, value):
+        affine = np.diag([*(spacing,) * 3, 1.0])
+        affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+        world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) * spacing + affine[:3, 3]
+        head = np.linalg.norm(world, axis=-1) < 25
+        write_volume(folder / f"sub-01_{name}w.nii.gz", np.where(head, value(world), 0).astype(np.float32), affine)
+
+    def ramp(world):
+        return 500 + 4 * world[..., 0] + 3 * world[..., 1] - 2 * world[..., 2]
+
+    write("PD", (40, 40, 40), 1.5, lambda world: 400 + 3 * world[..., 2])
+    write("T2", (30, 30, 30), 2.0, ramp)
+    pairs = find_pairs(tmp_path / "raw")
+    _, failures = prepare(pairs, tmp_path / "refused", shape=SHAPE)
+    assert "resample" in str(failures["sub-01"])
+    assert cli("check", tmp_path / "raw").returncode == 3
+    assert cli("check", tmp_path / "raw", "--resample").returncode == 0
+    (case,), failures = prepare(pairs, tmp_path / "cache", shape=SHAPE, resample=True)
+    assert not failures
+    assert case.facts["settings"]["resample"] is True
+    where = Frame.from_json(case.facts["frame"])
+    inside = np.stack(np.meshgrid(*[np.arange(8, 24)] * 3, indexing="ij"), -1) + np.array(where.start)
+    world = inside @ where.working_affine[:3, :3].T + where.working_affine[:3, 3]
+    found = case.target[8:24, 8:24, 8:24] * case.facts["target_scale"]
+    np.testing.assert_allclose(found, ramp(world), rtol=1e-4)
+
+
 def test_a_scan_without_a_head_is_refused_by_its_file(own, tmp_path):
     pair = find_pairs(own)[0]
     scan = read_volume(pair.source)

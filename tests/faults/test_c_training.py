@@ -343,12 +343,15 @@ def test_c07_the_lock_of_a_killed_run_is_free_even_while_its_children_live(tmp_p
     reading, writing = os.pipe()
     parent = os.fork()
     if parent == 0:
-        with lock(tmp_path):
-            if os.fork() == 0:
+        try:
+            with lock(tmp_path):
+                if os.fork() == 0:
+                    time.sleep(30)
+                    os._exit(0)
+                os.write(writing, b"x")
                 time.sleep(30)
-                os._exit(0)
-            os.write(writing, b"x")
-            time.sleep(30)
+        finally:
+            os._exit(1)  # else this copy would go on with the tests
     os.read(reading, 1)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
@@ -359,9 +362,12 @@ def test_c07_the_lock_of_a_killed_run_is_free_even_while_its_children_live(tmp_p
 def test_c07_the_command_line_exits_8_on_a_folder_in_use(tmp_path, capsys, tiny_dataset):
     holder = os.fork()
     if holder == 0:
-        with lock(tmp_path):
-            (tmp_path / "held").touch()
-            time.sleep(60)
+        try:
+            with lock(tmp_path):
+                (tmp_path / "held").touch()
+                time.sleep(60)
+        finally:
+            os._exit(1)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
     code = main(["train", str(tiny_dataset), "-o", str(tmp_path), "-p", "demo"])

@@ -60,6 +60,19 @@ def test_f_the_sidecar_says_what_made_it_of_what_with_what_and_what_for(made, sc
     assert facts["Sha256"] == sha256(made)
 
 
+def test_f_what_was_odd_about_the_scan_and_the_work_stands_in_the_sidecar(scan, tiny_run, tmp_path):
+    odd = tmp_path / "odd.nii"
+    nibabel.save(nibabel.load(scan), odd)
+    with open(odd, "ab") as file:
+        file.write(bytes(10))
+    model = load_model(tiny_run)
+    model.settings["prepare"] = {**model.settings["prepare"], "shape": [16, 16, 16]}
+    (made,) = synthesize(model, [(odd, None)], tmp_path / "out", crop="always").written
+    said = read_json(sidecar_path(made))["Warnings"]
+    assert any("10 bytes follow the last voxel" in text for text in said)
+    assert any("the head is larger than the model's grid of [16, 16, 16]" in text for text in said)
+
+
 def test_f_the_dataset_says_that_it_is_derived_and_from_where(made):
     facts = read_json(made.parents[2] / "dataset_description.json")
     assert facts["DatasetType"] == "derivative"

@@ -14,6 +14,21 @@ def test_the_parameter_count_is_that_of_the_specification() -> None:
     assert sum(parameter.numel() for parameter in NieDiscriminator().parameters()) == 9_618_785
 
 
+def test_the_layers_are_those_of_the_specification_in_its_order() -> None:
+    layers = [layer for layer in NieDiscriminator().modules() if not list(layer.children())]
+    stage = ["Conv3d", "BatchNorm3d", "LeakyReLU", "MaxPool3d"]
+    head = ["Flatten", "Linear", "LeakyReLU", "Linear", "LeakyReLU", "Linear"]
+    assert [type(layer).__name__ for layer in layers] == 3 * stage + ["Conv3d", *head]
+    widths = [(layer.in_channels, layer.out_channels, layer.kernel_size) for layer in layers if is_convolution(layer)]
+    cube = (3, 3, 3)
+    assert widths == [(2, 32, cube), (32, 64, cube), (64, 128, cube), (128, 256, cube)]
+    assert [layer.out_features for layer in layers if isinstance(layer, nn.Linear)] == [512, 128, 1]
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv3d)
+
+
 @pytest.mark.parametrize("patch", [8, 16])
 def test_it_gives_one_logit_for_each_pair(patch: int) -> None:
     images = torch.randn(3, 1, patch, patch, patch)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unscanned.errors import SettingsError
 from unscanned.models import generators
 from unscanned.models.folding import fold, polyphase, spectra_bytes, unfold
-from unscanned.models.generators import FastGenerator, NieGenerator, Residual, build, inner
+from unscanned.models.generators import GENERATORS, FastGenerator, NieGenerator, Residual, build, inner
 from unscanned.models.initialization import initialize
 from unscanned.synthesis.volume import map_volume
 
@@ -70,6 +70,28 @@ def test_what_follows_the_last_convolution_comes_before_the_source_on_every_path
 def test_an_output_that_is_not_known_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="tanh"):
         build("small", output="softmax")
+
+
+def test_the_layers_are_those_of_the_specification_in_its_order() -> None:
+    generator = NieGenerator()
+    layers = [(c.kernel_size, c.dilation, c.padding, c.out_channels) for c in generator.convolutions]
+    cubes = zip(
+        (9, 3, 3, 3, 9, 3, 3, 7, 3),
+        (1, 2, 2, 2, 2, 2, 2, 2, 1),
+        (4, 2, 2, 2, 8, 2, 2, 6, 1),
+        (32, 32, 32, 64, 64, 64, 32, 32, 1),
+        strict=True,
+    )
+    assert layers == [((kernel,) * 3, (step,) * 3, (margin,) * 3, out) for kernel, step, margin, out in cubes]
+    assert [norm.num_features for norm in generator.norms] == [32, 32, 32, 64, 64, 64, 32, 32]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_no_generator_has_a_layer_without_a_deterministic_gradient_on_cuda(name: str) -> None:
+    if name == "unet":
+        pytest.importorskip("monai")
+    forbidden = (nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.Upsample, nn.ReflectionPad3d)
+    assert not [layer for layer in build(name).modules() if isinstance(layer, forbidden)]
 
 
 def test_the_parameter_counts_are_those_of_the_specification() -> None:
@@ -164,15 +186,15 @@ def test_evaluation_equals_conv3d_with_and_without_preparation(residual: bool) -
     assert relative(fast(x[:, :, :4]), plain(x[:, :, :4])) < 1e-12
 
 
-def test_float32_output_of_the_full_generator_is_within_1e_5() -> None:
+def test_float32_output_of_the_full_generator_on_a_reference_patch_is_within_3e_6() -> None:
     torch.manual_seed(1)
     generator = NieGenerator().eval()
-    x = torch.randn(1, 1, 16, 16, 16)
+    x = torch.randn(1, 1, 32, 32, 32)
     generator.convolution = "plain"
     with torch.no_grad():
         expected = generator(x)
     generator.convolution = "auto"
-    assert relative(FastGenerator(generator)(x), expected) < 1e-5
+    assert relative(FastGenerator(generator)(x), expected) < 3e-6
 
 
 def test_float32_gradients_are_as_good_as_those_of_conv3d() -> None:
@@ -192,7 +214,7 @@ def test_float32_gradients_are_as_good_as_those_of_conv3d() -> None:
         gradients.append({name: p.grad for name, p in generator.named_parameters() if "bias" not in name})
     truth, plain, spectral = gradients
     for name in truth:
-        assert relative(spectral[name], truth[name]) < 3 * relative(plain[name], truth[name]), name
+        assert relative(spectral[name], truth[name]) < max(3 * relative(plain[name], truth[name]), 3e-7), name
 
 
 def test_every_way_to_convolve_has_the_same_state() -> None:

@@ -112,6 +112,15 @@ def test_without_padding_blocks_give_the_outputs_that_see_the_whole_kernel(shape
         assert relative(kernel(batch).flatten(3, 4), expected) < 1e-12
 
 
+def test_the_largest_layer_has_gradients_to_float32_rounding() -> None:
+    arguments = example((16, 16, 16), 9, 64, 64, 2, torch.float32)
+    cotangent = torch.randn(16, 16, 16, 64, 2, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(spectral_convolution(*arguments), arguments, cotangent)
+    expected = torch.autograd.grad(direct(*arguments), arguments, cotangent)
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < 5e-6
+
+
 def test_no_bias_is_a_bias_of_zero() -> None:
     x, weight, bias = example((4, 4, 4), 3, 2, 2, 2, torch.float64)
     assert relative(spectral_convolution(x, weight), direct(x, weight, 0 * bias)) < 1e-12

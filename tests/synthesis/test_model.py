@@ -11,10 +11,12 @@ import torch
 from unscanned.config import resolve, to_dict
 from unscanned.data.intensity import Contrast, Normalization, head_mask
 from unscanned.data.volume import Volume
-from unscanned.errors import CheckpointError, VolumeError
+from unscanned.errors import CheckpointError, ResourceError, VolumeError
 from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
+from unscanned.synthesis.context import chain
 from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.synthesis.verify import TOLERANCE
 
 OVERRIDES = {
     "generator": {"name": "small", "residual": True},
@@ -263,3 +265,38 @@ def test_what_is_no_model_is_refused_with_what_is_one(tmp_path, name):
     (tmp_path / "file").write_text("no model")
     with pytest.raises(CheckpointError, match=r"model\.json and model\.safetensors"):
         load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["patches", "volume"])
+def test_bfloat16_differs_from_float32_within_its_tolerance(model, scan, mode, monkeypatch):
+    monkeypatch.setattr("unscanned.precision.available", lambda *_: list(TOLERANCE))  # slow where it is emulated
+    exact, rounded = (model.synthesize(scan, mode=mode, precision=name).array for name in ("float32", "bfloat16"))
+    difference = np.abs(exact - rounded).max() / model.normalization.target.scale
+    assert 1e-4 < difference < TOLERANCE["bfloat16"]
+
+
+class OnSmallGPU(Model):
+    """A model on a GPU that no patch fits."""
+
+    @property
+    def device(self):
+        return torch.device("cuda")
+
+    def to(self, device):
+        self.__dict__.setdefault("moves", []).append(str(device))
+        return self
+
+
+def test_where_a_gpu_does_not_hold_a_patch_the_cpu_takes_over_and_says_so(model, scan, monkeypatch):
+    def crowded(*arguments, device="cpu", **options):
+        if str(device) == "cuda":
+            raise ResourceError("memory does not hold a patch")
+        return chain(*arguments, device=device, **options)
+
+    monkeypatch.setattr("unscanned.synthesis.model.chain", crowded)
+    crowded_model = OnSmallGPU(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+    monkeypatch.setattr("unscanned.precision.choose", lambda *_, **__: None)
+    made = crowded_model.synthesize(scan)
+    assert np.array_equal(made.array, model.synthesize(scan).array)
+    assert made.warnings == ("memory of cuda did not hold a single patch; the CPU took over, in float32",)
+    assert crowded_model.__dict__["moves"] == ["cpu", "cuda"]
