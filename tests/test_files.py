@@ -138,6 +138,28 @@ def test_a_lock_on_a_disk_without_a_byte_left_is_held_or_told_as_full(small_disk
         pass
 
 
+def test_a_file_is_flushed_before_it_gets_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    done = []
+    flush, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(("flush", os.fstat(file).st_ino)) or flush(file))
+    monkeypatch.setattr(Path, "replace", lambda path, name: done.append(("rename", name)) or rename(path, name))
+    write_bytes(tmp_path / "file", b"content")
+    file, folder = ((tmp_path / name).stat().st_ino for name in ("file", "."))
+    assert done == [("flush", file), ("rename", tmp_path / "file"), ("flush", folder)]
+
+
+def test_what_a_disk_has_no_room_for_is_not_begun_and_the_old_file_stays(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "file", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 95, 5))
+        with pytest.raises(ResourceError, match="the disk is full; found 5 bytes free, expected 10"):
+            write_bytes(tmp_path / "file", b"0123456789")
+    with pytest.raises(ResourceError, match="the disk is full"), atomic_path(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # it filled up meanwhile
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import email.message
 import hashlib
 import io
 import tarfile
@@ -202,3 +203,41 @@ def test_https_never_falls_back_to_http() -> None:
     request = urllib.request.Request("https://example.org/IXI-PD.tar")
     with pytest.raises(DownloadError, match="expected https"):
         _StaySecure().redirect_request(request, None, 302, "Found", {}, "http://example.org/IXI-PD.tar")
+
+
+class Answer:
+    """What a server says of an address, as `urllib` gives it."""
+
+    def __init__(self, kind):
+        self.headers = email.message.EmailMessage()
+        self.headers["Content-Type"] = kind
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "scheme"),
+    [
+        (Answer("application/x-tar"), "https"),
+        (Answer("text/html; charset=utf-8"), "http"),
+        (OSError("refused"), "http"),
+    ],
+    ids=["the file", "a page for people", "no answer"],
+)
+def test_an_address_is_asked_for_by_https_where_the_server_has_the_file_there(monkeypatch, answer, scheme):
+    asked = []
+
+    class Opener:
+        def open(self, request, timeout):
+            asked.append((request.get_method(), request.full_url))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr("unscanned.data.download._OPENER", Opener())
+    assert https_where_served("http://example.org/IXI-PD.tar") == f"{scheme}://example.org/IXI-PD.tar"
+    assert asked == [("HEAD", "https://example.org/IXI-PD.tar")]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.utils.tensorboard  # some tests become a user who may not read where it is
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti

@@ -2,10 +2,8 @@
 
 import gzip
 import itertools
-import os
 import shutil
 import signal
-import sys
 from functools import partial
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from cohort import write_cohort
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed import killed_at
 from nifti_files import nifti_bytes, some_voxels, write_nifti
 from storm.storm_synthesize import storm
 
@@ -145,27 +144,6 @@ def test_d04_killed_at_random_moments_no_file_under_a_final_name_is_partial(tmp_
     outcome = storm(tmp_path, 4, seed=2)
     assert outcome.kills == 4
     assert (outcome.partial, outcome.wrong, outcome.bare, outcome.parted, outcome.missing) == (0, 0, 0, 0, 0)
-
-
-def killed_at(number, work):
-    """Do work in a child that kills itself before it renames or removes its number-th file; return its exit code."""
-    child = os.fork()
-    if child == 0:
-        counted = itertools.count(1)
-
-        def kill(event, arguments):
-            if event in ("os.rename", "os.remove") and next(counted) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.set_num_threads(1)  # the threads of the process before are not in this one
-        sys.addaudithook(kill)
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.slow

@@ -1,5 +1,10 @@
+import itertools
+import signal
+from functools import partial
+
 import pytest
 import torch
+from killed import killed_at
 from torch import nn
 
 from unscanned.errors import CheckpointError
@@ -87,3 +92,21 @@ def test_tensors_that_do_not_fit_the_network_are_refused():
     other = {"generator": generators.build("small", in_channels=2)}
     with pytest.raises(CheckpointError, match="does not fit"):
         restore(tensors, other, {})
+
+
+def test_killed_between_any_two_changes_of_the_folder_the_last_whole_checkpoint_loads(tmp_path):
+    parts = learner()
+    tensors = state(*parts)
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        for step in (1, 2):
+            save_checkpoint(folder, step, tensors, {}, identity=IDENTITY)
+        end = killed_at(number, partial(save_checkpoint, folder, 3, tensors, {}, identity=IDENTITY))
+        loaded = load_checkpoint(folder, IDENTITY)
+        assert loaded.step == 3 if end == 0 else loaded.step in (2, 3)
+        assert same(loaded.tensors, tensors)
+        assert not loaded.warnings
+        if end == 0:
+            break
+        assert end == -signal.SIGKILL
+    assert number > 4  # two files are named, and two of an older checkpoint removed
