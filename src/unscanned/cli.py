@@ -302,7 +302,7 @@ def train(
         return options.say_settings(resolved)
     from unscanned.training.run import train_run
 
-    with options.computing() as (progress, stop):
+    with options.computing(resolved.training.device) as (progress, stop):
         trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
     options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
     options.complain_of_incomplete(trained.incomplete)
@@ -375,7 +375,7 @@ def synthesize(
     chosen = devices.choose(device, threads=threads)
     loaded = load_model(model, chosen)
     scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
-    with options.computing() as (progress, stop):
+    with options.computing(device) as (progress, stop):
         result = run(
             loaded,
             scans,
@@ -430,7 +430,7 @@ def verify(
     """
     from unscanned.synthesis.verify import verify as run
 
-    with options.computing() as (progress, stop):
+    with options.computing(device) as (progress, stop):
         report = interruptible(progress, stop, output)
         result = run(output, model=model, scan=scan, device=device, threads=threads, progress=report)
     options.say_verification(result)
@@ -603,7 +603,8 @@ def reproduce(
     from unscanned.reproduce import reproduce as run
 
     command = "unscanned " + " ".join(sys.argv[1:])
-    with options.computing() as (progress, stop):
+    device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"
+    with options.computing(device) as (progress, stop):
         result = run(
             dataset,
             out,

@@ -150,10 +150,18 @@ def progress() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def computing() -> Iterator[tuple[Progress, Stop]]:
-    """Yield a progress function and what says when to stop, for verbs that run networks in this process."""
+def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
+    """Yield a progress function and what says when to stop, for verbs that run networks in this process.
+
+    Args:
+        device: As it was asked for; where auto means the CPU, it is said.
+    """
+    import torch
+
     from unscanned.memory import keep_freed_memory
 
+    if device == "auto" and not torch.cuda.is_available():
+        complain("PyTorch sees no CUDA device, so the CPU is used")
     keep_freed_memory()
     with progress() as report, Stop() as stop:
         yield report, stop

@@ -443,12 +443,16 @@ def test_c08_a_signal_during_validation_saves_before_it_and_validates_on_resume(
 
 
 def test_c09_a_device_that_is_not_there_is_exit_7_and_auto_takes_the_cpu(tmp_path, capsys, monkeypatch, tiny_run):
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     code = main(["synthesize", str(tiny_run / "model"), "scan.nii.gz", "-o", str(tmp_path), "--device", "cuda"])
     assert code == 7
     assert "the device is not there; found 0 CUDA devices, expected cuda" in capsys.readouterr().err
     assert devices.choose("auto").type == "cpu"
+    assert main(["synthesize", str(tiny_run / "model"), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path)]) == 3
+    assert "PyTorch sees no CUDA device, so the CPU is used" in capsys.readouterr().err
+    assert main(["synthesize", str(tiny_run), str(tmp_path / "scan.nii"), "-o", str(tmp_path), "--device", "cpu"]) == 3
+    assert "CUDA" not in capsys.readouterr().err
 
 
 def limit_memory(mib):
