@@ -18,6 +18,7 @@ from storm.storm_synthesize import storm
 
 from unscanned.cli import main
 from unscanned.config import resolve
+from unscanned.data.layout import sidecar_path
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.evaluation.evaluate import evaluate
@@ -25,7 +26,6 @@ from unscanned.files import lock, read_json, read_sealed, sha256, write_sealed
 from unscanned.report.page import write_report
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
-from unscanned.synthesis.sidecar import sidecar_path
 from unscanned.synthesis.synthesize import synthesize
 
 ATTACK = "<script>alert(1)</script>"

@@ -16,10 +16,10 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 
 from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.data.layout import sidecar_path
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import DatasetError, SettingsError, VolumeError
 from unscanned.synthesis.model import load_model
-from unscanned.synthesis.sidecar import sidecar_path
 from unscanned.synthesis.synthesize import list_inputs, output_path, synthesize
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unscanned.data.appearance import Appearance, measure_appearance
-from unscanned.data.layout import bids_suffix, contrast_key, identify
+from unscanned.data.layout import bids_suffix, contrast_key, identify, sidecar_path, stem
 from unscanned.data.volume import Volume
 from unscanned.errors import VolumeError
 from unscanned.files import read_json
@@ -166,11 +166,10 @@ def named_contrasts(path: Path | None) -> list[tuple[str, str]]:
     """
     if path is None:
         return []
-    stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     scan = identify(path)
-    said = [("its name", _NAMES.get(scan.contrast) if scan else _only_name(stem))]
+    said = [("its name", _NAMES.get(scan.contrast) if scan else _only_name(stem(path)))]
     try:
-        facts = read_json(path.with_name(stem + ".json"))
+        facts = read_json(sidecar_path(path))
     except (OSError, ValueError):
         facts = None
     if isinstance(facts, dict):

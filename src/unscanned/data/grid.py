@@ -10,7 +10,7 @@ import nibabel as nib
 import nibabel.processing
 import numpy as np
 
-from unscanned.data.volume import Volume, grid_difference
+from unscanned.data.volume import Volume, grid_difference, ras_grid
 from unscanned.errors import DatasetError
 
 __all__ = ["Frame", "frame", "onto_grid"]
@@ -41,8 +41,8 @@ class Frame:
     @property
     def resampled(self) -> bool:
         """Whether the working grid has another spacing than the scan."""
-        return self.working_shape != _ras_grid(self.shape, self.affine)[0] or not np.allclose(
-            self.working_affine, _ras_grid(self.shape, self.affine)[1]
+        return self.working_shape != ras_grid(self.shape, self.affine)[0] or not np.allclose(
+            self.working_affine, ras_grid(self.shape, self.affine)[1]
         )
 
     def holds(self, head: np.ndarray) -> bool:
@@ -50,7 +50,7 @@ class Frame:
         if not head.any():
             return True
         corners = nib.affines.apply_affine(
-            np.linalg.inv(self.working_affine) @ _ras_grid(self.shape, self.affine)[1], _box(head, self.affine)
+            np.linalg.inv(self.working_affine) @ ras_grid(self.shape, self.affine)[1], _box(head, self.affine)
         )
         return bool((corners[0] >= np.subtract(self.start, 0.5)).all()) and bool(
             (corners[1] <= np.add(self.start, self.crop) - 0.5).all()
@@ -60,14 +60,14 @@ class Frame:
         """Bring an array on the scan's grid to the model's grid; outside the scan it is 0."""
         array = _to_ras(array, self.affine)
         if self.resampled:
-            affine = _ras_grid(self.shape, self.affine)[1]
+            affine = ras_grid(self.shape, self.affine)[1]
             array = _resample(array, affine, self.working_shape, self.working_affine)
         return _window(array, self.start, self.crop)
 
     def inverse(self, array: np.ndarray) -> np.ndarray:
         """Bring an array on the model's grid back to the scan's own grid; outside the crop it is 0."""
         array = _window(array, tuple(-s for s in self.start), self.working_shape)
-        shape, affine = _ras_grid(self.shape, self.affine)
+        shape, affine = ras_grid(self.shape, self.affine)
         if self.resampled:
             array = _resample(array, self.working_affine, shape, affine)
         return _from_ras(array, self.affine)
@@ -104,7 +104,7 @@ def frame(
             scan's.
     """
     native = volume.shape
-    grid_shape, affine = _ras_grid(native, volume.affine)
+    grid_shape, affine = ras_grid(native, volume.affine)
     if spacing_mm is not None:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         zoom = spacing / spacing_mm
@@ -115,7 +115,7 @@ def frame(
         centre = [(n - 1) / 2 for n in grid_shape]
         if head is not None and head.any():
             middle = np.append(_box(head, volume.affine).mean(0), 1)
-            centre = list((np.linalg.inv(affine) @ _ras_grid(native, volume.affine)[1] @ middle)[:3])
+            centre = list((np.linalg.inv(affine) @ ras_grid(native, volume.affine)[1] @ middle)[:3])
         start = tuple(int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, shape, strict=True))  # type: ignore[assignment]
         crop = shape
     if not pads:
@@ -147,8 +147,8 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
             found=difference,
             do="If the two are aligned in world space, set prepare.resample = true; if not, register them first.",
         )
-    shape, affine = _ras_grid(source.shape, source.affine)
-    _, target_affine = _ras_grid(target.shape, target.affine)
+    shape, affine = ras_grid(source.shape, source.affine)
+    _, target_affine = ras_grid(target.shape, target.affine)
     return _from_ras(_resample(target_ras, target_affine, shape, affine), source.affine)
 
 
@@ -157,13 +157,6 @@ def _box(head: np.ndarray, affine: np.ndarray) -> np.ndarray:
     head = _to_ras(head, affine)
     inside = [np.flatnonzero(head.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
     return np.array([[found[0], found[-1]] for found in inside]).T
-
-
-def _ras_grid(shape: Triple, affine: np.ndarray) -> tuple[Triple, np.ndarray]:
-    orientation = nib.io_orientation(affine)
-    inverse = nib.orientations.inv_ornt_aff(orientation, shape)
-    order = np.argsort(orientation[:, 0])
-    return tuple(int(shape[axis]) for axis in order), affine @ inverse  # type: ignore[return-value]
 
 
 def _to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -12,7 +12,17 @@ from typing import Literal
 
 from unscanned.errors import DatasetError
 
-__all__ = ["Inventory", "Layout", "Scan", "bids_suffix", "contrast_key", "identify", "take_inventory"]
+__all__ = [
+    "Inventory",
+    "Layout",
+    "Scan",
+    "bids_suffix",
+    "contrast_key",
+    "identify",
+    "sidecar_path",
+    "stem",
+    "take_inventory",
+]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
@@ -56,6 +66,16 @@ class Inventory:
 
     scans: list[Scan] = field(default_factory=list)
     oddities: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def stem(path: Path) -> str:
+    """Return a NIfTI file's name without `.nii` or `.nii.gz`, however that is spelled."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return where the JSON file beside a NIfTI file is."""
+    return path.with_name(stem(path) + ".json")
 
 
 def contrast_key(name: str) -> str:
@@ -159,23 +179,19 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
             yield from _walk(path, inventory, seen)
 
 
-def _stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-
-
 def _is_synthetic(path: Path) -> bool:
-    return _SYNTHETIC in _stem(path)
+    return _SYNTHETIC in stem(path)
 
 
 def _bids_scan(path: Path) -> Scan | None:
-    match = _BIDS_NAME.fullmatch(_stem(path))
+    match = _BIDS_NAME.fullmatch(stem(path))
     if match is None or _is_synthetic(path):
         return None
     return Scan(match["subject"], match["session"], contrast_key(match["contrast"]), match["entities"], path)
 
 
 def _ixi_scan(path: Path) -> Scan | None:
-    match = _IXI_NAME.fullmatch(_stem(path))
+    match = _IXI_NAME.fullmatch(stem(path))
     return None if match is None else Scan(match["subject"], None, contrast_key(match["contrast"]), "", path)
 
 

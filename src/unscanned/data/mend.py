@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unscanned.data.layout import sidecar_path
 from unscanned.data.volume import Volume, read_volume, write_volume
 from unscanned.errors import SettingsError
 from unscanned.files import write_json
@@ -38,7 +39,7 @@ def mend(
     volume = read_volume(scan, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
     write_volume(out, volume.array, volume.affine, description=f"from {scan.name} by unscanned {version()}")
     write_json(
-        out.with_name(out.name.removesuffix(".gz").removesuffix(".nii") + ".json"),
+        sidecar_path(out),
         {
             "Sources": [{"Name": scan.name, "Sha256": volume.sha256}],
             "VolumeIndex": volume_index,

@@ -32,6 +32,7 @@ __all__ = [
     "NONFINITE",
     "Volume",
     "grid_difference",
+    "ras_grid",
     "read_volume",
     "write_volume",
 ]
@@ -155,6 +156,18 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, *, des
             sink.write(stored[:, :, k].tobytes("F"))
 
 
+def ras_grid(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape and affine of a grid once its axes are put into RAS+ order and direction; no voxel moves in space.
+
+    Args:
+        shape: Voxels along i, j, k.
+        affine: (4, 4), voxels to mm.
+    """
+    orientation = nibabel.io_orientation(affine)
+    i, j, k = (shape[axis] for axis in np.argsort(orientation[:, 0]))
+    return (i, j, k), affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
+
+
 def grid_difference(first: Volume, second: Volume, *, tolerance_mm: float = 1.0) -> str | None:
     """Say how the grids of two volumes differ once both are brought to RAS+, or return None where they agree.
 
@@ -163,7 +176,7 @@ def grid_difference(first: Volume, second: Volume, *, tolerance_mm: float = 1.0)
         second: Another one.
         tolerance_mm: How far apart the same corner of the two grids may lie, mm.
     """
-    (shape, affine), (other_shape, other_affine) = _canonical_grid(first), _canonical_grid(second)
+    (shape, affine), (other_shape, other_affine) = (ras_grid(each.shape, each.affine) for each in (first, second))
     if shape != other_shape:
         spacing, other_spacing = (np.linalg.norm(a[:3, :3], axis=0) for a in (affine, other_affine))
         return f"{_grid_text(shape, spacing)} against {_grid_text(other_shape, other_spacing)}"
@@ -363,15 +376,6 @@ def _sink(raw: BinaryIO, path: Path) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext(raw)
     # No name and no time in the gzip header: equal volumes are equal files.
     return gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0)
-
-
-def _canonical_grid(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
-    orientation = nibabel.io_orientation(volume.affine)
-    affine = volume.affine @ nibabel.orientations.inv_ornt_aff(orientation, volume.shape)
-    shape = [0, 0, 0]
-    for size, (axis, _) in zip(volume.shape, orientation, strict=True):
-        shape[int(axis)] = size
-    return tuple(shape), affine
 
 
 def _grid_text(shape: tuple[int, ...], spacing: np.ndarray) -> str:

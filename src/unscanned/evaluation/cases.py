@@ -14,7 +14,7 @@ import numpy as np
 from unscanned.data.dataset import Pair
 from unscanned.data.grid import onto_grid
 from unscanned.data.intensity import head_mask, head_scale
-from unscanned.data.layout import bids_suffix
+from unscanned.data.layout import bids_suffix, sidecar_path
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
@@ -117,7 +117,7 @@ def read_intensity(path: Path) -> Intensity | None:
     Raises:
         DatasetError: There is a sidecar, and it cannot be used.
     """
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    sidecar = sidecar_path(path)
     try:
         content = read_json(sidecar)
         if "Intensity" not in content:

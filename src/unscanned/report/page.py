@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.data.dataset import Pair
+from unscanned.data.layout import sidecar_path
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
@@ -239,7 +240,7 @@ def _sidecar(path: str | None) -> Any:
     if path is None:
         return None
     try:
-        return read_json(path.removesuffix(".gz").removesuffix(".nii") + ".json")
+        return read_json(sidecar_path(Path(path)))
     except (OSError, ValueError):
         return None
 

@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unscanned.data.layout import sidecar_path
 from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import CheckpointError, VolumeError
 from unscanned.files import read_json
 
-__all__ = ["locate", "read_sidecar", "read_source", "sidecar_path"]
-
-
-def sidecar_path(volume: Path) -> Path:
-    """Return the JSON file beside a NIfTI file."""
-    return volume.with_name(volume.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+__all__ = ["locate", "read_sidecar", "read_source"]
 
 
 def read_sidecar(volume: Path, needed: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

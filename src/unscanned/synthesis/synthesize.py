@@ -13,14 +13,13 @@ from unscanned.config import fingerprint
 from unscanned.data.contrast import check_contrast
 from unscanned.data.dataset import select_pairs
 from unscanned.data.intensity import head_mask, head_scale
-from unscanned.data.layout import bids_suffix, identify
+from unscanned.data.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.data.volume import Volume, read_volume, write_volume
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.progress import Progress
 from unscanned.provenance import environment, utc_now, version
 from unscanned.synthesis.model import Model
-from unscanned.synthesis.sidecar import sidecar_path
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 
@@ -83,7 +82,7 @@ def output_path(out: str | Path, scan: Path, target: str, case: str | None = Non
     if case is None:
         known = identify(scan)
         if known is None:
-            return Path(out) / (scan.name.removesuffix(".gz").removesuffix(".nii") + ending)
+            return Path(out) / (stem(scan) + ending)
         case = f"sub-{known.subject}" + (f"_ses-{known.session}" if known.session else "")
         return Path(out).joinpath(*case.split("_"), "anat", case + known.entities + ending)
     return Path(out).joinpath(*case.split("_"), "anat", case + ending)
