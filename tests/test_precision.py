@@ -31,6 +31,27 @@ def test_bfloat16_follows_the_processor():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
+@pytest.fixture
+def backends():
+    """What on CUDA decides on TF32; as they were, afterwards."""
+    both = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in both]
+    yield both
+    for backend, allowed in zip(both, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("of_training", [False, True])
+@pytest.mark.parametrize(("name", "allowed"), [("tf32", True), ("float32", False), ("bfloat16", False)])
+def test_on_cuda_validation_has_its_own_arithmetic_within_a_training(name, allowed, of_training, backends):
+    for backend in backends:
+        backend.allow_tf32 = of_training
+    with autocast(name, "cuda"):
+        assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
+    assert [backend.allow_tf32 for backend in backends] == [of_training] * 2
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "tf32"])
 def test_the_frequency_domain_takes_float32_alone(name, monkeypatch):
     monkeypatch.setattr(precision, "available", lambda device: PRECISIONS)  # as on a GPU

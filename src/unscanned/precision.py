@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -56,8 +58,18 @@ def available(device: torch.device) -> tuple[str, ...]:
     return ("float32", "bfloat16") if has_bfloat16 else ("float32",)
 
 
-def autocast(name: str, device: torch.device | str) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which networks compute in that precision; nothing changes for float32 and TF32."""
-    if name != "bfloat16":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+@contextlib.contextmanager
+def autocast(name: str, device: torch.device | str) -> Iterator[None]:
+    """Have networks compute in that precision meanwhile; what was set up for the process holds again afterwards."""
+    kind = torch.device(device).type
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        if kind == "cuda":
+            for backend in backends:
+                backend.allow_tf32 = name == "tf32"
+        with torch.autocast(kind, torch.bfloat16) if name == "bfloat16" else contextlib.nullcontext():
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
