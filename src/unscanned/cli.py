@@ -234,7 +234,7 @@ def prepare(
 ) -> None:
     """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
 
-    Example: `unscanned prepare data/ixi -o runs/prepared`
+    Example: `unscanned prepare data/ixi -o runs/resgan/prepared`
 
     Parameters
     ----------
@@ -603,7 +603,7 @@ def reproduce(
     from unscanned.reproduce import reproduce as run
 
     command = "unscanned " + " ".join(sys.argv[1:])
-    device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"
+    device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"  # no arm is refused below
     with options.computing(device) as (progress, stop):
         result = run(
             dataset,

@@ -411,14 +411,14 @@ _NOT_NEGATIVE = {
 _BELOW_ONE = ("beta1", "beta2")
 
 
-def is_contrast(name: str) -> bool:
+def is_contrast(name: object) -> bool:
     """Return whether a contrast's name may stand in a file name: not blank, no separator of paths, nothing unprintable.
 
     Example:
         >>> is_contrast("T2w"), is_contrast("../T2w")
         (True, False)
     """
-    return bool(name.strip()) and name.isprintable() and not {"/", "\\"} & set(name)
+    return isinstance(name, str) and bool(name.strip()) and name.isprintable() and not {"/", "\\"} & set(name)
 
 
 def _validate(settings: Settings) -> None:

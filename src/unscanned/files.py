@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, checksums, JSON, and the lock on a folder."""
+"""Files that are either whole or not there: atomic writes, checksums, JSON; and output folders, theirs alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from unscanned.errors import BusyError, DatasetError, ResourceError, SettingsErr
 
 __all__ = [
     "atomic_path",
+    "check_apart",
     "digest",
     "lock",
     "new_folder",
@@ -232,34 +233,13 @@ def check_apart(dataset: str | Path, out: str | Path) -> None:
     Raises:
         SettingsError: They are one folder.
     """
-    if Path(dataset).is_dir() and Path(dataset).resolve() == Path(out).resolve():
+    if Path(dataset).is_dir() and Path(out).exists() and os.path.samefile(dataset, out):
         raise SettingsError(
             "the output folder is the dataset itself",
             where=out,
             expected="a folder of its own",
             do="Choose another folder, such as derivatives/unscanned inside the dataset.",
         )
-
-
-def allow_open_files(count: int) -> None:
-    """Let this process and its children have so many files open; each memory map counts as one.
-
-    Raises:
-        ResourceError: The system does not allow as many.
-    """
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or count <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and count > hard:
-        raise ResourceError(
-            "the system does not allow as many open files as there are prepared volumes",
-            found=f"{hard} open files",
-            expected=f"{count}",
-            do="Have the hard limit of open files raised (ulimit -Hn), or train on fewer subjects.",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def remove_partials(folder: str | Path) -> None:

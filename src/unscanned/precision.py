@@ -62,12 +62,11 @@ def available(device: torch.device) -> tuple[str, ...]:
 def autocast(name: str, device: torch.device | str) -> Iterator[None]:
     """Have networks compute in that precision meanwhile; what was set up for the process holds again afterwards."""
     kind = torch.device(device).type
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn] if kind == "cuda" else []
     before = [backend.allow_tf32 for backend in backends]
     try:
-        if kind == "cuda":
-            for backend in backends:
-                backend.allow_tf32 = name == "tf32"
+        for backend in backends:
+            backend.allow_tf32 = name == "tf32"
         with torch.autocast(kind, torch.bfloat16) if name == "bfloat16" else contextlib.nullcontext():
             yield
     finally:

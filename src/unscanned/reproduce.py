@@ -83,6 +83,7 @@ def reproduce(
         raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
     check_apart(dataset, out)
     settings = {arm: resolve(arm, file, overrides) for arm in arms}
+    _refuse_twins(settings)
     first = _shared(settings)
     for wanted in settings.values():
         check_settings(wanted)
@@ -150,8 +151,7 @@ def reproduce(
     return Reproduced(evaluation, report, failures, found.incomplete)
 
 
-def _shared(settings: Mapping[str, Settings]) -> Settings:
-    first = next(iter(settings.values()))
+def _refuse_twins(settings: Mapping[str, Settings]) -> None:
     for (one_arm, one), (another_arm, another) in combinations(settings.items(), 2):
         if decisive(one) == decisive(another) and one.training.epochs == another.training.epochs:
             raise SettingsError(
@@ -160,6 +160,10 @@ def _shared(settings: Mapping[str, Settings]) -> Settings:
                 do="Give one of them, and settings that do not override what the presets differ in: the settings.toml "
                 "of a run names them all.",
             )
+
+
+def _shared(settings: Mapping[str, Settings]) -> Settings:
+    first = next(iter(settings.values()))
     for arm, other in settings.items():
         for table in ("data", "prepare", "split"):
             if getattr(other, table) != getattr(first, table):

@@ -158,10 +158,12 @@ def test_a_synthetic_volume_on_another_grid_is_refused_unless_resampling_is_aske
     assert values(allowed, "moved", "head", "mae").keys() == {"sub-02"}
 
 
-def test_where_no_volume_can_be_scored_the_reason_is_the_error_and_nothing_is_written(cli, tmp_path):
+@pytest.mark.parametrize("alone", [True, False])
+def test_where_no_arm_can_be_scored_the_reason_is_the_error_and_nothing_is_written(cli, tmp_path, alone):
     raw, arms = write_cohort(tmp_path, ("01",), {"good": 0.02})
     source, _ = head_phantom(0)
-    write_oriented(raw / "sub-01" / "anat" / "sub-01_PDw.nii.gz", source, shift_mm=10.0)
+    if not alone:
+        write_oriented(raw / "sub-01" / "anat" / "sub-01_PDw.nii.gz", source, shift_mm=10.0)
     write_synthetic(arms["good"], "sub-01", source, shift_mm=10.0)
     done = cli("evaluate", raw, arms["good"], "-o", tmp_path / "evaluation")
     assert done.returncode == 3

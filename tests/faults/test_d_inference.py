@@ -228,7 +228,7 @@ def test_d06_a_case_name_of_a_table_cannot_leave_the_output_folder(tmp_path, cap
         assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["x/../../../../sub-01_T2w", "..\\\\T2w", "T2w\n", " "])
+@pytest.mark.parametrize("name", ["x/../../../../sub-01_T2w", "..\\\\T2w", "T2w\n", " ", 3, None])
 def test_d06_a_contrast_of_a_model_cannot_leave_the_output_folder(tmp_path, capsys, tiny_run, tiny_dataset, name):
     model = shutil.copytree(tiny_run / "model", tmp_path / "model")
     facts = read_sealed(model / "model.json")

@@ -186,15 +186,16 @@ def test_evaluation_equals_conv3d_with_and_without_preparation(residual: bool) -
     assert relative(fast(x[:, :, :4]), plain(x[:, :, :4])) < 1e-12
 
 
-def test_float32_output_of_the_full_generator_on_a_reference_patch_is_within_3e_6() -> None:
+def test_float32_output_of_the_full_generator_is_as_good_as_that_of_conv3d() -> None:
     torch.manual_seed(1)
-    generator = NieGenerator().eval()
-    x = torch.randn(1, 1, 32, 32, 32)
+    generator, x = NieGenerator().eval(), torch.randn(1, 1, 16, 16, 16)
     generator.convolution = "plain"
     with torch.no_grad():
-        expected = generator(x)
+        plain, truth = generator(x), copy.deepcopy(generator).double()(x.double())
     generator.convolution = "auto"
-    assert relative(FastGenerator(generator)(x), expected) < 3e-6
+    error = relative(FastGenerator(generator)(x), truth)
+    assert error < max(3 * relative(plain, truth), 1e-6)
+    assert error < 3e-6
 
 
 def test_float32_gradients_are_as_good_as_those_of_conv3d() -> None:

@@ -112,13 +112,15 @@ def test_without_padding_blocks_give_the_outputs_that_see_the_whole_kernel(shape
         assert relative(kernel(batch).flatten(3, 4), expected) < 1e-12
 
 
-def test_the_largest_layer_has_gradients_to_float32_rounding() -> None:
-    arguments = example((16, 16, 16), 9, 64, 64, 2, torch.float32)
-    cotangent = torch.randn(16, 16, 16, 64, 2, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad(spectral_convolution(*arguments), arguments, cotangent)
-    expected = torch.autograd.grad(direct(*arguments), arguments, cotangent)
-    for one, other in zip(found, expected, strict=True):
-        assert relative(one, other) < 5e-6
+def test_the_largest_layer_has_gradients_as_good_as_those_of_conv3d() -> None:
+    arguments = example((8, 8, 8), 9, 64, 64, 2, torch.float32)
+    cotangent = torch.randn(8, 8, 8, 64, 2, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(spectral_convolution(*arguments), arguments, cotangent)
+    plain = torch.autograd.grad(direct(*arguments), arguments, cotangent)
+    exact = [argument.detach().double().requires_grad_() for argument in arguments]
+    truth = torch.autograd.grad(direct(*exact), exact, cotangent.double())
+    for one, other, right in zip(ours, plain, truth, strict=True):
+        assert relative(one, right) < max(3 * relative(other, right), 1e-6)
 
 
 def test_no_bias_is_a_bias_of_zero() -> None:

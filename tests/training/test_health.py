@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from unscanned.training.health import count_signs, discriminator_accuracy, output_signs, sign_warnings
@@ -59,4 +58,3 @@ def test_a_copy_of_the_source_and_a_constant_show_in_the_signs():
     unrelated = output_signs(random.normal(size=target.shape).astype(np.float32), target, head, 16)
     assert unrelated["mae_ratio"] > 1
     assert unrelated["variety"] == pytest.approx(1, abs=0.05)
-    assert torch.is_grad_enabled()

@@ -16,7 +16,6 @@ from unscanned.config import resolve, to_dict, to_toml
 from unscanned.data.patches import PatchBatches
 from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
-from unscanned.files import allow_open_files
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
 from unscanned.synthesis.model import load_model
@@ -136,25 +135,32 @@ def correct_a_scan(dataset, subject):
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_after_a_scan_was_corrected_the_stages_that_were_removed_make_the_model_of_a_new_run(
+def test_after_a_scan_was_corrected_the_stages_that_the_messages_name_make_the_model_of_a_new_run(
     stages, tiny_dataset, tiny_settings, tmp_path
 ):
     dataset, run = shutil.copytree(tiny_dataset, tmp_path / "dataset"), tmp_path / "run"
-    settings = change(tiny_settings, context={"stages": stages}, training={"epochs": 1, "steps_per_epoch": 2})
+    settings = change(
+        tiny_settings,
+        context={"stages": stages},
+        split={"train": 3, "validation": 1, "test": 0},
+        training={"epochs": 1, "steps_per_epoch": 2},
+    )
     train_run(dataset, run, settings)
     before = weights(run)
-    subject = json.loads((run / "split.json").read_text())["train"][0]
-    correct_a_scan(dataset, subject)
-    with pytest.raises(CheckpointError, match="remove this stage's folder"):
-        train_run(dataset, run, settings)
-    # the checkpoints of each stage and fold, as the message says; what they made of the scans is left there
-    for folder in [path for path in run.rglob("*") if path.name in ("checkpoints", "best")]:
-        shutil.rmtree(folder)
+    correct_a_scan(dataset, json.loads((run / "split.json").read_text())["train"][0])
+    for _ in range(1 if stages == 1 else 4):
+        with pytest.raises(CheckpointError, match="remove this stage's folder") as refusal:
+            train_run(dataset, run, settings)
+        for name in ("checkpoints", "best"):  # what this stage made of the scans, and its folds, are left there
+            shutil.rmtree(refusal.value.where.parent.parent / name)
     train_run(dataset, run, settings)
     train_run(dataset, tmp_path / "new", settings)
     assert weights(run) == weights(tmp_path / "new") != before
     remade, new = (load_model(path).provenance["training_cases"] for path in (run, tmp_path / "new"))
     assert remade == new
+    volumes = [sorted(path.name for path in folder.rglob("context/*.npy")) for folder in (run, tmp_path / "new")]
+    assert volumes[0] == volumes[1]
+    assert len(volumes[0]) == (0 if stages == 1 else 4)
 
 
 def test_a_model_that_was_damaged_is_written_again_from_the_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
@@ -339,17 +345,28 @@ def test_validation_subjects_that_are_all_refused_end_it_before_hours_of_work(
         train_run(dataset, tmp_path / "run", tiny_settings)
 
 
-def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
+def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(
+    tiny_dataset, tiny_settings, tmp_path, monkeypatch
+):
+    brief = change(tiny_settings, training={"epochs": 1, "steps_per_epoch": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"epochs": 1, "steps_per_epoch": 1}))
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 3 + 256  # three cases
+        train_run(tiny_dataset, tmp_path / "run", brief)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 3 * 3 + 256  # three volumes of three cases
+        train_run(tiny_dataset, tmp_path / "chain", chained(brief))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 3 + 256
+
+        def refuse(*limits):
+            raise ValueError("not allowed to raise maximum limit")
+
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (200, 200))
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        with pytest.raises(ResourceError, match=r"as many open files.*found 200 open files, and no more, expected 265"):
+            train_run(tiny_dataset, tmp_path / "other", brief)
     finally:
+        monkeypatch.undo()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if hard != resource.RLIM_INFINITY:
-        with pytest.raises(ResourceError, match=f"found {hard} open files, expected {hard + 1}"):
-            allow_open_files(hard + 1)
 
 
 def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):

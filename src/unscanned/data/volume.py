@@ -245,9 +245,9 @@ def _check_budget(header: Header, limit_bytes: int, path: Path) -> None:
     claimed = max(math.prod(header.shape[:3]) * max(header.dtype.itemsize, 4), header.offset)
     if claimed > limit_bytes:
         raise VolumeError(
-            "the header claims more than the budget for one file",
+            "the header claims more than the budget for one volume",
             where=path,
-            found=f"{claimed:,} bytes for shape {header.shape}",
+            found=f"{claimed:,} bytes for shape {header.shape[:3]}",
             expected=f"at most {limit_bytes:,}",
             do="If the file is right, crop it or store it with fewer bytes a voxel.",
         )

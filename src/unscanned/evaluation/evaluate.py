@@ -130,7 +130,7 @@ def evaluate(
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
             except UnscannedError as error:
                 failures.append(Failure(pair.case, "target", str(error)))
-        if not scores:
+        if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
                 where=", ".join(map(str, synthetic.values())),

@@ -196,7 +196,7 @@ class Chain:
                     label=f"stage {number}, fold {fold}, ",
                 )
                 makers |= {case.name: maker for case in outside}
-        made = {}
+        made, kept = {}, set()
         for index, case in enumerate([*self.training, *self.validation]):
             if self.progress:
                 self.progress(index, len(makers), f"context of stage {number + 1}")
@@ -207,11 +207,19 @@ class Chain:
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
                     np.save(file, volume)
             made[case.name] = np.load(path, mmap_mode="r")
+            kept.add(path)
+        for path in {*(folder / "context").glob("*.npy")} - kept:
+            path.unlink()  # of an earlier best epoch, or of a scan that was corrected
         return made
 
     def _made_from(self, network: nn.Module, case: Case, context: dict[str, np.ndarray]) -> str:
         """Return 16 digits of all that decides what a stage makes of a case, but for settings, which a run keeps."""
-        given = {"source": case.facts["source"]["sha256"], "frame": case.facts["frame"], "weights": _weights(network)}
+        given: dict[str, Any] = {
+            "source": case.facts["source"]["sha256"],
+            "frame": case.facts["frame"],
+            "intensities": dataclasses.asdict(self.normalization),
+            "weights": _weights(network),
+        }
         if case.name in context:
             given["context"] = _digest(context[case.name])
         return fingerprint(given)
@@ -320,6 +328,8 @@ class Chain:
             "training subjects": {"cases": [case.name for case in cases]},
             "validation subjects": {"cases": [case.name for case in self.validation]},
             "scans of": {case.name: _hashes(case) for case in all_cases},
+            # of all training cases, also those that a fold does not train on
+            "intensities": dataclasses.asdict(self.normalization),
         }
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if context:

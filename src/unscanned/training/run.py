@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,8 @@ from unscanned.config import Settings, decisive, difference, resolve, to_dict, t
 from unscanned.data.contrast import Fingerprint
 from unscanned.data.dataset import Pair, select_pairs, split_subjects
 from unscanned.data.prepare import Case, prepare
-from unscanned.errors import CheckpointError, DatasetError, SettingsError, TrainingError, UnscannedError
+from unscanned.errors import CheckpointError, DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import (
-    allow_open_files,
     check_apart,
     lock,
     read_json,
@@ -40,11 +40,8 @@ from unscanned.training.chain import Chain
 
 __all__ = ["Trained", "check_settings", "train", "train_run"]
 
-_FILES_A_CASE = 4
-"Memory maps of a case: source, target, head, and the context of a chain."
-
 _FILES_OF_A_PROCESS = 256
-"Open files that a process may need besides."
+"Open files that a process may need beside the memory maps of its cases."
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ def train_run(
                 found="; ".join(str(refused[pair.case]) for pair in used if pair.subject in split["validation"]),
                 do="Mend the scans, or set split.validation to 0 to keep the last epoch.",
             )
-        allow_open_files(_FILES_A_CASE * len(prepared) + _FILES_OF_A_PROCESS)
+        _allow_open_files(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
         chain = Chain(folder, settings, training, validation, device, progress, should_stop)
         try:
             chain.train(first_stage)
@@ -224,6 +221,32 @@ def train_run(
             raise error
         _save(folder, settings, chain, failures, found.incomplete)
     return Trained(folder / "model", chain.results, failures, found.incomplete)
+
+
+def _maps_a_case(settings: Settings) -> int:
+    """Source, target and head; in a chain the context, and the one before it while a third stage's is made."""
+    contexts = min(settings.context.stages - 1, 2) if settings.context.input == "volume" else 0
+    return 3 + contexts
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process and its children have so many files open; each memory map counts as one.
+
+    Raises:
+        ResourceError: The system does not allow as many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    except (ValueError, OSError) as error:  # beyond the hard limit, or the kernel's own
+        raise ResourceError(
+            "the system does not allow as many open files as there are prepared volumes",
+            found=f"{soft} open files, and no more",
+            expected=f"{count}",
+            do="Have the hard limit of open files raised (ulimit -Hn), or train on fewer subjects.",
+        ) from error
 
 
 def _save(
