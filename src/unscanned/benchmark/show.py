@@ -140,7 +140,7 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
         xlabel="times Conv3d",
         title="Layer: kernel, channels, grid, patches",
     )
-    ratios.set_ylim(len(names) + 0.7, -0.7)  # the first on top, and room for the legend
+    ratios.set_ylim(len(names) + 1.1, -0.7)  # the first on top, and room for the legend
     ratios.legend(loc="lower right", ncols=2)
     for axes in (counted, voxels):
         axes.xaxis.set_minor_formatter("")
