@@ -26,7 +26,7 @@ bench: $(VENV)/bench
 # The device tests and the same harness on a GPU; says so and ends where there is none.
 gpu: $(VENV)/bench $(VENV)/dev
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-		$(BIN)/python -m pytest tests/test_devices.py && \
+		$(BIN)/python -m pytest tests/machine/test_devices.py && \
 		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json --plot runs/benchmark-gpu.png; \
 	else echo "skipped: PyTorch sees no CUDA device on this machine"; fi
 

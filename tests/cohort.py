@@ -3,8 +3,8 @@
 import nibabel as nib
 import numpy as np
 
-from unscanned.data.volume import write_volume
 from unscanned.files import write_json
+from unscanned.volumes.nifti import write_volume
 
 SHAPE, SPACING_MM = (40, 48, 24), (2.0, 2.0, 3.5)
 SCALE, MEAN, STD = 700.0, 0.2, 0.25

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from unscanned.cli import main
-from unscanned.config import Settings, resolve, to_toml
-from unscanned.data.simulate import simulate
+from unscanned.settings import Settings, resolve, to_toml
+from unscanned.simulation.simulate import simulate
 from unscanned.training.run import train_run
 
 torch.set_num_threads(1)  # tests run side by side, and a fixed number of threads makes results the same each time

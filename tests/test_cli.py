@@ -65,7 +65,7 @@ def test_it_starts_without_the_libraries_that_take_seconds_to_load(arguments):
     program = f"import sys; from unscanned.cli import main; main({arguments}); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
     loaded = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert "unscanned.config" in loaded
+    assert "unscanned.settings" in loaded
     assert not {"torch", "scipy", "nibabel", "matplotlib", "skimage", "monai"} & set(loaded)
 
 
@@ -73,7 +73,7 @@ def test_a_bug_ends_with_1_and_a_file_that_holds_what_happened(cli, tmp_path, mo
     def fail(*arguments, **options):
         raise ZeroDivisionError("of the test")
 
-    monkeypatch.setattr("unscanned.data.mend.mend", fail)
+    monkeypatch.setattr("unscanned.datasets.mend.mend", fail)
     monkeypatch.chdir(tmp_path)
     done = cli("mend", "scan.nii", "-o", "out.nii")
     assert done.returncode == 1

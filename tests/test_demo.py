@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from unscanned.data.dataset import find_pairs, split_subjects
+from unscanned.datasets.pairs import find_pairs, split_subjects
 from unscanned.demo import demo
 from unscanned.errors import Interrupted
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tool import run, start
 
-from unscanned.config import to_dict
 from unscanned.errors import Interrupted, SettingsError
 from unscanned.reproduce import reproduce
+from unscanned.settings import to_dict
 from unscanned.training.log import read_log
 
 ARMS = ("resgan", "resgan-acm")

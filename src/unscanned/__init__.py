@@ -16,18 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unscanned.config import Settings, resolve
-    from unscanned.data.dataset import check_dataset, find_pairs, split_subjects
-    from unscanned.data.ixi import fetch_ixi
-    from unscanned.data.simulate import simulate
-    from unscanned.data.volume import Volume, read_volume, write_volume
+    from unscanned.datasets.ixi import fetch_ixi
+    from unscanned.datasets.pairs import check_dataset, find_pairs, split_subjects
     from unscanned.errors import UnscannedError
     from unscanned.evaluation.evaluate import evaluate
     from unscanned.report.page import write_report
     from unscanned.reproduce import reproduce
+    from unscanned.settings import Settings, resolve
+    from unscanned.simulation.simulate import simulate
     from unscanned.synthesis.model import Model, load_model
     from unscanned.synthesis.synthesize import list_inputs, synthesize
     from unscanned.training.run import train
+    from unscanned.volumes.nifti import Volume, read_volume, write_volume
 
 __all__ = [
     "Model",
@@ -54,24 +54,24 @@ __all__ = [
 # Imported when first asked for: torch takes seconds, and the command line has to start at once.
 _HOMES = {
     "Model": "synthesis.model",
-    "Settings": "config",
+    "Settings": "settings",
     "UnscannedError": "errors",
-    "Volume": "data.volume",
-    "check_dataset": "data.dataset",
+    "Volume": "volumes.nifti",
+    "check_dataset": "datasets.pairs",
     "evaluate": "evaluation.evaluate",
-    "fetch_ixi": "data.ixi",
-    "find_pairs": "data.dataset",
+    "fetch_ixi": "datasets.ixi",
+    "find_pairs": "datasets.pairs",
     "list_inputs": "synthesis.synthesize",
     "load_model": "synthesis.model",
-    "read_volume": "data.volume",
+    "read_volume": "volumes.nifti",
     "reproduce": "reproduce",
-    "resolve": "config",
-    "simulate": "data.simulate",
-    "split_subjects": "data.dataset",
+    "resolve": "settings",
+    "simulate": "simulation.simulate",
+    "split_subjects": "datasets.pairs",
     "synthesize": "synthesis.synthesize",
     "train": "training.run",
     "write_report": "report.page",
-    "write_volume": "data.volume",
+    "write_volume": "volumes.nifti",
 }
 
 

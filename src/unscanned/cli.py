@@ -88,7 +88,7 @@ def fetch(
     keep_archive
         Keep the .tar files after unpacking.
     """
-    from unscanned.data.ixi import fetch_ixi
+    from unscanned.datasets.ixi import fetch_ixi
     from unscanned.errors import SettingsError
 
     if dataset != "ixi":
@@ -135,7 +135,7 @@ def simulate(
     spacing_mm
         Isotropic voxel size.
     """
-    from unscanned.data import simulate as module
+    from unscanned.simulation import simulate as module
 
     with options.progress() as progress:
         folder = module.simulate(
@@ -181,7 +181,7 @@ def check(
     json
         Also write the findings to this file.
     """
-    from unscanned.data.dataset import check_dataset, survey
+    from unscanned.datasets.pairs import check_dataset, survey
 
     with options.progress() as progress:
         findings = check_dataset(
@@ -214,7 +214,7 @@ def mend(
     replace_nonfinite
         Put 0 in the place of voxels that are not finite.
     """
-    from unscanned.data.mend import mend as run
+    from unscanned.datasets.mend import mend as run
 
     volume = run(scan, out, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
     for warning in volume.warnings:
@@ -254,9 +254,9 @@ def prepare(
         return options.say_settings(resolved)
     from dataclasses import asdict
 
-    from unscanned.data import prepare as module
-    from unscanned.data.dataset import select_pairs
+    from unscanned.datasets.pairs import select_pairs
     from unscanned.files import check_apart
+    from unscanned.training import prepare as module
 
     check_apart(dataset, out)
     with options.progress() as progress:
@@ -364,8 +364,8 @@ def synthesize(
     force
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
-    from unscanned import device as devices
     from unscanned.files import check_apart
+    from unscanned.machine import device as devices
     from unscanned.synthesis.model import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
@@ -471,7 +471,7 @@ def dicom(
     force
         Take the series on the volume's grid without comparing its voxels with the scan; every file says so.
     """
-    from unscanned.synthesis.dicom import write_dicom
+    from unscanned.synthesis.derived_series import write_dicom
 
     written = write_dicom(volume, source, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
     options.say(f"{len(written)} slices are in {out}")

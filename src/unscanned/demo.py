@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unscanned.config import resolve
-from unscanned.data.simulate import simulate
 from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
 from unscanned.progress import Progress
 from unscanned.reproduce import reproduce
+from unscanned.settings import resolve
+from unscanned.simulation.simulate import simulate
 
 __all__ = ["Demo", "demo"]
 

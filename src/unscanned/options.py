@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from unscanned import config
+from unscanned import settings as config
 from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError
 from unscanned.files import read_json, write_json
+from unscanned.machine.provenance import version
 from unscanned.progress import Progress
-from unscanned.provenance import version
 
 __all__ = ["Layout", "Options", "Stop", "version"]
 
@@ -158,7 +158,7 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
     """
     import torch
 
-    from unscanned.memory import keep_freed_memory
+    from unscanned.machine.memory import keep_freed_memory
 
     if device == "auto" and not torch.cuda.is_available():
         complain("PyTorch sees no CUDA device, so the CPU is used")

@@ -9,15 +9,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from unscanned import device as devices
-from unscanned.config import Settings, decisive, resolve, to_dict
-from unscanned.data.dataset import Selection, select_pairs, split_subjects
+from unscanned.datasets.pairs import Selection, select_pairs, split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import check_apart, write_json
+from unscanned.machine import device as devices
+from unscanned.machine.provenance import environment, utc_now
 from unscanned.progress import Progress, interruptible
-from unscanned.provenance import environment, utc_now
 from unscanned.report.page import write_report
+from unscanned.settings import Settings, decisive, resolve, to_dict
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.run import check_settings, train_run

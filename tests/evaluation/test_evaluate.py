@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from cohort import MEAN, SCALE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
 
-from unscanned.data.intensity import head_mask
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.evaluation.metrics import METRICS, mae
+from unscanned.volumes.intensity import head_mask
 
 SUBJECTS = ("01", "02", "03", "04")
 ARMS = {"good": 0.02, "poor": 0.1}

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from cohort import head_phantom
 
-from unscanned.data.intensity import head_mask
 from unscanned.errors import DatasetError
 from unscanned.evaluation.metrics import METRICS, mae, psnr
 from unscanned.evaluation.scores import DEFINITIONS, REGIONS, case_constants, score
+from unscanned.volumes.intensity import head_mask
 
 
 def volumes():

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from unscanned.cli import main
-from unscanned.config import resolve, to_dict
-from unscanned.data.appearance import measure_appearance
-from unscanned.data.contrast import THRESHOLD, Fingerprint
-from unscanned.data.intensity import Contrast, Normalization
-from unscanned.data.simulate import simulate
-from unscanned.data.volume import read_volume
+from unscanned.contrast.appearance import measure_appearance
+from unscanned.contrast.check import THRESHOLD, Fingerprint
 from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
+from unscanned.settings import resolve, to_dict
+from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.volumes.intensity import Contrast, Normalization
+from unscanned.volumes.nifti import read_volume
 
 OUTPUT = "sub-003_desc-synthetic_T2w"
 

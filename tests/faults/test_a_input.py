@@ -22,12 +22,12 @@ from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
 from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 
 from unscanned.cli import main
-from unscanned.data.dataset import check_dataset, find_pairs
-from unscanned.data.volume import read_volume, write_volume
+from unscanned.datasets.pairs import check_dataset, find_pairs
 from unscanned.errors import DatasetError, VolumeError
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.run import train_run
+from unscanned.volumes.nifti import read_volume, write_volume
 
 INVALID = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 ROTATED_3_DEGREES = np.array(
@@ -177,7 +177,7 @@ def test_a04_where_memory_ends_the_volume_is_whole_or_one_error_says_so(tmp_path
     program = """
 import resource, sys
 from pathlib import Path
-from unscanned.data.volume import read_volume
+from unscanned.volumes.nifti import read_volume
 from unscanned.errors import ResourceError
 read_volume(sys.argv[3])  # what libraries allocate once is there
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -573,8 +573,8 @@ def test_a15_any_name_is_read_and_written_in_any_locale(tmp_path, locale):
     program = """
 import sys
 from pathlib import Path
-from unscanned.data.dataset import check_dataset, find_pairs
-from unscanned.data.volume import read_volume, write_volume
+from unscanned.datasets.pairs import check_dataset, find_pairs
+from unscanned.volumes.nifti import read_volume, write_volume
 root = Path(sys.argv[1])
 assert check_dataset(root, source="PD", target="T2") == []
 (pair,) = find_pairs(root)

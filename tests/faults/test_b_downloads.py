@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from unscanned.data.archive import unpack_tar
-from unscanned.data.download import download
-from unscanned.data.ixi import fetch_ixi
+from unscanned.datasets.archive import unpack_tar
+from unscanned.datasets.download import download
+from unscanned.datasets.ixi import fetch_ixi
 from unscanned.errors import BusyError, DatasetError, DownloadError, ResourceError, SettingsError
 
 SCAN = "IXI012-HH-1211-PD.nii.gz"
@@ -386,7 +386,7 @@ def test_b1_a_disk_that_fills_up_keeps_the_part_and_the_download_goes_on_later(s
 
 def fetching_process(server: Misbehaving, out: Path, archive: bytes) -> subprocess.Popen[str]:
     program = (
-        "import sys; from unscanned.data.ixi import fetch_ixi;"
+        "import sys; from unscanned.datasets.ixi import fetch_ixi;"
         "fetch_ixi(sys.argv[1], contrasts=('PD',), base_url=sys.argv[2], checksums={'PD': sys.argv[3]}, backoff_s=0.01)"
     )
     return subprocess.Popen(

@@ -22,11 +22,7 @@ from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 from storm.storm_training import storm
 from torch import nn
 
-from unscanned import device as devices
 from unscanned.cli import main
-from unscanned.data.feed import Feed
-from unscanned.data.patches import PatchBatches
-from unscanned.data.prepare import Case, normalization
 from unscanned.errors import (
     BusyError,
     CheckpointError,
@@ -36,13 +32,17 @@ from unscanned.errors import (
     TrainingError,
 )
 from unscanned.files import lock, read_json, sha256, write_json
-from unscanned.provenance import utc_now
+from unscanned.machine import device as devices
+from unscanned.machine.provenance import utc_now
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, save_checkpoint
+from unscanned.training.feed import Feed
 from unscanned.training.health import FATAL_AFTER, FATAL_STEPS, count_signs, output_signs, sign_warnings
 from unscanned.training.log import RunLog, read_log
 from unscanned.training.loop import train_stage
+from unscanned.training.prepare import Case, normalization
 from unscanned.training.run import train_run
 
 PATCH = 8

@@ -17,16 +17,16 @@ from nifti_files import nifti_bytes, some_voxels, write_nifti
 from storm.storm_synthesize import storm
 
 from unscanned.cli import main
-from unscanned.config import resolve
-from unscanned.data.layout import sidecar_path
-from unscanned.data.volume import read_volume, write_volume
+from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import ResourceError, SettingsError
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.files import lock, read_json, read_sealed, sha256, write_sealed
 from unscanned.report.page import write_report
+from unscanned.settings import resolve
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.synthesize import synthesize
+from unscanned.volumes.nifti import read_volume, write_volume
 
 ATTACK = "<script>alert(1)</script>"
 

@@ -40,8 +40,8 @@ import numpy as np
 from nifti_files import AFFINE, nifti_bytes, some_voxels
 from peak_memory import MEASURABLE, forget_peak, peak_mib
 
-from unscanned.data import bytestream, header, volume
 from unscanned.errors import VolumeError
+from unscanned.volumes import bytestream, header, nifti
 
 GZIP = b"\x1f\x8b"
 SLOWEST_S = 5.0
@@ -154,7 +154,7 @@ def execute(path: Path, file: bytes, content: bytes | None) -> str:
     path.write_bytes(file)
     start = time.monotonic()
     try:
-        result = volume.read_volume(path)
+        result = nifti.read_volume(path)
     except VolumeError as error:
         if str(path) not in str(error):
             raise BrokenPromise(f"the message does not name the file: {error}") from error
@@ -302,7 +302,7 @@ def guided_child(path: Path, arguments: list[str]) -> None:
     """Run libFuzzer's loop on the instrumented reader; it ends the process itself."""
     import atheris
 
-    for module in (bytestream, header, volume):
+    for module in (bytestream, header, nifti):
         for owner in (module, *filter(inspect.isclass, vars(module).values())):
             for function in filter(inspect.isfunction, list(vars(owner).values())):
                 if function.__module__ == module.__name__ and not function.__code__.co_filename.startswith("<"):

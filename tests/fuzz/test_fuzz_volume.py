@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nifti_files import AFFINE, nifti_bytes, some_voxels
 
-from unscanned.data import volume
 from unscanned.files import read_json
+from unscanned.volumes import nifti
 
 
 @settings(max_examples=250, deadline=5000)
@@ -50,7 +50,7 @@ def call(arguments, read=None, slowest_s=5.0):
         try:
             sys.argv[1:] = map(str, arguments)
             fuzz_volume.SLOWEST_S = slowest_s
-            fuzz_volume.volume.read_volume = read or fuzz_volume.volume.read_volume
+            fuzz_volume.nifti.read_volume = read or fuzz_volume.nifti.read_volume
             code = fuzz_volume.main()
         finally:
             os._exit(code)
@@ -75,7 +75,7 @@ def hang_outside_python(path):
 
 
 def test_a_reader_that_hangs_breaks_a_promise_and_ends_the_run(tmp_path, capfd):
-    once = iter([volume.read_volume])  # the first file is the undamaged one
+    once = iter([nifti.read_volume])  # the first file is the undamaged one
     command = ["--executions", 10, "--crashes", tmp_path / "crashes", "--json", tmp_path / "figures.json"]
     assert call(command, lambda path: next(once, hang)(path), slowest_s=0.5) == 1
     assert "no answer within 0.5 s" in capfd.readouterr().err
@@ -85,7 +85,7 @@ def test_a_reader_that_hangs_breaks_a_promise_and_ends_the_run(tmp_path, capfd):
 
 
 def test_a_reader_that_hangs_outside_python_ends_the_process_and_leaves_the_file(tmp_path, capfd):
-    once = iter([volume.read_volume])
+    once = iter([nifti.read_volume])
     command = ["--executions", 10, "--crashes", tmp_path]
     assert call(command, lambda path: next(once, hang_outside_python)(path), slowest_s=0.5) == 1
     assert "hang_outside_python" in capfd.readouterr().err

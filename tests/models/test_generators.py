@@ -13,7 +13,7 @@ from unscanned.models import generators
 from unscanned.models.folding import fold, polyphase, spectra_bytes, unfold
 from unscanned.models.generators import GENERATORS, FastGenerator, NieGenerator, Residual, build, inner
 from unscanned.models.initialization import initialize
-from unscanned.synthesis.volume import map_volume
+from unscanned.synthesis.whole_volume import map_volume
 
 NARROW = (3, 4, 3, 4, 5, 4, 3, 4)
 

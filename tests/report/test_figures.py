@@ -5,9 +5,9 @@ import pytest
 from cohort import SPACING_MM, head_phantom
 from PIL import Image
 
-from unscanned.data.intensity import head_mask
 from unscanned.errors import DatasetError
 from unscanned.report.figures import STAMP, case_figure, patch_sheet, patch_starts, slice_image, strip
+from unscanned.volumes.intensity import head_mask
 
 
 def pixels(png):

@@ -17,7 +17,7 @@ import torch
 import torch._dynamo  # what the optimizers and the log import takes seconds: once here, not in each process
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-from unscanned.data.simulate import simulate
+from unscanned.simulation.simulate import simulate
 
 SHAPE = (24, 24, 24)
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from storm.life import live, moments, small_dataset
 from storm.storm_training import settings
 
-from unscanned.data.layout import sidecar_path
-from unscanned.data.volume import read_volume
+from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import VolumeError
 from unscanned.files import read_json, sha256
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.run import train_run
+from unscanned.volumes.nifti import read_volume
 
 STRIDES = (8, 4)
 SCANS = 2

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from storm.life import fresh, live, moments, small_dataset
 
-from unscanned.config import Settings, resolve
 from unscanned.files import read_json, sha256, write_json
+from unscanned.settings import Settings, resolve
 from unscanned.training.log import read_log
 from unscanned.training.run import train_run
 

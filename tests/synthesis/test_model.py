@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from unscanned.config import resolve, to_dict
-from unscanned.data.intensity import Contrast, Normalization, head_mask
-from unscanned.data.volume import Volume
 from unscanned.errors import CheckpointError, ResourceError, VolumeError
 from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
+from unscanned.settings import resolve, to_dict
 from unscanned.synthesis.context import chain
 from unscanned.synthesis.model import Model, load_model, save_model
 from unscanned.synthesis.verify import TOLERANCE
+from unscanned.volumes.intensity import Contrast, Normalization, head_mask
+from unscanned.volumes.nifti import Volume
 
 OVERRIDES = {
     "generator": {"name": "small", "residual": True},
@@ -269,7 +269,7 @@ def test_what_is_no_model_is_refused_with_what_is_one(tmp_path, name):
 
 @pytest.mark.parametrize("mode", ["patches", "volume"])
 def test_bfloat16_differs_from_float32_within_its_tolerance(model, scan, mode, monkeypatch):
-    monkeypatch.setattr("unscanned.precision.available", lambda *_: list(TOLERANCE))  # slow where it is emulated
+    monkeypatch.setattr("unscanned.machine.precision.available", lambda *_: list(TOLERANCE))
     exact, rounded = (model.synthesize(scan, mode=mode, precision=name).array for name in ("float32", "bfloat16"))
     difference = np.abs(exact - rounded).max() / model.normalization.target.scale
     assert 1e-4 < difference < TOLERANCE["bfloat16"]
@@ -285,7 +285,7 @@ def test_where_a_gpu_does_not_hold_a_patch_the_cpu_takes_over_and_says_so(model,
         return chain(*arguments, device=device, **options)
 
     monkeypatch.setattr("unscanned.synthesis.model.chain", crowded)
-    monkeypatch.setattr("unscanned.precision.choose", lambda *_, **__: None)
+    monkeypatch.setattr("unscanned.machine.precision.choose", lambda *_, **__: None)
     monkeypatch.setattr(Model, "device", torch.device("cuda"))
     monkeypatch.setattr(Model, "to", lambda self, device: moves.append(str(device)))
     made = model.synthesize(scan)

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unscanned.data.patches import cut, starts
 from unscanned.errors import SettingsError
 from unscanned.models import generators
 from unscanned.synthesis.reconstruct import default_batch, reconstruct
+from unscanned.volumes.patches import cut, starts
 
 
 class Source(nn.Module):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
-from unscanned.data.layout import sidecar_path
-from unscanned.data.volume import read_volume, write_volume
+from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import DatasetError, SettingsError, VolumeError
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.synthesize import list_inputs, output_path, synthesize
+from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.volumes.nifti import read_volume, write_volume
 
 
 @pytest.fixture(scope="module")

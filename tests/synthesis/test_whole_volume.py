@@ -10,9 +10,9 @@ from torch import nn
 
 from unscanned.errors import SettingsError
 from unscanned.models.generators import FastGenerator, NieGenerator, Residual, small
+from unscanned.models.streaming import Stream
 from unscanned.synthesis.context import PatchChain, chain
-from unscanned.synthesis.streaming import Stream
-from unscanned.synthesis.volume import check_network, map_volume, plan
+from unscanned.synthesis.whole_volume import check_network, map_volume, plan
 
 KERNELS = {"three layers": (5, 3, 3), "nine layers": (9, 3, 3, 3, 9, 3, 3, 7, 3)}
 
@@ -134,7 +134,7 @@ def peak_mib_of(program):
         import numpy as np, torch
         from unscanned.models.generators import NieGenerator
         from unscanned.synthesis.reconstruct import reconstruct
-        from unscanned.synthesis.volume import map_volume
+        from unscanned.synthesis.whole_volume import map_volume
         torch.set_num_threads(1)
 
         def peak():

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from unscanned.data.grid import frame
-from unscanned.data.intensity import head_mask, head_scale
-from unscanned.data.patches import PatchBatches
-from unscanned.data.prepare import Case
-from unscanned.data.volume import read_volume
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.models import generators
 from unscanned.synthesis.context import PatchChain
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
-from unscanned.synthesis.volume import map_volume
+from unscanned.synthesis.whole_volume import map_volume
+from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
+from unscanned.training.prepare import Case
 from unscanned.training.run import train_run
+from unscanned.volumes.grid import frame
+from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.nifti import read_volume
 
 
 def change(settings, **tables):

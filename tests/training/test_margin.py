@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from unscanned.data.dataset import Pair
-from unscanned.data.intensity import Contrast, Normalization
-from unscanned.data.patches import PatchBatches
-from unscanned.data.prepare import prepare_pair
-from unscanned.data.volume import write_volume
+from unscanned.datasets.pairs import Pair
+from unscanned.machine.precision import available
 from unscanned.models import discriminators
 from unscanned.models.generators import small
-from unscanned.precision import available
+from unscanned.training.batches import PatchBatches
 from unscanned.training.loop import train_stage
+from unscanned.training.prepare import prepare_pair
+from unscanned.volumes.intensity import Contrast, Normalization
+from unscanned.volumes.nifti import write_volume
 
 AS_IT_IS = Normalization(99.9, Contrast(1.0, 0.0, 1.0), Contrast(1.0, 0.0, 1.0))
 

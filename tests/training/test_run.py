@@ -12,16 +12,16 @@ import tool
 import torch
 
 import unscanned
-from unscanned.config import resolve, to_dict, to_toml
-from unscanned.data.patches import PatchBatches
-from unscanned.data.volume import read_volume, write_volume
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
+from unscanned.settings import resolve, to_dict, to_toml
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
 from unscanned.training.run import train_run
+from unscanned.volumes.nifti import read_volume, write_volume
 
 
 def change(settings, **tables):
@@ -500,7 +500,7 @@ def test_more_folds_than_subjects_are_refused_with_what_to_do(tiny_dataset, tiny
 
 def test_the_batches_of_a_run_are_those_of_its_seed(tiny_run, tiny_settings):
     """The log's first L1 is that of the batch that `PatchBatches` cuts, seen by the fresh generator."""
-    from unscanned.data.prepare import Case
+    from unscanned.training.prepare import Case
 
     model = load_model(tiny_run)
     split = json.loads((tiny_run / "split.json").read_text())

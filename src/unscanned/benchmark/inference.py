@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unscanned import precision as precisions
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
-from unscanned.data.patches import starts
+from unscanned.machine import precision as precisions
+from unscanned.machine.precision import autocast
 from unscanned.models import generators
-from unscanned.precision import autocast
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.volumes.patches import starts
 
 __all__ = ["PATCH", "STRIDE", "Network", "inference", "noise"]
 

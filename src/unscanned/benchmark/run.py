@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unscanned import device as devices
-from unscanned import precision as precisions
 from unscanned.benchmark.floor import floor
 from unscanned.benchmark.inference import PATCH, Network, inference
 from unscanned.benchmark.machine import machine
 from unscanned.benchmark.size import EDGES, LAYERS, size
 from unscanned.benchmark.training import training
 from unscanned.errors import SettingsError
-from unscanned.memory import keep_freed_memory
+from unscanned.machine import device as devices
+from unscanned.machine import precision as precisions
+from unscanned.machine.memory import keep_freed_memory
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import default_batch
 

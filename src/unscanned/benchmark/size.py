@@ -14,7 +14,7 @@ from unscanned.benchmark.rounds import rounds, timed
 from unscanned.models import generators
 from unscanned.models.spectral import kernel_spectrum, spectral_convolution
 from unscanned.synthesis.reconstruct import default_batch
-from unscanned.synthesis.volume import map_volume
+from unscanned.synthesis.whole_volume import map_volume
 
 __all__ = ["EDGES", "LAYERS", "size"]
 

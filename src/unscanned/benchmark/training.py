@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from unscanned import precision as precisions
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
+from unscanned.machine import precision as precisions
+from unscanned.machine.precision import autocast
 from unscanned.models import discriminators
-from unscanned.precision import autocast
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
 from unscanned.training.step import Step

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unscanned.benchmark.rounds import timed
-from unscanned.memory import keep_freed_memory
+from unscanned.machine.memory import keep_freed_memory
 
 __all__ = ["Worker", "high_water_mib"]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from unscanned.data.dataset import Pair
-from unscanned.data.grid import onto_grid
-from unscanned.data.intensity import head_mask, head_scale
-from unscanned.data.layout import bids_suffix, sidecar_path
-from unscanned.data.volume import Volume, read_volume
+from unscanned.datasets.layout import bids_suffix, sidecar_path
+from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.files import read_json
+from unscanned.volumes.grid import onto_grid
+from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = [
     "BASELINES",

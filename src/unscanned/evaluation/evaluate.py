@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unscanned.data.dataset import Pair, select_pairs
-from unscanned.data.layout import Layout, bids_suffix
+from unscanned.datasets.layout import Layout, bids_suffix
+from unscanned.datasets.pairs import Pair, select_pairs
 from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
@@ -30,8 +30,8 @@ from unscanned.evaluation.cases import (
 from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceErrors, score_case
 from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
 from unscanned.files import lock, write_json, write_text
+from unscanned.machine.provenance import utc_now
 from unscanned.progress import Progress
-from unscanned.provenance import utc_now
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unscanned.data.dataset import Pair
+from unscanned.datasets.pairs import Pair
 from unscanned.errors import UnscannedError
 from unscanned.evaluation.cases import Images
 from unscanned.evaluation.metrics import METRICS, slice_mse

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
-from unscanned.memory import machine_bytes
+from unscanned.machine.memory import machine_bytes
 from unscanned.models.folding import FrozenLayers, folded_forward, spectra_bytes
 from unscanned.models.initialization import initialize
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from unscanned.threads import for_each
+from unscanned.machine.threads import for_each
 
 __all__ = ["Kernel", "ValidKernel", "kernel_spectrum", "spectral_convolution"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unscanned.data.dataset import Pair
-from unscanned.data.layout import sidecar_path
+from unscanned.datasets.layout import sidecar_path
+from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unscanned.models.generators import FastGenerator
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import reconstruct
-from unscanned.synthesis.volume import map_volume
+from unscanned.synthesis.whole_volume import map_volume
 
 __all__ = ["PatchChain", "chain"]
 

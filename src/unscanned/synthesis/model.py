@@ -14,20 +14,20 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from unscanned import precision as precisions
-from unscanned.config import Synthesis, is_contrast
-from unscanned.data.contrast import Fingerprint
-from unscanned.data.grid import Frame, frame
-from unscanned.data.intensity import Contrast, Normalization, head_mask, head_scale
-from unscanned.data.volume import Volume
+from unscanned.contrast.check import Fingerprint
 from unscanned.errors import CheckpointError, ResourceError, SettingsError
 from unscanned.files import digest, read_json, read_sealed, sha256, write_bytes, write_sealed
+from unscanned.machine import precision as precisions
+from unscanned.machine.precision import autocast
 from unscanned.models import generators as generator_models
-from unscanned.precision import autocast
 from unscanned.progress import Progress
+from unscanned.settings import Synthesis, is_contrast
 from unscanned.synthesis.context import chain
 from unscanned.synthesis.reconstruct import check_grid
-from unscanned.synthesis.volume import check_network
+from unscanned.synthesis.whole_volume import check_network
+from unscanned.volumes.grid import Frame, frame
+from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.volumes.nifti import Volume
 
 __all__ = ["Model", "load_model", "save_model", "weights_bytes"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unscanned.data.patches import axis_starts, starts
 from unscanned.errors import ResourceError, SettingsError
-from unscanned.memory import is_out_of_memory
+from unscanned.machine.memory import is_out_of_memory
 from unscanned.models.generators import FastGenerator, evaluating
 from unscanned.progress import Progress
+from unscanned.volumes.patches import axis_starts, starts
 
 __all__ = ["check_grid", "default_batch", "reconstruct"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unscanned.data.layout import sidecar_path
-from unscanned.data.volume import Volume, read_volume
+from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, VolumeError
 from unscanned.files import read_json
+from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = ["locate", "read_sidecar", "read_source"]
 

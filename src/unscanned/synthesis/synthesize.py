@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from unscanned.config import fingerprint
-from unscanned.data.contrast import check_contrast
-from unscanned.data.dataset import select_pairs
-from unscanned.data.intensity import head_mask, head_scale
-from unscanned.data.layout import bids_suffix, identify, sidecar_path, stem
-from unscanned.data.volume import Volume, read_volume, write_volume
+from unscanned.contrast.check import check_contrast
+from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
+from unscanned.datasets.pairs import select_pairs
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
+from unscanned.machine.provenance import environment, utc_now, version
 from unscanned.progress import Progress
-from unscanned.provenance import environment, utc_now, version
+from unscanned.settings import fingerprint
 from unscanned.synthesis.model import Model
+from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.nifti import Volume, read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 

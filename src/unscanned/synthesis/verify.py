@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from unscanned import device as devices
-from unscanned.data.volume import Volume, read_volume
 from unscanned.errors import CheckpointError
 from unscanned.files import sha256
+from unscanned.machine import device as devices
+from unscanned.machine.provenance import environment
 from unscanned.progress import Progress
-from unscanned.provenance import environment
 from unscanned.synthesis.model import Model, load_model
 from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
+from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 

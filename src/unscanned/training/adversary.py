@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.losses import discriminator_loss, generator_adversarial_loss
-from unscanned.precision import autocast
+from unscanned.machine.precision import autocast
 from unscanned.training.health import check_finite
 
 __all__ = ["Adversary"]

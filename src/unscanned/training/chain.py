@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from unscanned.config import Settings, decisive, difference, fingerprint
-from unscanned.data.intensity import Normalization
-from unscanned.data.patches import PatchBatches
-from unscanned.data.prepare import Case, normalization
 from unscanned.errors import CheckpointError, DatasetError, TrainingError
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.files import atomic_path
+from unscanned.machine.precision import autocast
 from unscanned.models import discriminators, generators
-from unscanned.precision import autocast
 from unscanned.progress import Progress, interruptible
+from unscanned.settings import Settings, decisive, difference, fingerprint
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
-from unscanned.synthesis.volume import map_volume
+from unscanned.synthesis.whole_volume import map_volume
+from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, restore
 from unscanned.training.health import discriminator_accuracy, fixed_patches, output_signs
 from unscanned.training.loop import train_stage
+from unscanned.training.prepare import Case, normalization
+from unscanned.volumes.intensity import Normalization
 
 __all__ = ["Chain"]
 

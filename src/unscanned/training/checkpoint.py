@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from unscanned.config import difference, fingerprint
 from unscanned.errors import CheckpointError
 from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
+from unscanned.settings import difference, fingerprint
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint", "state"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unscanned.data.patches import cut, starts
 from unscanned.errors import TrainingError
 from unscanned.models.generators import evaluating
+from unscanned.volumes.patches import cut, starts
 
 __all__ = [
     "FATAL_AFTER",

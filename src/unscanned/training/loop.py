@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unscanned.data.feed import Feed
-from unscanned.data.patches import PatchBatches
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.losses import Reduction
-from unscanned.memory import is_out_of_memory, largest_that_fits
+from unscanned.machine.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
+from unscanned.training.batches import PatchBatches
+from unscanned.training.feed import Feed
 from unscanned.training.health import check_collapse, count_signs, sign_warnings
 from unscanned.training.log import RunLog
 from unscanned.training.state import TrainingState
@@ -87,7 +87,7 @@ def train_stage(
         workers: Processes that cut patches.
         checkpoint_minutes: Time between checkpoints within an epoch.
         device: Where the networks are.
-        precision: Of the networks' forward and backward passes, as `unscanned.precision.choose` allowed it.
+        precision: Of the networks' forward and backward passes, as `unscanned.machine.precision.choose` allowed it.
         previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
         identity: Settings and data, table by table; a checkpoint with another one is refused.
         progress: Called with (steps taken, all steps, label).

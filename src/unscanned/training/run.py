@@ -14,12 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unscanned import device as devices
-from unscanned import precision as precisions
-from unscanned.config import Settings, decisive, difference, resolve, to_dict, to_toml
-from unscanned.data.contrast import Fingerprint
-from unscanned.data.dataset import Pair, select_pairs, split_subjects
-from unscanned.data.prepare import Case, prepare
+from unscanned.contrast.check import Fingerprint
+from unscanned.datasets.pairs import Pair, select_pairs, split_subjects
 from unscanned.errors import CheckpointError, DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import (
     check_apart,
@@ -31,12 +27,16 @@ from unscanned.files import (
     write_json,
     write_text,
 )
+from unscanned.machine import device as devices
+from unscanned.machine import precision as precisions
+from unscanned.machine.provenance import environment, utc_now
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
-from unscanned.provenance import environment, utc_now
+from unscanned.settings import Settings, decisive, difference, resolve, to_dict, to_toml
 from unscanned.synthesis.model import Model, save_model, weights_bytes
-from unscanned.synthesis.volume import check_network
+from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
+from unscanned.training.prepare import Case, prepare
 
 __all__ = ["Trained", "check_settings", "train", "train_run"]
 

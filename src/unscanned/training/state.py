@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unscanned.provenance import environment
+from unscanned.machine.provenance import environment
 from unscanned.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint, state
 
 __all__ = ["Record", "TrainingState"]

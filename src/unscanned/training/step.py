@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.losses import Reduction, gradient_difference_loss, l1_loss
-from unscanned.precision import autocast
+from unscanned.machine.precision import autocast
 from unscanned.training.adversary import Adversary
 from unscanned.training.health import check_finite
 

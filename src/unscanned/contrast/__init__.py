@@ -1,0 +1,1 @@
+"""Whether a scan shows the contrast that a model takes."""

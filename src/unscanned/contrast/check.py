@@ -1,0 +1,235 @@
+"""Whether a scan shows the contrast that a model was trained on: by its appearance, its name and its JSON file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unscanned.contrast.appearance import Appearance, measure_appearance
+from unscanned.datasets.layout import bids_suffix, contrast_key, identify, sidecar_path, stem
+from unscanned.errors import VolumeError
+from unscanned.files import read_json
+from unscanned.volumes.nifti import Volume
+
+__all__ = ["THRESHOLD", "ContrastCheck", "Fingerprint", "check_contrast", "named_contrasts"]
+
+THRESHOLD = 3.6
+"""Largest score that is accepted; docs/contrast-check.md says how often a right scan lies above it."""
+
+# A model sees few subjects, often of one scanner: these are the least spreads that it believes in, about those of one
+# contrast between scanners.
+_LEAST_SPREAD = Appearance(balance=0.16, order=0.085, strength=0.31)
+
+# For the words of a refusal only. PD: simulated heads; the others: medians of real scans at 1.5 and 3 T.
+_TYPICAL = {
+    "pd": Appearance(0.15, 0.24, -1.35),
+    "t1": Appearance(-0.70, -0.40, -0.25),
+    "t2": Appearance(0.50, 0.30, 0.10),
+    "flair": Appearance(-0.62, 0.11, -0.17),
+}
+_WORDS = {
+    "balance": (
+        "its fluid is darker beside the tissue than theirs",
+        "its fluid is brighter beside the tissue than theirs",
+    ),
+    "order": (
+        "even tissue, such as white matter, is brighter beside the rest than in theirs",
+        "even tissue, such as white matter, is darker beside the rest than in theirs",
+    ),
+    "strength": ("its tissues differ less than theirs", "its tissues differ more than theirs"),
+}
+_NAMES = {"pd": "pd", "pdw": "pd", "t1": "t1", "t1w": "t1", "t2": "t2", "t2w": "t2", "flair": "flair"}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the source contrast of a model looked like in its training scans.
+
+    Attributes:
+        scans: Number of training scans that could be measured.
+        centre: Median over the scans.
+        spread: Standard deviations, from the median absolute deviation and not below the least spread.
+    """
+
+    scans: int
+    centre: Appearance
+    spread: Appearance
+
+    @classmethod
+    def of(cls, appearances: Sequence[Appearance | None]) -> Fingerprint | None:
+        """Return the fingerprint of training scans, or None where none of them could be measured.
+
+        Example:
+            >>> Fingerprint.of([Appearance(0.5, 0.3, 0.1)]).score(Appearance(0.5, 0.3, 0.1))
+            0.0
+        """
+        vectors = np.array([seen.vector for seen in appearances if seen is not None])
+        if len(vectors) == 0:
+            return None
+        centre = np.median(vectors, axis=0)
+        deviation = 1.4826 * np.median(np.abs(vectors - centre), axis=0)
+        # The centre of few scans is itself uncertain.
+        spread = np.maximum(deviation, _LEAST_SPREAD.vector) * np.sqrt(1 + 1 / len(vectors))
+        return cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | None) -> Fingerprint | None:
+        """Return the fingerprint that `to_json` wrote; None for None."""
+        if content is None:
+            return None
+        return cls(content["scans"], Appearance(**content["centre"]), Appearance(**content["spread"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    def deviations(self, seen: Appearance) -> dict[str, float]:
+        """Return how far each number lies from the training scans, in their standard deviations."""
+        z = (seen.vector - self.centre.vector) / self.spread.vector
+        return dict(zip(asdict(seen), z.tolist(), strict=True))
+
+    def score(self, seen: Appearance) -> float:
+        """Return the length of the vector of deviations: 0 at the centre, about 1.7 for an ordinary right scan."""
+        return float(np.linalg.norm(list(self.deviations(seen).values())))
+
+
+@dataclass(frozen=True)
+class ContrastCheck:
+    """What became of the check of one scan.
+
+    Attributes:
+        verified: True where the scan fits, False where it does not, None where the model has no fingerprint and nothing
+            speaks against the scan.
+        score: Distance from the training scans; None where it could not be measured.
+        reason: In words, what speaks against the scan or why nothing is known; empty where it fits.
+    """
+
+    verified: bool | None
+    score: float | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a sidecar says of it."""
+        details = {"Score": self.score, "Threshold": THRESHOLD, "Reason": self.reason}
+        return {"InputContrastVerified": self.verified, "InputContrast": details}
+
+
+def check_contrast(
+    volume: Volume, fingerprint: Fingerprint | None, contrast: str, *, force: bool = False
+) -> ContrastCheck:
+    """Check that a scan shows a contrast, or refuse it.
+
+    Args:
+        volume: The scan; its path's name and the JSON file beside it are heard too.
+        fingerprint: What the contrast looked like in training; None where that is unknown.
+        contrast: Its name, such as "PD".
+        force: Return what would have been refused.
+
+    Raises:
+        VolumeError: The scan's name or JSON file says another contrast, or it does not look like the training scans.
+    """
+    seen = measure_appearance(volume.array, volume.affine) if fingerprint else None
+    score = fingerprint.score(seen) if fingerprint and seen else None
+    reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
+    if fingerprint is not None and seen is None:
+        reasons.append("no head in which a contrast can be measured")
+    elif fingerprint is not None and seen is not None and score is not None and score > THRESHOLD:
+        reasons.append(f"score {score:.1f}: {_describe(fingerprint, seen, contrast)}")
+    reason = "; ".join(reasons)
+    if reason and not force:
+        scans = f" as in the {fingerprint.scans} training scans, a score of at most {THRESHOLD}" if fingerprint else ""
+        raise VolumeError(
+            "this is not the contrast that the model was trained on",
+            where=volume.path,
+            found=reason,
+            expected=_title(contrast) + scans,
+            do=f"Give a {_title(contrast)} scan. If it is one, --force goes on and marks the output as not verified.",
+        )
+    if not reason and fingerprint is None:
+        return ContrastCheck(None, None, "the model has no fingerprint of its training scans")
+    return ContrastCheck(not reason, score, reason)
+
+
+def named_contrasts(path: Path | None) -> list[tuple[str, str]]:
+    """Return the contrasts that a scan's name and the JSON file beside it say, as (place, key).
+
+    Only PD, T1, T2 and FLAIR count. A name that holds two of them says nothing, unless it follows BIDS or IXI.
+
+    Example:
+        >>> named_contrasts(Path("sub-01_T2w.nii.gz"))
+        [('its name', 't2')]
+    """
+    if path is None:
+        return []
+    scan = identify(path)
+    said = [("its name", _NAMES.get(scan.contrast) if scan else _only_name(stem(path)))]
+    try:
+        facts = read_json(sidecar_path(path))
+    except (OSError, ValueError):
+        facts = None
+    if isinstance(facts, dict):
+        said.append(("its JSON file", _contrast_of(facts)))
+    return [(place, key) for place, key in said if key is not None]
+
+
+def _contrast_of(facts: dict[str, Any]) -> str | None:
+    for field in ("Contrast", "SeriesDescription", "ProtocolName"):
+        key = _only_name(str(facts.get(field, "")))
+        if key is not None:
+            return key
+    return _contrast_of_timing(facts)
+
+
+def _contrast_of_timing(facts: dict[str, Any]) -> str | None:
+    """Return the weighting of a spin echo whose times (s, as in BIDS) leave no doubt."""
+    if "SE" not in str(facts.get("ScanningSequence", "")):
+        return None
+    try:
+        repetition, echo = float(facts["RepetitionTime"]), float(facts["EchoTime"])
+        inversion = float(facts.get("InversionTime", 0))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if inversion > 1.5 and echo > 0.06:
+        return "flair"
+    if inversion:
+        return None
+    if repetition > 2:
+        return "t2" if echo > 0.06 else "pd" if echo < 0.03 else None
+    return "t1" if repetition < 0.9 and echo < 0.03 else None
+
+
+def _only_name(text: str) -> str | None:
+    """Return the one contrast that a text names; an inversion-recovery T2 is a FLAIR."""
+    keys = {_NAMES[word] for word in re.split(r"[^a-z0-9]+", text.lower()) if word in _NAMES}
+    if "flair" in keys:
+        keys.discard("t2")
+    return keys.pop() if len(keys) == 1 else None
+
+
+def _differs(key: str, contrast: str) -> bool:
+    expected = contrast_key(contrast)
+    return expected in _TYPICAL and key != expected
+
+
+def _title(name: str) -> str:
+    return bids_suffix(name.upper() if name in _TYPICAL else name)
+
+
+def _describe(fingerprint: Fingerprint, seen: Appearance, contrast: str) -> str:
+    """Say what a scan looks like and what sets it apart most."""
+    distances = {key: Fingerprint(1, typical, _LEAST_SPREAD).score(seen) for key, typical in _TYPICAL.items()}
+    nearest = min(distances, key=lambda key: distances[key])
+    if nearest == contrast_key(contrast):
+        like = f"{_title(nearest)} comes nearest, but the training scans look otherwise"
+    elif distances[nearest] <= THRESHOLD:
+        like = f"it looks like {_title(nearest)}"
+    else:
+        like = "it looks like no contrast that is known here"
+    deviations = fingerprint.deviations(seen)
+    name = max(deviations, key=lambda name: abs(deviations[name]))
+    return f"{like}, {_WORDS[name][deviations[name] > 0]}"

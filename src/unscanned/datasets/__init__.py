@@ -1,0 +1,1 @@
+"""Scans in folders and tables: found, paired, checked, split, downloaded."""

@@ -1,0 +1,236 @@
+"""Simulated datasets: aligned PD, T2 and T1 scans of heads, written as BIDS.
+
+The heads are label maps, or the package's own. A subject is an anatomy with a deformation, tissues, sequences, a
+receive field and noise drawn for it; several subjects may share an anatomy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unscanned import files
+from unscanned.errors import DatasetError, SettingsError
+from unscanned.progress import Progress
+from unscanned.simulation.anatomy import Anatomy, check_label_map, find_label_maps, read_label_map
+from unscanned.simulation.phantom import draw_head
+from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
+from unscanned.volumes.nifti import write_volume
+
+__all__ = ["simulate"]
+
+_IXI_GRID = Grid((256, 256, 130), (0.9375, 0.9375, 1.25))
+_BUILT_IN_GRID = Grid((96, 112, 96), (2.0, 2.0, 2.0))
+_ANATOMY = 0
+
+_README = """Simulated MR scans of heads, made by unscanned. No person was scanned for them.
+
+Each subject is an anatomy ({source}) that was bent smoothly and given tissue parameters, sequence timings, a receive
+field and Rician noise of its own. The images follow the spin-echo signal equation; PDw and T2w are the two echoes of
+one sequence. What was drawn for a subject stands under "Simulation" in the JSON file beside each image.
+
+Subjects with the same anatomy in participants.tsv are not independent: keep them on one side of a split.
+"""
+
+
+def simulate(
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    subjects: int = 8,
+    per_anatomy: int = 1,
+    contrasts: Sequence[str] = ("PD", "T2"),
+    seed: int = 0,
+    shape: tuple[int, int, int] | None = None,
+    spacing_mm: float | tuple[float, float, float] | None = None,
+    noise: tuple[float, float] = (0.008, 0.016),
+    shading: tuple[float, float] = (0.03, 0.10),
+    deformation_mm: float = 2.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write simulated subjects as a BIDS raw dataset.
+
+    A subject's files depend on the arguments and its own number only: fewer or more subjects leave them the same, and
+    the same call writes the same bytes.
+
+    Args:
+        out: Folder of the dataset; made when missing.
+        labels: Folder of whole-head label maps, or None for built-in heads.
+        subjects: Number of subjects, sub-001 and on.
+        per_anatomy: Consecutive subjects that share an anatomy, each with a deformation, tissues and scanner of its
+            own. The column `anatomy` of participants.tsv says which, so that a split can keep anatomies apart.
+        contrasts: Any of PD, T2 and T1. PD and T2 are two echoes of one sequence.
+        seed: Seed of everything, 0 or more.
+        shape: Voxels along i, j, k. By default 256 x 256 x 130 for label maps, as in IXI, and 96 x 112 x 96 for
+            built-in heads; with `spacing_mm` alone, what covers the default field of view.
+        spacing_mm: Voxel size, mm. By default 0.9375 x 0.9375 x 1.25 mm and 2 mm; with `shape` alone, what covers the
+            default field of view.
+        noise: Range of the standard deviation of the noise, relative to white matter in the first echo.
+        shading: Range of the standard deviation of the logarithm of the receive field.
+        deformation_mm: Standard deviation of the smooth displacement along each axis, mm.
+        progress: Called with (subjects done, subjects, label).
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        SettingsError: An argument is out of range, or there are too few anatomies for the subjects.
+        DatasetError: The label maps cannot be used, or `out` holds files of another dataset.
+        VolumeError: A label map cannot be read.
+        BusyError: Another process writes into `out`.
+
+    Example:
+        >>> simulate("heads", subjects=2)
+        PosixPath('heads')
+
+    Reference:
+        R. K.-S. Kwan, A. C. Evans and G. B. Pike, MRI simulation-based evaluation of image-processing and
+        classification methods, IEEE TMI 18(11), 1999.
+    """
+    out = Path(out)
+    ranges = {"noise": noise, "shading": shading}
+    contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, ranges)
+    grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
+    maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
+    with files.lock(out):
+        _check_folder(out, subjects, contrasts)
+        for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
+            rng = np.random.default_rng([seed, _ANATOMY, group_index])
+            anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
+            origin = {"Anatomy": _anatomy_name(maps, group_index), "Seed": seed}
+            for index in group:
+                if progress:
+                    progress(index, subjects, _subject(index))
+                result = scan(
+                    anatomy, grid, contrasts, seed=seed, subject=index, deformation_mm=deformation_mm, **ranges
+                )
+                _write_subject(out, _subject(index), result, grid, origin)
+        anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
+        source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
+        settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
+        _write_description(out, anatomies, source, settings)
+    if progress:
+        progress(subjects, subjects, "done")
+    return out
+
+
+def _check_arguments(
+    contrasts: Sequence[str], subjects: int, per_anatomy: int, seed: int, ranges: dict[str, tuple[float, float]]
+) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.removesuffix("w").upper() for name in contrasts))
+    for name in names:
+        if name not in CONTRASTS:
+            raise SettingsError(
+                "a contrast that cannot be simulated", where="contrasts", found=name, expected=", ".join(CONTRASTS)
+            )
+    if not names:
+        raise SettingsError("no contrast", where="contrasts", expected=f"some of {', '.join(CONTRASTS)}")
+    for name, value, least in (("subjects", subjects, 1), ("per_anatomy", per_anatomy, 1), ("seed", seed, 0)):
+        if value < least:
+            raise SettingsError("out of range", where=name, found=value, expected=f"{least} or more")
+    for name, (low, high) in ranges.items():
+        if not 0 <= low <= high < 1:
+            raise SettingsError("not a range", where=name, found=f"{low} to {high}", expected="0 <= low <= high < 1")
+    return names
+
+
+def _grid(default: Grid, shape: tuple[int, int, int] | None, spacing_mm: float | Sequence[float] | None) -> Grid:
+    """Fill in what is left open so that the default field of view is covered."""
+    if spacing_mm is not None:
+        i_mm, j_mm, k_mm = np.broadcast_to(np.asarray(spacing_mm, float), 3).tolist()
+    elif shape is not None:
+        if min(shape) < 1:
+            raise SettingsError("no voxels", where="shape", found=shape, expected="1 or more along each axis")
+        i_mm, j_mm, k_mm = (default.extent_mm / shape).tolist()
+    else:
+        return default
+    if min(i_mm, j_mm, k_mm) <= 0:
+        raise SettingsError("must be positive", where="spacing_mm", found=spacing_mm)
+    if shape is None:
+        i, j, k = np.maximum(1, np.round(default.extent_mm / (i_mm, j_mm, k_mm))).astype(int).tolist()
+        shape = (i, j, k)
+    return Grid(shape, (i_mm, j_mm, k_mm))
+
+
+def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Path]:
+    """List the label maps that the subjects need, after a look into each, so that nothing is written in vain."""
+    maps, needed = find_label_maps(folder), -(-subjects // per_anatomy)
+    if needed > len(maps):
+        raise SettingsError(
+            "too few anatomies",
+            where=folder,
+            found=f"{len(maps)} label maps for {subjects} subjects at {per_anatomy} an anatomy",
+            do=f"Ask for {len(maps) * per_anatomy} subjects, or for per_anatomy = {-(-subjects // len(maps))}.",
+        )
+    for path in maps[:needed]:
+        check_label_map(path)
+    return maps[:needed]
+
+
+def _check_folder(out: Path, subjects: int, contrasts: Sequence[str]) -> None:
+    """Refuse to mix datasets: what an earlier simulation left must be what this one writes over."""
+    wanted = {_subject(index) for index in range(subjects)}
+    images = {f"{subject}_{contrast}w" for subject in wanted for contrast in contrasts}
+    others = [path.name for path in sorted(out.glob("sub-*")) if path.name not in wanted]
+    others += [path.name for path in sorted(out.glob("sub-*/anat/*")) if path.name.split(".")[0] not in images]
+    if others:
+        raise DatasetError(
+            "the folder holds files that this simulation would not write",
+            where=out,
+            found=", ".join(others[:5]) + (", ..." if len(others) > 5 else ""),
+            do="Choose another folder, or remove them.",
+        )
+
+
+def _subject(index: int) -> str:
+    return f"sub-{index + 1:03d}"
+
+
+def _anatomy_name(maps: list[Path] | None, index: int) -> str:
+    return re.sub(r"(_dseg)?\.nii(\.gz)?$", "", maps[index].name) if maps else f"built-in-{index + 1:03d}"
+
+
+def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: dict[str, Any]) -> None:
+    for contrast, image in result.images.items():
+        stem = out / subject / "anat" / f"{subject}_{contrast}w"
+        timing = result.sequences[contrast]
+        sidecar = {
+            "EchoTime": timing.te_ms / 1000,
+            "RepetitionTime": timing.tr_ms / 1000,
+            "FlipAngle": 90,
+            "MagneticFieldStrength": 1.5,
+            "ScanningSequence": "SE",
+            "MRAcquisitionType": "2D",
+            "Simulated": True,
+            "Simulation": {
+                **origin,
+                "NoiseSigma": result.noise_sigma,
+                "Gain": result.gain,
+                "Shading": result.shading,
+                "Tissues": {name: asdict(tissue) for name, tissue in result.tissues.items()},
+            },
+        }
+        files.write_json(stem.with_name(stem.name + ".json"), sidecar)
+        write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
+
+
+def _write_description(out: Path, anatomies: list[str], source: str, settings: dict[str, Any]) -> None:
+    description = {
+        "Name": "Simulated PD, T2 and T1 scans of heads",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "raw",
+        "Authors": ["unscanned"],
+        "GeneratedBy": [{"Name": "unscanned", "Description": "simulate", "Parameters": settings}],
+    }
+    columns = {"anatomy": {"Description": "The head that the subject was made of; split by it, not by subject"}}
+    rows = [f"{_subject(index)}\t{anatomy}" for index, anatomy in enumerate(anatomies)]
+    files.write_text(out / "README", _README.format(source=source))
+    files.write_text(out / "participants.tsv", "\n".join(["participant_id\tanatomy", *rows]) + "\n")
+    files.write_json(out / "participants.json", columns)
+    files.write_json(out / "dataset_description.json", description)

@@ -1,0 +1,281 @@
+"""Pairs of scans, brought to the model's grid and unit scale and cached on disk.
+
+Prepared volumes are read through memory maps, so that training memory does not grow with the number of subjects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unscanned.contrast.appearance import Appearance, measure_appearance
+from unscanned.datasets.pairs import Pair
+from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
+from unscanned.files import atomic_path, read_sealed, write_sealed
+from unscanned.progress import Progress
+from unscanned.settings import fingerprint
+from unscanned.volumes.grid import Frame, Triple, frame, onto_grid
+from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.volumes.nifti import Volume, read_volume
+
+__all__ = ["Case", "normalization", "prepare", "prepare_pair"]
+
+_CONTENT = 3
+"What a cache holds; raised when that grows, so that an older cache is made again."
+
+TOLERATED = 0.02
+"Share of a head that the model's grid may leave out without a warning: skin, and noise that looks like head."
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prepared pair on disk, in unit scale on the model's grid, read through memory maps.
+
+    Attributes:
+        name: Case, such as `sub-01_ses-1`.
+        subject: Subject, which decides the split.
+        folder: Holds source.npy, target.npy, head.npy and case.json.
+    """
+
+    name: str
+    subject: str
+    folder: Path
+
+    @cached_property
+    def source(self) -> np.ndarray:
+        """(i, j, k) float32, unit scale."""
+        return self._map("source")
+
+    @cached_property
+    def target(self) -> np.ndarray:
+        """(i, j, k) float32, unit scale."""
+        return self._map("target")
+
+    @cached_property
+    def head(self) -> np.ndarray:
+        """(i, j, k) bool: inside the head of the source."""
+        return self._map("head")
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `case.json` says: files, hashes, frame and scales."""
+        return read_sealed(self.folder / "case.json")
+
+    @property
+    def appearance(self) -> Appearance | None:
+        """What the source looks like; None where that could not be measured."""
+        measured = self.facts.get("appearance")
+        return None if measured is None else Appearance(**measured)
+
+    def _map(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader workers map the files anew instead of being sent their content.
+        return {"name": self.name, "subject": self.subject, "folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def prepare_pair(
+    pair: Pair,
+    folder: str | Path,
+    *,
+    shape: Triple | None = (224, 224, 128),
+    spacing_mm: float | None = None,
+    resample: bool = False,
+    percentile: float = 99.9,
+) -> Case:
+    """Bring one pair to the model's grid and unit scale, and cache it in `folder/<case>`.
+
+    A cache made from the same files with the same settings is returned as it is.
+
+    Args:
+        pair: Source and target scan.
+        folder: The cache.
+        shape: Model's grid in RAS+; None keeps each scan's own extent.
+        spacing_mm: Isotropic spacing to resample to; None keeps the scan's.
+        resample: Whether a target on another grid is resampled onto the source's grid.
+        percentile: Percentile inside the head that becomes 1.
+
+    Raises:
+        VolumeError: A scan is refused, or is not there.
+        DatasetError: The target is missing, or source and target lie on different grids.
+        ResourceError: The disk is full.
+    """
+    if pair.target is None:
+        raise DatasetError("the target is missing", where=pair.case, do="Run unscanned check to see all such cases.")
+    settings = {"shape": shape, "spacing_mm": spacing_mm, "resample": resample, "percentile": percentile}
+    target_folder = Path(folder) / pair.case
+    case = Case(pair.case, pair.subject, target_folder)
+    key = fingerprint(
+        {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
+    )
+    if _cached(target_folder, key):
+        return case
+    source, target = read_volume(pair.source), read_volume(pair.target)
+    target_array = onto_grid(source, target, pair.case, resample=resample)
+    mask = head_mask(source.array)
+    where = frame(source, shape=shape, spacing_mm=spacing_mm, head=mask)
+    scales = {
+        "source_scale": head_scale(source.array, mask, percentile, where=pair.source),
+        "target_scale": head_scale(target_array, head_mask(target_array), percentile, where=pair.target),
+    }
+    appearance = measure_appearance(source.array, source.affine)
+    arrays = {
+        "source": where.forward(source.array) / np.float32(scales["source_scale"]),
+        "target": where.forward(target_array) / np.float32(scales["target_scale"]),
+        "head": where.forward(mask.astype(np.float32)) > 0.5,
+    }
+    # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
+    with contextlib.suppress(OSError):
+        (target_folder / "case.json").unlink()
+    for name, array in arrays.items():
+        _save(target_folder / f"{name}.npy", array)
+    write_sealed(
+        target_folder / "case.json",
+        {
+            "case": pair.case,
+            "subject": pair.subject,
+            "session": pair.session,
+            "source": {"name": pair.source.name, "sha256": source.sha256},
+            "target": {"name": pair.target.name, "sha256": target.sha256},
+            **scales,
+            "appearance": None if appearance is None else asdict(appearance),
+            "settings": settings,
+            "frame": where.to_json(),
+            "head_left_out": _left_out(mask, source, where, arrays["head"]),
+            "warnings": [*source.warnings, *target.warnings],
+            "bytes": {name: (target_folder / f"{name}.npy").stat().st_size for name in arrays},
+            "key": key,
+        },
+    )
+    return case
+
+
+def prepare(
+    pairs: Sequence[Pair],
+    folder: str | Path,
+    *,
+    shape: Triple | None = (224, 224, 128),
+    spacing_mm: float | None = None,
+    resample: bool = False,
+    percentile: float = 99.9,
+    progress: Progress | None = None,
+) -> tuple[list[Case], dict[str, UnscannedError]]:
+    """Prepare all pairs; one bad pair does not stop the others.
+
+    Args:
+        pairs: Pairs of a dataset.
+        folder: The cache.
+        shape: As for `prepare_pair`, and so are the next three.
+        spacing_mm: See there.
+        resample: See there.
+        percentile: See there.
+        progress: Called with (done, total, case).
+
+    Warns:
+        UserWarning: The model's grid leaves out more than a fiftieth of a head.
+
+    Returns:
+        The prepared cases in the order of `pairs`, and the error of each case that was refused.
+    """
+    cases, failures = [], {}
+    for index, pair in enumerate(pairs):
+        if progress:
+            progress(index, len(pairs), pair.case)
+        try:
+            cases.append(
+                prepare_pair(pair, folder, shape=shape, spacing_mm=spacing_mm, resample=resample, percentile=percentile)
+            )
+        except ResourceError:
+            raise
+        except UnscannedError as error:
+            failures[pair.case] = error
+    _warn_of_crops(cases)
+    if progress:
+        progress(len(pairs), len(pairs), "prepared")
+    return cases, failures
+
+
+def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normalization:
+    """Return the constants of the training set; hand it the training cases only.
+
+    Means and standard deviations are those of all voxels of all volumes, background included, in float64.
+    """
+    sums = {"source": np.zeros(3), "target": np.zeros(3)}
+    scales: dict[str, list[float]] = {"source": [], "target": []}
+    for case in cases:
+        for name, total in sums.items():
+            array = np.asarray(getattr(case, name), np.float64)
+            if not np.isfinite(array.sum()):
+                raise DatasetError(
+                    "a prepared volume holds numbers that are not finite",
+                    where=case.name,
+                    found=f"{np.count_nonzero(~np.isfinite(array))} voxels of the {name}",
+                    do=f"Remove {case.folder}: it is prepared again.",
+                )
+            total += [array.size, array.sum(), np.square(array).sum()]
+            scales[name].append(case.facts[f"{name}_scale"])
+    if not scales["source"]:
+        raise DatasetError("no training case to take the intensity constants from")
+    contrasts = {}
+    for name, (n, first, second) in sums.items():
+        mean = first / n
+        std = float(np.sqrt(max(second / n - mean**2, 0.0)))
+        contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std)
+    return Normalization(percentile, contrasts["source"], contrasts["target"])
+
+
+def _warn_of_crops(cases: Sequence[Case]) -> None:
+    """Say how much of the heads the model's grid leaves out, as a network does not learn what it never sees."""
+    shares = {case: case.facts["head_left_out"] for case in cases}
+    cut = [case for case, share in shares.items() if share > TOLERATED]
+    if cut:
+        worst = max(cut, key=shares.__getitem__)
+        shape = " x ".join(map(str, worst.source.shape))
+        warnings.warn(
+            f"the model's grid of {shape} voxels leaves out part of the head in {len(cut)} of {len(cases)} cases, "
+            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it.",
+            stacklevel=3,
+        )
+
+
+def _left_out(mask: np.ndarray, source: Volume, where: Frame, kept: np.ndarray) -> float:
+    """Return the share of a head, by volume, that lies outside the model's grid."""
+    if where.holds(mask):
+        return 0.0
+    voxel, kept_voxel = (abs(np.linalg.det(affine[:3, :3])) for affine in (source.affine, where.working_affine))
+    return float(max(0.0, 1 - kept.sum() * kept_voxel / (mask.sum() * voxel)))
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise VolumeError(
+            f"the file cannot be read: {error.strerror}", where=path, do="Check the path and its permissions."
+        ) from error
+    return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _cached(folder: Path, key: str) -> bool:
+    try:
+        facts = read_sealed(folder / "case.json")
+        whole = all((folder / f"{name}.npy").stat().st_size == size for name, size in facts["bytes"].items())
+        return bool(whole and facts["key"] == key)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.ascontiguousarray(array))

@@ -1,0 +1,1 @@
+"""One scan: read and written, its grid, its intensities."""

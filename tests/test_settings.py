@@ -1,0 +1,265 @@
+import dataclasses
+import math
+import tomllib
+
+import pytest
+
+from unscanned.errors import SettingsError
+from unscanned.settings import (
+    Settings,
+    decisive,
+    difference,
+    fingerprint,
+    preset_names,
+    resolve,
+    to_dict,
+    to_toml,
+)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_presets_are_the_arms_of_the_report_the_strong_baseline_and_the_demo():
+    assert preset_names() == ["adv", "adv-gdl", "demo", "resgan", "resgan-acm", "unet"]
+
+
+def test_the_presets_differ_in_nothing_but_what_their_arm_is_about():
+    adv, gdl, resgan, acm = map(resolve, ("adv", "adv-gdl", "resgan", "resgan-acm"))
+    assert difference(decisive(adv), decisive(gdl)) == "loss.gdl = 0.0, now 1.0"
+    assert (adv.training.epochs, gdl.training.epochs, resgan.training.epochs) == (42, 80, 42)
+    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = False, now True"
+    assert difference(decisive(resgan), decisive(acm)) == "context.stages = 1, now 2"
+
+
+def test_the_defaults_are_those_of_the_specification():
+    s = resolve("resgan")
+    assert (s.data.source, s.data.target) == ("PD", "T2")
+    assert s.prepare.shape == (224, 224, 128)
+    assert (s.prepare.spacing_mm, s.prepare.percentile) == (None, 99.9)
+    assert (s.split.train, s.split.validation, s.split.test) == (60, 3, 26)
+    assert (s.loss.adversarial, s.loss.l1, s.loss.gdl, s.loss.reduction) == (0.5, 1.0, 1.0, "sum")
+    t = s.training
+    assert (t.batch, t.patch, t.learning_rate, t.beta1, t.beta2) == (7, 32, 1e-4, 0.5, 0.999)
+    assert (t.validation_stride, s.synthesis.stride) == (32, 8)
+    acm = resolve("resgan-acm").context
+    assert (acm.stages, acm.input, acm.training_input) == (2, "volume", "out_of_fold")
+
+
+def test_nothing_of_the_reference_preset_changes_unnoticed():
+    assert to_dict(resolve("resgan")) == {
+        "preset": "resgan",
+        "data": {"source": "PD", "target": "T2", "layout": "auto"},
+        "prepare": {"shape": [224, 224, 128], "spacing_mm": None, "resample": False, "percentile": 99.9},
+        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
+        "generator": {
+            "name": "nie",
+            "residual": True,
+            "slope": 0.2,
+            "initialization": "xavier_uniform",
+            "output": "linear",
+            "convolution": "auto",
+        },
+        "discriminator": {"name": "nie", "slope": 0.2, "initialization": "xavier_uniform"},
+        "loss": {"adversarial": 0.5, "l1": 1.0, "gdl": 1.0, "reduction": "sum"},
+        "training": {
+            "epochs": 42,
+            "steps_per_epoch": None,
+            "batch": 7,
+            "patch": 32,
+            "context": 0,
+            "min_head": 0.0,
+            "optimizer": "adam",
+            "learning_rate": 1e-4,
+            "beta1": 0.5,
+            "beta2": 0.999,
+            "order": "discriminator_first",
+            "seed": 0,
+            "workers": 0,
+            "validation_stride": 32,
+            "checkpoint_minutes": 5.0,
+            "device": "auto",
+            "threads": None,
+            "precision": "float32",
+        },
+        "context": {"stages": 1, "input": "volume", "training_input": "out_of_fold", "folds": 2, "stride": 8},
+        "synthesis": {
+            "mode": "patches",
+            "crop": "auto",
+            "stride": 8,
+            "batch": None,
+            "memory_mib": None,
+            "precision": "float32",
+        },
+    }
+
+
+def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path):
+    path = write(tmp_path, "[training]\nepochs = 5\nbatch = 3\n")
+    settings = resolve("adv-gdl", path, {"training": {"epochs": 2}})
+    assert (settings.training.epochs, settings.training.batch) == (2, 3)
+    assert resolve("adv-gdl").training.epochs == 80
+
+
+@pytest.mark.parametrize(
+    ("overrides", "suggestion"),
+    [
+        ({"training": {"epoch": 3}}, "epochs"),
+        ({"trainig": {"epochs": 3}}, "training"),
+        ({"loss": {"gld": 1.0}}, "gdl"),
+        ({"prepare": {"spacing": 1.0}}, "spacing_mm"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_near_one_suggested(overrides, suggestion):
+    with pytest.raises(SettingsError, match=rf"Did you mean {suggestion}\?"):
+        resolve("resgan", overrides=overrides)
+
+
+def test_the_refusal_of_a_key_names_the_file_and_the_key(tmp_path):
+    path = write(tmp_path, "[generator]\nresiduel = true\n")
+    with pytest.raises(SettingsError) as refusal:
+        resolve("resgan", path)
+    assert str(path) in str(refusal.value)
+    assert "generator.residuel" in str(refusal.value)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(SettingsError, match=r"resgan-acm, unet\. Did you mean resgan\?"):
+        resolve("resgn")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"training": {"epochs": "3"}},
+        {"training": {"epochs": 3.0}},
+        {"training": {"epochs": True}},
+        {"training": {"device": None}},
+        {"generator": {"residual": 1}},
+        {"loss": {"reduction": "median"}},
+        {"prepare": {"shape": [32, 32]}},
+        {"prepare": {"shape": [32, 32, "32"]}},
+        {"prepare": {"spacing_mm": "1"}},
+        {"training": 3},
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(overrides):
+    with pytest.raises(SettingsError):
+        resolve("resgan", overrides=overrides)
+
+
+def test_an_integer_serves_where_a_real_number_is_asked_for():
+    value = resolve("resgan", overrides={"loss": {"l1": 2}}).loss.l1
+    assert value == 2.0
+    assert isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"training": {"epochs": 0}},
+        {"training": {"patch": 20}},
+        {"training": {"learning_rate": math.nan}},
+        {"training": {"learning_rate": math.inf}},
+        {"training": {"beta1": 1.0}},
+        {"training": {"beta2": -0.1}},
+        {"training": {"seed": -1}},
+        {"training": {"workers": -1}},
+        {"training": {"min_head": 1.5}},
+        {"training": {"patch": 16, "validation_stride": 32}},
+        {"loss": {"l1": -1.0}},
+        {"generator": {"slope": -0.1}},
+        {"discriminator": {"slope": -0.1}},
+        {"loss": {"gdl": math.nan}},
+        {"prepare": {"shape": [32, 0, 32]}},
+        {"prepare": {"spacing_mm": -1.0}},
+        {"prepare": {"percentile": 101.0}},
+        {"split": {"train": 0}},
+        {"split": {"validation": -1}},
+        {"context": {"stride": 64}},
+        {"context": {"stages": 2, "folds": 1}},
+        {"context": {"stages": 2, "input": "patch"}},
+        {"synthesis": {"stride": 33}},
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_before_anything_is_written(overrides):
+    with pytest.raises(SettingsError):
+        resolve("resgan", overrides=overrides)
+
+
+def test_a_patch_that_the_discriminator_cannot_halve_serves_without_one():
+    settings = resolve(
+        "resgan", overrides={"training": {"patch": 20, "validation_stride": 20}, "loss": {"adversarial": 0.0}}
+    )
+    assert settings.training.patch == 20
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_written_settings_are_read_back_the_same(tmp_path, preset):
+    settings = resolve(
+        preset, overrides={"split": {"file": 'a "split" \\ für 磁共振 🧠.json'}, "training": {"threads": 2}}
+    )
+    assert resolve("adv", write(tmp_path, to_toml(settings))) == settings
+
+
+def test_the_written_settings_say_what_is_unset():
+    text = to_toml(resolve("resgan"))
+    assert "# spacing_mm is unset" in text
+    assert tomllib.loads(text)["prepare"]["shape"] == [224, 224, 128]
+
+
+@pytest.mark.parametrize("content", ["epochs =", "[training]\nepochs = 1\nepochs = 2", "\x00"])
+def test_a_file_that_is_not_toml_is_refused_by_its_name(tmp_path, content):
+    path = write(tmp_path, content)
+    with pytest.raises(SettingsError, match=r"settings\.toml"):
+        resolve("resgan", path)
+
+
+def test_a_missing_file_is_refused_by_its_name(tmp_path):
+    with pytest.raises(SettingsError, match=r"nothing\.toml"):
+        resolve("resgan", tmp_path / "nothing.toml")
+
+
+def test_the_fingerprint_changes_with_every_single_setting():
+    base = resolve("resgan-acm")
+    seen = {fingerprint(base)}
+    others = 0
+    for table in dataclasses.fields(Settings)[1:]:
+        current = getattr(base, table.name)
+        for field in dataclasses.fields(current):
+            other = dataclasses.replace(base, **{table.name: dataclasses.replace(current, **{field.name: "another"})})
+            seen.add(fingerprint(other))
+            others += 1
+    assert len(seen) == others + 1
+
+
+def test_what_a_step_does_not_depend_on_is_not_decisive():
+    base = decisive(resolve("resgan"))
+    same = {
+        "training": {"epochs": 3, "workers": 2, "checkpoint_minutes": 1.0, "device": "cpu", "threads": 1},
+        "generator": {"convolution": "plain"},
+        "data": {"layout": "bids"},
+        "split": {"test": 1},
+    }
+    assert decisive(resolve("resgan", overrides=same)) == base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"training": {"batch": 3}}, "training.batch = 7, now 3"),
+        ({"loss": {"gdl": 0.0}}, "loss.gdl = 1.0, now 0.0"),
+        ({"prepare": {"shape": [64, 64, 64]}}, "prepare.shape = [224, 224, 128], now [64, 64, 64]"),
+    ],
+)
+def test_a_decisive_difference_is_told_in_words(overrides, words):
+    assert difference(decisive(resolve("resgan")), decisive(resolve("resgan", overrides=overrides))) == words
+
+
+def test_a_mapping_and_the_settings_it_came_from_have_one_fingerprint():
+    settings = resolve("demo")
+    assert fingerprint(settings) == fingerprint(to_dict(settings))
+    assert decisive(settings) == decisive(to_dict(settings))

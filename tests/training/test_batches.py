@@ -1,0 +1,169 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unscanned.datasets.pairs import find_pairs
+from unscanned.errors import DatasetError
+from unscanned.training.batches import PatchBatches
+from unscanned.training.prepare import prepare
+from unscanned.volumes.intensity import Contrast, Normalization
+from unscanned.volumes.patches import axis_starts, cut, starts
+
+CONSTANTS = Normalization(99.9, Contrast(500.0, 0.3, 0.4), Contrast(800.0, 0.2, 0.3))
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_dataset, tmp_path_factory):
+    prepared, _ = prepare(find_pairs(tiny_dataset)[:3], tmp_path_factory.mktemp("cache"), shape=(32, 40, 32))
+    return prepared
+
+
+@pytest.fixture
+def batches(cases):
+    return PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=3)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_report_cuts_196_training_and_8125_test_patches():
+    assert len(starts((224, 224, 128), 32, 32)) == 196
+    assert len(starts((224, 224, 128), 32, 8)) == 8125
+    assert len(starts((128, 224, 224), 32, 8)) == 13 * 25 * 25
+
+
+@st.composite
+def grids(draw):
+    patch = draw(st.integers(1, 9))
+    stride = draw(st.integers(1, patch))
+    shape = draw(st.tuples(*[st.integers(patch, 30)] * 3))
+    return shape, patch, stride
+
+
+@settings(deadline=None, max_examples=150)
+@given(grids())
+def test_no_voxel_is_left_out_and_no_patch_leaves_the_volume(grid):
+    shape, patch, stride = grid
+    covered = np.zeros(shape, int)
+    positions = starts(shape, patch, stride)
+    for start in positions:
+        piece = cut(covered, start, patch)
+        assert piece.shape == (patch,) * 3
+        piece += 1
+    assert covered.min() >= 1
+    assert len(np.unique(positions, axis=0)) == len(positions)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 40), st.integers(0, 200), st.data())
+def test_patches_of_an_axis_are_a_stride_apart_but_the_last(patch, extra, data):
+    stride = data.draw(st.integers(1, patch))
+    n = patch + extra
+    first = axis_starts(n, patch, stride)
+    assert first[0] == 0
+    assert first[-1] == n - patch
+    steps = np.diff(first)
+    assert np.all(steps[:-1] == stride)
+    assert np.all((steps > 0) & (steps <= stride))
+    assert len(first) == 1 + -(-extra // stride)
+
+
+@pytest.mark.parametrize(("shape", "patch", "stride"), [((31, 40, 40), 32, 8), ((40,) * 3, 32, 0), ((40,) * 3, 32, 33)])
+def test_a_grid_that_would_leave_voxels_out_does_not_exist(shape, patch, stride):
+    with pytest.raises(ValueError, match="no grid of patches"):
+        starts(shape, patch, stride)
+
+
+def test_a_partition_of_a_divisible_volume_meets_every_voxel_once():
+    covered = np.zeros((32, 48, 16), int)
+    for start in starts(covered.shape, 16, 16):
+        cut(covered, start, 16)[:] += 1
+    assert np.all(covered == 1)
+
+
+def test_a_batch_is_the_z_scores_of_its_patches(cases, batches):
+    inputs, targets = batches(2)
+    assert inputs.shape == targets.shape == (5, 1, 16, 16, 16)
+    for (number, *start), source, target in zip(batches.chosen(2), inputs, targets, strict=True):
+        case = cases[number]
+        np.testing.assert_allclose(source[0], (cut(case.source, start, 16) - 0.3) / 0.4, atol=1e-5)
+        np.testing.assert_allclose(target[0], (cut(case.target, start, 16) - 0.2) / 0.3, atol=1e-5)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(cases, batches):
+    later = batches(7)
+    fresh = PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=3)
+    assert same(fresh(7), later)
+    assert not same(fresh(6), later)
+    assert not same(PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=4)(7), later)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("first", [0, 3])
+def test_the_loader_yields_the_same_batches_for_any_number_of_workers_and_any_start(batches, workers, first):
+    loaded = list(batches.loader(first, 9, workers))
+    assert len(loaded) == 9 - first
+    for step, batch in enumerate(loaded, first):
+        assert same(batch, batches(step))
+
+
+def test_the_global_random_state_changes_no_batch(batches):
+    before = batches(4)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert same(batches(4), before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(batch=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_every_patch_comes_once_a_pass_and_passes_differ_in_order(cases, batch, seed):
+    batches = PatchBatches(cases, CONSTANTS, patch=16, batch=batch, seed=seed)
+    n = len(batches.index)
+    assert n == 3 * 2 * 3 * 2
+    rows = np.concatenate([batches.chosen(step) for step in range(-(-2 * n // batch))])
+    passes = rows[:n], rows[n : 2 * n]
+    everything = sorted(map(tuple, batches.index))
+    for one in passes:
+        assert sorted(map(tuple, one)) == everything
+    assert not np.array_equal(*passes)
+    assert batches.steps_per_pass == -(-n // batch)
+
+
+def test_the_context_is_the_second_channel_of_the_same_patch(cases):
+    volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
+    plain = PatchBatches(cases, CONSTANTS, patch=16, batch=4)
+    chained = PatchBatches(cases, CONSTANTS, patch=16, batch=4, context=volumes)
+    inputs, targets = chained(1)
+    assert inputs.shape == (4, 2, 16, 16, 16)
+    assert torch.equal(inputs[:, :1], plain(1)[0])
+    assert torch.equal(targets, plain(1)[1])
+    for (number, *start), pair in zip(chained.chosen(1), inputs, strict=True):
+        assert np.array_equal(pair[1], cut(volumes[number], start, 16))
+
+
+def test_patches_with_too_little_head_are_left_out(cases):
+    share = 0.6
+    chosen = PatchBatches(cases, CONSTANTS, patch=16, batch=1, min_head=share).index
+    expected = [
+        (number, *start)
+        for number, case in enumerate(cases)
+        for start in itertools.product((0, 16), (0, 16, 24), (0, 16))
+        if np.mean(cut(case.head, start, 16)) >= share
+    ]
+    assert 0 < len(expected) < 36
+    assert sorted(map(tuple, chosen)) == expected
+
+
+def test_no_patch_with_enough_head_is_an_error_that_names_the_setting(cases):
+    with pytest.raises(DatasetError, match=r"training\.min_head"):
+        PatchBatches(cases, CONSTANTS, patch=32, batch=1, min_head=1.0)
+
+
+def test_a_volume_smaller_than_the_patch_is_refused_by_its_case(cases):
+    with pytest.raises(DatasetError, match="sub-001: a training volume is smaller than the patch"):
+        PatchBatches(cases, CONSTANTS, patch=40, batch=1)
