@@ -1,4 +1,4 @@
-"""What `training.context` costs: seconds and peak memory of a training step of both full networks on the CPU.
+"""What `training.margin` costs: seconds and peak memory of a training step of both full networks on the CPU.
 
 python studies/context_step.py 0 8 29
 

@@ -1,6 +1,6 @@
 """How often the contrast check refuses right and wrong scans: real scans, simulated heads, and variants of both.
 
-Every scan is held out with all others of its subject (simulated: of its anatomy) when the fingerprint that judges it is
+Every scan is held out with all others of its subject (simulated: of its anatomy) when the profile that judges it is
 made. Names and JSON files are not heard: this is about appearance only.
 
     python studies/contrast_check.py --scans DATASET DATASET --labels LABEL_MAPS --json contrast-check.json
@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.contrast.appearance import Appearance, measure_appearance
-from unscanned.contrast.check import THRESHOLD, Fingerprint
+from unscanned.contrast.check import THRESHOLD, ContrastProfile
 from unscanned.datasets.layout import bids_suffix, identify
 from unscanned.files import write_json
 from unscanned.simulation.simulate import simulate
@@ -104,7 +104,7 @@ def measure(domain: str, root: Path, subject_of: Callable[[str], str], seed: int
 
 
 def judge(measured: list[Measured], seed: int) -> list[dict[str, Any]]:
-    """Score every scan by the fingerprint of every contrast of every domain, its own subject left out."""
+    """Score every scan by the profile of every contrast of every domain, its own subject left out."""
     rng = np.random.default_rng(seed)
     rows = []
     for domain, contrast in sorted({(m.domain, m.contrast) for m in measured}):
@@ -113,8 +113,8 @@ def judge(measured: list[Measured], seed: int) -> list[dict[str, Any]]:
             others = [m.seen for m in plain if (m.domain, m.subject) != (given_domain, subject)]
             few = [others[index] for index in rng.permutation(len(others))[:FEW]]
             for size, training in (("all", others), ("few", few)):
-                fingerprint = Fingerprint.of(training)
-                assert fingerprint is not None
+                profile = ContrastProfile.of(training)
+                assert profile is not None
                 for m in measured:
                     if (m.domain, m.subject) != (given_domain, subject):
                         continue
@@ -122,13 +122,13 @@ def judge(measured: list[Measured], seed: int) -> list[dict[str, Any]]:
                         {
                             "trained": f"{domain} {contrast}",
                             "training": size,
-                            "training_scans": fingerprint.scans,
+                            "training_scans": profile.scans,
                             "given": f"{m.domain} {m.contrast}",
                             "kind": "same domain" if m.domain == domain else "other domain",
                             "right": m.contrast == contrast,
                             "scan": m.scan,
                             "variant": m.variant,
-                            "score": fingerprint.score(m.seen) if m.seen else None,
+                            "score": profile.score(m.seen) if m.seen else None,
                         }
                     )
     return rows

@@ -9,9 +9,9 @@ from unscanned.settings import (
     Settings,
     decisive,
     difference,
-    fingerprint,
     preset_names,
     resolve,
+    short_digest,
     to_dict,
     to_toml,
 )
@@ -70,7 +70,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "steps_per_epoch": None,
             "batch": 7,
             "patch": 32,
-            "context": 0,
+            "margin": 0,
             "min_head": 0.0,
             "optimizer": "adam",
             "learning_rate": 1e-4,
@@ -223,15 +223,15 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path):
         resolve("resgan", tmp_path / "nothing.toml")
 
 
-def test_the_fingerprint_changes_with_every_single_setting():
+def test_the_digest_changes_with_every_single_setting():
     base = resolve("resgan-acm")
-    seen = {fingerprint(base)}
+    seen = {short_digest(base)}
     others = 0
     for table in dataclasses.fields(Settings)[1:]:
         current = getattr(base, table.name)
         for field in dataclasses.fields(current):
             other = dataclasses.replace(base, **{table.name: dataclasses.replace(current, **{field.name: "another"})})
-            seen.add(fingerprint(other))
+            seen.add(short_digest(other))
             others += 1
     assert len(seen) == others + 1
 
@@ -259,7 +259,7 @@ def test_a_decisive_difference_is_told_in_words(overrides, words):
     assert difference(decisive(resolve("resgan")), decisive(resolve("resgan", overrides=overrides))) == words
 
 
-def test_a_mapping_and_the_settings_it_came_from_have_one_fingerprint():
+def test_a_mapping_and_the_settings_it_came_from_have_one_digest():
     settings = resolve("demo")
-    assert fingerprint(settings) == fingerprint(to_dict(settings))
+    assert short_digest(settings) == short_digest(to_dict(settings))
     assert decisive(settings) == decisive(to_dict(settings))

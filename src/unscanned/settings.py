@@ -34,7 +34,7 @@ __all__ = [
     "Training",
     "decisive",
     "difference",
-    "fingerprint",
+    "short_digest",
     "is_contrast",
     "preset_names",
     "resolve",
@@ -145,7 +145,7 @@ class Training:
     "Patches a step."
     patch: int = 32
     "Edge of a cubic patch, in voxels."
-    context: int = 0
+    margin: int = 0
     "Voxels around each patch that the generator sees and no loss does; from 29 on they prepare it for mode volume."
     min_head: float = 0.0
     "Share of a patch that must lie inside the head for it to be trained on; 0 keeps all patches."
@@ -285,7 +285,7 @@ def to_toml(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fingerprint(settings: Any) -> str:
+def short_digest(settings: Any) -> str:
     """Return 16 hexadecimal digits that change when any value in a dataclass or mapping changes."""
     content = settings if isinstance(settings, Mapping) else to_dict(settings)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -454,8 +454,8 @@ def _validate(settings: Settings) -> None:
             found=settings.training.patch,
             expected="a multiple of 8",
         )
-    if settings.training.context < 0:
-        raise SettingsError("must not be negative", where="training.context", found=settings.training.context)
+    if settings.training.margin < 0:
+        raise SettingsError("must not be negative", where="training.margin", found=settings.training.margin)
     if not 0 < settings.prepare.percentile <= 100:
         raise SettingsError("not a percentile", where="prepare.percentile", found=settings.prepare.percentile)
     strides = {

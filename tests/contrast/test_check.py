@@ -1,4 +1,4 @@
-"""The contrast check: fingerprints of few scans, what names and JSON files say, and who is refused in which words."""
+"""The contrast check: profiles of few scans, what names and JSON files say, and who is refused in which words."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unscanned.contrast.appearance import Appearance, measure_appearance
-from unscanned.contrast.check import THRESHOLD, ContrastCheck, Fingerprint, check_contrast, named_contrasts
+from unscanned.contrast.check import THRESHOLD, ContrastCheck, ContrastProfile, check_contrast, named_contrasts
 from unscanned.errors import VolumeError
 from unscanned.simulation.simulate import simulate
 from unscanned.volumes.nifti import Volume, read_volume
@@ -33,17 +33,17 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Volume]]:
 
 
 @pytest.fixture(scope="module")
-def fingerprints(heads: dict[str, list[Volume]]) -> dict[str, Fingerprint]:
-    return {contrast: fingerprint_of(scans) for contrast, scans in heads.items()}
+def profiles(heads: dict[str, list[Volume]]) -> dict[str, ContrastProfile]:
+    return {contrast: profile_of(scans) for contrast, scans in heads.items()}
 
 
-def fingerprint_of(volumes: list[Volume]) -> Fingerprint:
-    return Fingerprint.of([measure_appearance(volume.array, volume.affine) for volume in volumes])
+def profile_of(volumes: list[Volume]) -> ContrastProfile:
+    return ContrastProfile.of([measure_appearance(volume.array, volume.affine) for volume in volumes])
 
 
-def refusal(volume: Volume, fingerprint: Fingerprint | None, contrast: str) -> str:
+def refusal(volume: Volume, profile: ContrastProfile | None, contrast: str) -> str:
     with pytest.raises(VolumeError) as caught:
-        check_contrast(volume, fingerprint, contrast)
+        check_contrast(volume, profile, contrast)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -52,7 +52,7 @@ def refusal(volume: Volume, fingerprint: Fingerprint | None, contrast: str) -> s
 def test_a_held_out_scan_of_the_right_contrast_is_accepted(heads, contrast):
     for index, held_out in enumerate(heads[contrast]):
         others = heads[contrast][:index] + heads[contrast][index + 1 :]
-        checked = check_contrast(held_out, fingerprint_of(others), contrast)
+        checked = check_contrast(held_out, profile_of(others), contrast)
         assert checked.verified is True
         assert checked.reason == ""
         assert 0 < checked.score <= THRESHOLD
@@ -69,40 +69,40 @@ def test_a_held_out_scan_of_the_right_contrast_is_accepted(heads, contrast):
         ("T2", "T1", "looks like T1w"),
     ],
 )
-def test_a_scan_of_another_contrast_is_refused_with_score_and_words(heads, fingerprints, trained, given, words):
-    message = refusal(heads[given][0], fingerprints[trained], trained)
+def test_a_scan_of_another_contrast_is_refused_with_score_and_words(heads, profiles, trained, given, words):
+    message = refusal(heads[given][0], profiles[trained], trained)
     assert words in message
     assert f"expected {trained}w as in the 3 training scans, a score of at most {THRESHOLD}" in message
     assert "score " in message
     assert "--force" in message
 
 
-def test_a_forced_scan_goes_on_and_is_marked(heads, fingerprints):
-    checked = check_contrast(heads["T1"][0], fingerprints["PD"], "PD", force=True)
+def test_a_forced_scan_goes_on_and_is_marked(heads, profiles):
+    checked = check_contrast(heads["T1"][0], profiles["PD"], "PD", force=True)
     stamp = checked.to_json()
     assert stamp["InputContrastVerified"] is False
     assert stamp["InputContrast"]["Score"] > THRESHOLD == stamp["InputContrast"]["Threshold"]
     assert "T1w" in stamp["InputContrast"]["Reason"]
 
 
-def test_a_model_without_a_fingerprint_knows_nothing_and_says_so(heads):
+def test_a_model_without_a_profile_knows_nothing_and_says_so(heads):
     checked = check_contrast(heads["T1"][0], None, "PD")
-    assert checked == ContrastCheck(None, None, "the model has no fingerprint of its training scans")
+    assert checked == ContrastCheck(None, None, "the model has no profile of its training scans")
     assert checked.to_json()["InputContrastVerified"] is None
 
 
-def test_a_scan_without_a_measurable_head_is_refused(heads, fingerprints):
+def test_a_scan_without_a_measurable_head_is_refused(heads, profiles):
     noise = np.random.default_rng(0).random((12, 12, 12), np.float32)
-    message = refusal(Volume(noise, np.eye(4)), fingerprints["PD"], "PD")
+    message = refusal(Volume(noise, np.eye(4)), profiles["PD"], "PD")
     assert "no head in which a contrast can be measured" in message
 
 
-def test_a_name_of_another_contrast_is_refused_whatever_the_scan_looks_like(heads, fingerprints):
+def test_a_name_of_another_contrast_is_refused_whatever_the_scan_looks_like(heads, profiles):
     right = heads["PD"][0]
     named = Volume(right.array, right.affine, Path("sub-01_T2w.nii.gz"))
-    assert "its name says T2w" in refusal(named, fingerprints["PD"], "PD")
+    assert "its name says T2w" in refusal(named, profiles["PD"], "PD")
     assert "its name says T2w" in refusal(named, None, "PDw")
-    assert check_contrast(named, fingerprints["PD"], "PD", force=True).verified is False
+    assert check_contrast(named, profiles["PD"], "PD", force=True).verified is False
 
 
 def test_a_name_says_nothing_to_a_model_of_a_contrast_of_its_own(heads):
@@ -154,35 +154,35 @@ def test_a_damaged_json_file_says_nothing(tmp_path):
     assert named_contrasts(tmp_path / "12.nii.gz") == []
 
 
-def test_a_json_file_that_says_another_contrast_is_refused(heads, fingerprints, tmp_path):
+def test_a_json_file_that_says_another_contrast_is_refused(heads, profiles, tmp_path):
     (tmp_path / "12.json").write_text(json.dumps({"SeriesDescription": "T2 TSE"}))
     named = Volume(heads["PD"][0].array, heads["PD"][0].affine, tmp_path / "12.nii.gz")
-    assert "its JSON file says T2w" in refusal(named, fingerprints["PD"], "PD")
+    assert "its JSON file says T2w" in refusal(named, profiles["PD"], "PD")
 
 
 def test_the_centre_is_the_median_so_that_one_mislabelled_scan_does_not_move_it():
     right = [Appearance(0.15 + d, 0.24 - d, -1.35 + d) for d in (-0.02, -0.01, 0.0, 0.01, 0.02)]
-    spoiled = Fingerprint.of([*right, Appearance(-0.7, -0.4, -0.2)])
+    spoiled = ContrastProfile.of([*right, Appearance(-0.7, -0.4, -0.2)])
     assert spoiled.score(PD) < 0.2
     assert spoiled.score(Appearance(-0.7, -0.4, -0.2)) > THRESHOLD
 
 
 def test_one_training_scan_still_leaves_room_for_other_scanners():
     # One scan: the least spreads times the square root of 2. Offsets of one such spread each make sqrt(3).
-    single = Fingerprint.of([PD])
+    single = ContrastProfile.of([PD])
     other = Appearance(PD.balance + 0.16 * 2**0.5, PD.order - 0.085 * 2**0.5, PD.strength + 0.31 * 2**0.5)
     assert single.score(other) == pytest.approx(3**0.5)
 
 
 def test_scans_that_could_not_be_measured_are_left_out():
-    assert Fingerprint.of([None, PD, None]) == Fingerprint.of([PD])
-    assert Fingerprint.of([None]) is None
+    assert ContrastProfile.of([None, PD, None]) == ContrastProfile.of([PD])
+    assert ContrastProfile.of([None]) is None
 
 
-def test_a_fingerprint_survives_json():
-    fingerprint = Fingerprint.of([PD, Appearance(0.1, 0.3, -1.2), Appearance(0.3, 0.2, -1.1)])
-    assert Fingerprint.from_json(json.loads(json.dumps(fingerprint.to_json()))) == fingerprint
-    assert Fingerprint.from_json(None) is None
+def test_a_profile_survives_json():
+    profile = ContrastProfile.of([PD, Appearance(0.1, 0.3, -1.2), Appearance(0.3, 0.2, -1.1)])
+    assert ContrastProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    assert ContrastProfile.from_json(None) is None
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_real_scans_of_one_scanner_tell_t1_t2_and_flair_apart(shared_data):
     assert [len(appearances) for appearances in seen.values()] == [4, 4, 4]
     for trained, appearances in seen.items():
         # sub-mslong01 has the first two; the other two subjects judge it, and the other contrasts.
-        fingerprint = Fingerprint.of(appearances[2:])
-        assert max(map(fingerprint.score, appearances[:2])) <= THRESHOLD
+        profile = ContrastProfile.of(appearances[2:])
+        assert max(map(profile.score, appearances[:2])) <= THRESHOLD
         for given in set(seen) - {trained}:
-            assert min(map(fingerprint.score, seen[given])) > THRESHOLD
+            assert min(map(profile.score, seen[given])) > THRESHOLD

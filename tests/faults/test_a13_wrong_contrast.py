@@ -9,7 +9,7 @@ import torch
 
 from unscanned.cli import main
 from unscanned.contrast.appearance import measure_appearance
-from unscanned.contrast.check import THRESHOLD, Fingerprint
+from unscanned.contrast.check import THRESHOLD, ContrastProfile
 from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.settings import resolve, to_dict
@@ -23,7 +23,7 @@ OUTPUT = "sub-003_desc-synthetic_T2w"
 
 @dataclass(frozen=True)
 class Setting:
-    """A PD model that saw sub-001 and sub-002, one that kept no fingerprint, and the scans of sub-003."""
+    """A PD model that saw sub-001 and sub-002, one that kept no profile, and the scans of sub-003."""
 
     model: Path
     old_model: Path
@@ -43,7 +43,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         seed=9,
     )
     training = [read_volume(dataset / f"sub-00{i}" / "anat" / f"sub-00{i}_PDw.nii.gz") for i in (1, 2)]
-    fingerprint = Fingerprint.of([measure_appearance(scan.array, scan.affine) for scan in training])
+    profile = ContrastProfile.of([measure_appearance(scan.array, scan.affine) for scan in training])
     settings = to_dict(
         resolve("demo", None, {"training": {"patch": 24, "validation_stride": 24}, "synthesis": {"stride": 24}})
     )
@@ -51,8 +51,8 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     networks = [generators.build("small", residual=True).eval()]
     constants = Normalization(99.9, Contrast(900.0, 0.2, 0.3), Contrast(800.0, 0.2, 0.3))
     models = [
-        save_model(Model(networks, settings, constants, fingerprint=stored), root / name)
-        for name, stored in (("model", fingerprint), ("old-model", None))
+        save_model(Model(networks, settings, constants, profile=stored), root / name)
+        for name, stored in (("model", profile), ("old-model", None))
     ]
     folder = dataset / "sub-003" / "anat"
     return Setting(*models, {c: folder / f"sub-003_{c}w.nii.gz" for c in ("PD", "T2", "T1")})
@@ -98,7 +98,7 @@ def test_a13_another_contrast_is_refused_by_its_looks_with_exit_3_and_nothing_wr
     assert volumes(tmp_path / "out") == []
 
 
-def test_a13_a_name_that_contradicts_is_refused_also_without_a_fingerprint(setting, tmp_path, capsys):
+def test_a13_a_name_that_contradicts_is_refused_also_without_a_profile(setting, tmp_path, capsys):
     renamed = without_a_name(setting.scans["PD"], tmp_path / "in").rename(tmp_path / "in" / "sub-003_T2w.nii.gz")
     for model in (setting.model, setting.old_model):
         assert synthesize(model, renamed, tmp_path / "out") == 3
@@ -127,11 +127,11 @@ def test_a13_force_does_not_make_again_what_was_verified(setting, tmp_path, caps
     assert stamp(tmp_path / "out")["InputContrastVerified"] is True
 
 
-def test_a13_a_model_without_a_fingerprint_takes_the_scan_and_says_that_nothing_is_known(setting, tmp_path):
+def test_a13_a_model_without_a_profile_takes_the_scan_and_says_that_nothing_is_known(setting, tmp_path):
     facts = read_sealed(setting.old_model / "model.json")
     del facts["fingerprint"]
     write_sealed(setting.old_model / "model.json", facts)
-    assert load_model(setting.old_model).fingerprint is None
+    assert load_model(setting.old_model).profile is None
     scan = without_a_name(setting.scans["T1"], tmp_path / "in")
     assert synthesize(setting.old_model, scan, tmp_path / "out") == 0
     content = stamp(tmp_path / "out", "scan_desc-synthetic_T2w")
@@ -139,8 +139,8 @@ def test_a13_a_model_without_a_fingerprint_takes_the_scan_and_says_that_nothing_
     assert content["InputContrast"]["Score"] is None
 
 
-def test_a13_a_model_keeps_its_fingerprint_on_disk(setting):
-    stored = load_model(setting.model).fingerprint
+def test_a13_a_model_keeps_its_profile_on_disk(setting):
+    stored = load_model(setting.model).profile
     assert stored is not None
     assert stored.scans == 2
     seen = measure_appearance((scan := read_volume(setting.scans["PD"])).array, scan.affine)

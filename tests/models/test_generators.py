@@ -116,7 +116,7 @@ def test_an_output_voxel_sees_exactly_59_voxels_a_side_and_15_in_the_small_one(
             disturbed = x.clone()
             disturbed[0, 0, voxel, 1, 1] = 1.0
             assert bool(generator(disturbed)[0, 0, centre, 1, 1] != calm) == seen
-    assert generator.context == context
+    assert generator.reach == context
 
 
 def test_weights_begin_uniform_within_the_bounds_of_xavier_and_biases_at_0() -> None:

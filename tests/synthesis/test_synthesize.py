@@ -225,7 +225,7 @@ def test_the_identity_gives_the_scan_back_on_its_own_grid(model, tmp_path_factor
     # The target's scale is this scan's own, so that the way back is the inverse of the way in.
     scale = head_scale(scan.array, head_mask(scan.array), 99.9)
     constants = Normalization(99.9, Contrast(scale, 0.3, 0.2), Contrast(scale, 0.3, 0.2))
-    identity = dataclasses.replace(model, generators=[Source()], normalization=constants, fingerprint=None)
+    identity = dataclasses.replace(model, generators=[Source()], normalization=constants, profile=None)
     (written,) = synthesize(identity, [(path, None)], folder / "out").written
     made = nib.load(written)
     assert made.shape == shape

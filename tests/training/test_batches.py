@@ -137,7 +137,7 @@ def test_every_patch_comes_once_a_pass_and_passes_differ_in_order(cases, batch, 
 def test_the_context_is_the_second_channel_of_the_same_patch(cases):
     volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
     plain = PatchBatches(cases, CONSTANTS, patch=16, batch=4)
-    chained = PatchBatches(cases, CONSTANTS, patch=16, batch=4, context=volumes)
+    chained = PatchBatches(cases, CONSTANTS, patch=16, batch=4, earlier=volumes)
     inputs, targets = chained(1)
     assert inputs.shape == (4, 2, 16, 16, 16)
     assert torch.equal(inputs[:, :1], plain(1)[0])

@@ -113,7 +113,7 @@ def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_
         batch=2,
         seed=seed,
         min_head=0.1,
-        context=[context_of(run, case) for case in cases],
+        earlier=[context_of(run, case) for case in cases],
     )
     torch.manual_seed(seed)
     generator = generators.build("small", in_channels=2, residual=True)
@@ -153,7 +153,7 @@ def test_in_mode_volume_epochs_are_scored_on_whole_volumes(context, brief, tiny_
 
 
 def test_what_lies_around_a_patch_reaches_the_generator_of_a_run(brief, tiny_dataset, tmp_path):
-    settings = change(brief, context={"stages": 1}, training={"context": 3})
+    settings = change(brief, context={"stages": 1}, training={"margin": 3})
     train_run(tiny_dataset, tmp_path / "run", settings)
     seed = 1000 * brief.training.seed + 1
     normalization = load_model(tmp_path / "run").normalization

@@ -16,7 +16,7 @@ from unscanned.errors import VolumeError
 from unscanned.files import read_json
 from unscanned.volumes.nifti import Volume
 
-__all__ = ["THRESHOLD", "ContrastCheck", "Fingerprint", "check_contrast", "named_contrasts"]
+__all__ = ["THRESHOLD", "ContrastCheck", "ContrastProfile", "check_contrast", "named_contrasts"]
 
 THRESHOLD = 3.6
 """Largest score that is accepted; docs/contrast-check.md says how often a right scan lies above it."""
@@ -47,7 +47,7 @@ _NAMES = {"pd": "pd", "pdw": "pd", "t1": "t1", "t1w": "t1", "t2": "t2", "t2w": "
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class ContrastProfile:
     """What the source contrast of a model looked like in its training scans.
 
     Attributes:
@@ -61,11 +61,11 @@ class Fingerprint:
     spread: Appearance
 
     @classmethod
-    def of(cls, appearances: Sequence[Appearance | None]) -> Fingerprint | None:
-        """Return the fingerprint of training scans, or None where none of them could be measured.
+    def of(cls, appearances: Sequence[Appearance | None]) -> ContrastProfile | None:
+        """Return the profile of training scans, or None where none of them could be measured.
 
         Example:
-            >>> Fingerprint.of([Appearance(0.5, 0.3, 0.1)]).score(Appearance(0.5, 0.3, 0.1))
+            >>> ContrastProfile.of([Appearance(0.5, 0.3, 0.1)]).score(Appearance(0.5, 0.3, 0.1))
             0.0
         """
         vectors = np.array([seen.vector for seen in appearances if seen is not None])
@@ -78,8 +78,8 @@ class Fingerprint:
         return cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any] | None) -> Fingerprint | None:
-        """Return the fingerprint that `to_json` wrote; None for None."""
+    def from_json(cls, content: dict[str, Any] | None) -> ContrastProfile | None:
+        """Return the profile that `to_json` wrote; None for None."""
         if content is None:
             return None
         return cls(content["scans"], Appearance(**content["centre"]), Appearance(**content["spread"]))
@@ -103,7 +103,7 @@ class ContrastCheck:
     """What became of the check of one scan.
 
     Attributes:
-        verified: True where the scan fits, False where it does not, None where the model has no fingerprint and nothing
+        verified: True where the scan fits, False where it does not, None where the model has no profile and nothing
             speaks against the scan.
         score: Distance from the training scans; None where it could not be measured.
         reason: In words, what speaks against the scan or why nothing is known; empty where it fits.
@@ -120,29 +120,29 @@ class ContrastCheck:
 
 
 def check_contrast(
-    volume: Volume, fingerprint: Fingerprint | None, contrast: str, *, force: bool = False
+    volume: Volume, profile: ContrastProfile | None, contrast: str, *, force: bool = False
 ) -> ContrastCheck:
     """Check that a scan shows a contrast, or refuse it.
 
     Args:
         volume: The scan; its path's name and the JSON file beside it are heard too.
-        fingerprint: What the contrast looked like in training; None where that is unknown.
+        profile: What the contrast looked like in training; None where that is unknown.
         contrast: Its name, such as "PD".
         force: Return what would have been refused.
 
     Raises:
         VolumeError: The scan's name or JSON file says another contrast, or it does not look like the training scans.
     """
-    seen = measure_appearance(volume.array, volume.affine) if fingerprint else None
-    score = fingerprint.score(seen) if fingerprint and seen else None
+    seen = measure_appearance(volume.array, volume.affine) if profile else None
+    score = profile.score(seen) if profile and seen else None
     reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
-    if fingerprint is not None and seen is None:
+    if profile is not None and seen is None:
         reasons.append("no head in which a contrast can be measured")
-    elif fingerprint is not None and seen is not None and score is not None and score > THRESHOLD:
-        reasons.append(f"score {score:.1f}: {_describe(fingerprint, seen, contrast)}")
+    elif profile is not None and seen is not None and score is not None and score > THRESHOLD:
+        reasons.append(f"score {score:.1f}: {_describe(profile, seen, contrast)}")
     reason = "; ".join(reasons)
     if reason and not force:
-        scans = f" as in the {fingerprint.scans} training scans, a score of at most {THRESHOLD}" if fingerprint else ""
+        scans = f" as in the {profile.scans} training scans, a score of at most {THRESHOLD}" if profile else ""
         raise VolumeError(
             "this is not the contrast that the model was trained on",
             where=volume.path,
@@ -150,8 +150,8 @@ def check_contrast(
             expected=_title(contrast) + scans,
             do=f"Give a {_title(contrast)} scan. If it is one, --force goes on and marks the output as not verified.",
         )
-    if not reason and fingerprint is None:
-        return ContrastCheck(None, None, "the model has no fingerprint of its training scans")
+    if not reason and profile is None:
+        return ContrastCheck(None, None, "the model has no profile of its training scans")
     return ContrastCheck(not reason, score, reason)
 
 
@@ -220,9 +220,9 @@ def _title(name: str) -> str:
     return bids_suffix(name.upper() if name in _TYPICAL else name)
 
 
-def _describe(fingerprint: Fingerprint, seen: Appearance, contrast: str) -> str:
+def _describe(profile: ContrastProfile, seen: Appearance, contrast: str) -> str:
     """Say what a scan looks like and what sets it apart most."""
-    distances = {key: Fingerprint(1, typical, _LEAST_SPREAD).score(seen) for key, typical in _TYPICAL.items()}
+    distances = {key: ContrastProfile(1, typical, _LEAST_SPREAD).score(seen) for key, typical in _TYPICAL.items()}
     nearest = min(distances, key=lambda key: distances[key])
     if nearest == contrast_key(contrast):
         like = f"{_title(nearest)} comes nearest, but the training scans look otherwise"
@@ -230,6 +230,6 @@ def _describe(fingerprint: Fingerprint, seen: Appearance, contrast: str) -> str:
         like = f"it looks like {_title(nearest)}"
     else:
         like = "it looks like no contrast that is known here"
-    deviations = fingerprint.deviations(seen)
+    deviations = profile.deviations(seen)
     name = max(deviations, key=lambda name: abs(deviations[name]))
     return f"{like}, {_WORDS[name][deviations[name] > 0]}"

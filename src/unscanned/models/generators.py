@@ -96,7 +96,7 @@ class NieGenerator(nn.Module):
         return cast(list[nn.Conv3d], convolutions), cast(list[nn.BatchNorm3d], norms), self.activation.negative_slope
 
     @property
-    def context(self) -> int:
+    def reach(self) -> int:
         """Voxels on each side that can change an output voxel: half the receptive field."""
         convolutions, _, _ = self.layers
         return sum(c.dilation[0] * (c.kernel_size[0] // 2) for c in convolutions)
@@ -138,7 +138,7 @@ class UNetGenerator(nn.Module):
         slope: Negative slope of LeakyReLU.
     """
 
-    context: int | None = None
+    reach: int | None = None
     "Strided convolutions: the output depends on where the window starts, so no exact tiling exists."
 
     multiple = 8
@@ -183,9 +183,9 @@ class Wrapper(nn.Module):
         self.generator = generator
 
     @property
-    def context(self) -> int | None:
+    def reach(self) -> int | None:
         """That of the generator inside."""
-        return self.generator.context  # type: ignore[return-value]
+        return self.generator.reach  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from unscanned.contrast.check import Fingerprint
+from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import CheckpointError, ResourceError, SettingsError
 from unscanned.files import digest, read_json, read_sealed, sha256, write_bytes, write_sealed
 from unscanned.machine import precision as precisions
@@ -45,7 +45,7 @@ class Model:
         provenance: Training cases, epoch, scores, software.
         sha256: Of all that decides what it makes: weights, settings, intensity constants.
         path: Folder that it was read from.
-        fingerprint: What the source contrast looked like in training; None where that is unknown.
+        profile: What the source contrast looked like in training; None where that is unknown.
         weights_sha256: Of the weights file.
     """
 
@@ -55,7 +55,7 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
-    fingerprint: Fingerprint | None = None
+    profile: ContrastProfile | None = None
     weights_sha256: str = ""
 
     @property
@@ -232,7 +232,7 @@ def save_model(model: Model, folder: str | Path) -> Path:
             "stages": len(model.generators),
             "weights_sha256": sha256(folder / "model.safetensors"),
             "normalization": asdict(model.normalization),
-            "fingerprint": model.fingerprint and model.fingerprint.to_json(),
+            "fingerprint": model.profile and model.profile.to_json(),
             "settings": model.settings,
             "provenance": model.provenance,
         },
@@ -291,7 +291,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         generators = [_generator(settings, number, tensors) for number in range(facts["stages"])]
         n = facts["normalization"]
         normalization = Normalization(n["percentile"], Contrast(**n["source"]), Contrast(**n["target"]))
-        seen = Fingerprint.from_json(facts.get("fingerprint"))
+        seen = ContrastProfile.from_json(facts.get("fingerprint"))
         # All that decides what a volume looks like; where the model comes from does not.
         identity = digest({name: value for name, value in facts.items() if name != "provenance"})
         model = Model(generators, settings, normalization, facts["provenance"], identity, folder, seen, weights)

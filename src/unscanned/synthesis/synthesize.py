@@ -16,7 +16,7 @@ from unscanned.errors import Interrupted, ResourceError, SettingsError, Unscanne
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.machine.provenance import environment, utc_now, version
 from unscanned.progress import Progress
-from unscanned.settings import fingerprint
+from unscanned.settings import short_digest
 from unscanned.synthesis.model import Model
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume, write_volume
@@ -167,10 +167,10 @@ def _one(
     decisive = {name: options[name] for name in ("mode", "crop", "stride", "precision")}
     if options["mode"] == "volume":
         del decisive["stride"]
-    key = fingerprint({"input": volume.sha256, "model": model.sha256, **decisive})
+    key = short_digest({"input": volume.sha256, "model": model.sha256, **decisive})
     if not overwrite and _is_done(path, key, force):
         return False
-    checked = check_contrast(volume, model.fingerprint, model.source, force=force)
+    checked = check_contrast(volume, model.profile, model.source, force=force)
     synthetic = model.synthesize(volume, **options, progress=progress)
     facts = _facts(model, volume, path) | {
         **checked.to_json(),
@@ -230,7 +230,7 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
             "Preset": model.settings["preset"],
             "Generator": model.settings["generator"],
             "Stages": len(model.generators),
-            "Settings": fingerprint(model.settings),
+            "Settings": short_digest(model.settings),
         },
         "Intensity": {
             "scale": contrasts.target.scale,

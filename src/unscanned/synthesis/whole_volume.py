@@ -68,7 +68,7 @@ def map_volume(
 
     Args:
         volume: (channels, i, j, k), z-scores.
-        network: A generator whose `context` is known; switched to evaluation while it runs.
+        network: A generator whose `reach` is known; switched to evaluation while it runs.
         memory_mib: MiB that the work may take, the input and the output included; None takes the default.
         tile: Voxels of output at a time along i, j and k, instead of what the memory allows. The result depends on
             neither beyond rounding.
@@ -118,7 +118,7 @@ def check_network(network: Any) -> None:
     Raises:
         SettingsError: Its output depends on where a window starts, as behind strided convolutions.
     """
-    if getattr(network, "context", None) is None:
+    if getattr(network, "reach", None) is None:
         raise SettingsError(
             "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
             where="synthesis.mode",
@@ -153,17 +153,17 @@ def plan(
     allowed = 2**20 * memory_mib if memory_mib else _default_bytes(device)
     threads = min(torch.get_num_threads(), LARGEST) if device.type == "cpu" else 1
     fixed = 2**20 * (LIBRARIES_MIB + THREAD_MIB * (threads - 1)) + 4 * (channels + 1) * math.prod(shape)
-    context: int = network.context  # type: ignore[assignment]
+    reach: int = network.reach  # type: ignore[assignment]
     best: tuple[float, Plan] | None = None
     least: int | None = None
     bricks: Sequence[Brick | None] = [None] if stream is None else BRICKS
-    for tile, brick in itertools.product(_candidates(shape, context, stream is not None), bricks):
-        extents: Shape = tuple(min(n, t + 2 * context) for n, t in zip(shape, tile, strict=True))  # type: ignore[assignment]
+    for tile, brick in itertools.product(_candidates(shape, reach, stream is not None), bricks):
+        extents: Shape = tuple(min(n, t + 2 * reach) for n, t in zip(shape, tile, strict=True))  # type: ignore[assignment]
         count = math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
         if stream is not None and brick is not None:
             work, cost = int(LOSS * stream.bytes(extents, brick)), count * stream.cost(extents, brick)
         else:
-            least_rows = math.prod(min(n, t + context) for n, t in zip(shape[:2], tile[:2], strict=True))
+            least_rows = math.prod(min(n, t + reach) for n, t in zip(shape[:2], tile[:2], strict=True))
             work, cost = _tile_bytes(network, extents, least_rows), float(count * math.prod(extents))
         least = min(fixed + work, least or fixed + work)
         if fixed + work <= allowed and (best is None or cost < best[0]):
@@ -194,11 +194,11 @@ def _stream(network: nn.Module, like: Tensor) -> Stream | None:
     return Stream(convolutional) if is_streamed else None  # type: ignore[arg-type]
 
 
-def _candidates(shape: Shape, context: int, streams: bool) -> Iterator[Shape]:
+def _candidates(shape: Shape, reach: int, streams: bool) -> Iterator[Shape]:
     """Yield tiles from the whole volume down to a few voxels; whole along i where bricks pass through them."""
     lengths = []
     for n in shape:
-        counts = range(1, max(2, -(-n // max(8, context // 2)) + 1))
+        counts = range(1, max(2, -(-n // max(8, reach // 2)) + 1))
         lengths.append(sorted({-(-n // count) for count in counts}))
     if streams:
         lengths[0] = [shape[0]]
@@ -227,11 +227,11 @@ def _pieces(
     A tile is computed with the voxels around it that its output depends on, but never beyond the volume: at the
     volume's border the tile ends as the volume does, so that every layer pads it alike.
     """
-    context: int = network.context  # type: ignore[assignment]
+    reach: int = network.reach  # type: ignore[assignment]
     axes = [_ranges(n, t) for n, t in zip(source.shape[1:], tile, strict=True)]
     for ranges in itertools.product(*axes):
         wide = [
-            (max(0, min(a, n - t) - context), min(n, b + context))  # the last tile is not smaller than the others
+            (max(0, min(a, n - t) - reach), min(n, b + reach))  # the last tile is not smaller than the others
             for (a, b), n, t in zip(ranges, source.shape[1:], tile, strict=True)
         ]
         i, j, k = (slice(*r) for r in wide)

@@ -31,7 +31,7 @@ class PatchBatches:
         batch: Patches a step.
         seed: Seed of the order.
         min_head: Share of a patch that must lie inside the head.
-        context: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
+        earlier: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
         margin: Voxels that the input has more than the target on each side; beyond the volume its edge is repeated.
 
     Attributes:
@@ -50,10 +50,10 @@ class PatchBatches:
         batch: int,
         seed: int = 0,
         min_head: float = 0.0,
-        context: Sequence[np.ndarray] | None = None,
+        earlier: Sequence[np.ndarray] | None = None,
         margin: int = 0,
     ) -> None:
-        self.cases, self.normalization, self.context = list(cases), normalization, context
+        self.cases, self.normalization, self.earlier = list(cases), normalization, earlier
         self.margin = margin
         self.patch, self.batch, self.seed, self.order = patch, batch, seed, 0
         self.index = np.array(
@@ -94,8 +94,8 @@ class PatchBatches:
         for number, *start in self.chosen(step):
             case = self.cases[number]
             channels = [self.normalization.source.standardize(self._wide(case.source, start))]
-            if self.context is not None:
-                channels.append(np.asarray(self._wide(self.context[number], start), np.float32))
+            if self.earlier is not None:
+                channels.append(np.asarray(self._wide(self.earlier[number], start), np.float32))
             inputs.append(np.stack(channels))
             targets.append(self.normalization.target.standardize(cut(case.target, start, self.patch))[None])
         return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))

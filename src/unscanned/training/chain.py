@@ -19,7 +19,7 @@ from unscanned.files import atomic_path
 from unscanned.machine.precision import autocast
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
-from unscanned.settings import Settings, decisive, difference, fingerprint
+from unscanned.settings import Settings, decisive, difference, short_digest
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.model import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -102,8 +102,8 @@ class Chain:
             batch=s.training.batch,
             seed=seed * 1000 + number,
             min_head=s.training.min_head,
-            context=[context[case.name] for case in cases] if context else None,
-            margin=s.training.context,
+            earlier=[context[case.name] for case in cases] if context else None,
+            margin=s.training.margin,
         )
         previous = None
         if number > 1 and s.context.input == "patch":
@@ -222,7 +222,7 @@ class Chain:
         }
         if case.name in context:
             given["context"] = _digest(context[case.name])
-        return fingerprint(given)
+        return short_digest(given)
 
     def _folds(self) -> list[tuple[list[Case], list[Case]]]:
         """Return (train on, predict) cases of each fold; sessions of a subject stay together."""

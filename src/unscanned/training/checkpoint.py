@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unscanned.errors import CheckpointError
 from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
-from unscanned.settings import difference, fingerprint
+from unscanned.settings import difference, short_digest
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint", "state"]
 
@@ -130,7 +130,7 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
             weights = manifest.with_suffix(".safetensors")
             if sha256(weights) != facts["sha256"]:
                 raise ValueError("its hash differs from the manifest's")
-            if fingerprint(found) != fingerprint(_json(identity)):
+            if short_digest(found) != short_digest(_json(identity)):
                 raise _other(manifest, found, _json(identity))
             return Checkpoint(step, safetensors.torch.load_file(weights), facts, tuple(warnings))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:

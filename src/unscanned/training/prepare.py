@@ -20,7 +20,7 @@ from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, write_sealed
 from unscanned.progress import Progress
-from unscanned.settings import fingerprint
+from unscanned.settings import short_digest
 from unscanned.volumes.grid import Frame, Triple, frame, onto_grid
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
@@ -116,7 +116,7 @@ def prepare_pair(
     settings = {"shape": shape, "spacing_mm": spacing_mm, "resample": resample, "percentile": percentile}
     target_folder = Path(folder) / pair.case
     case = Case(pair.case, pair.subject, target_folder)
-    key = fingerprint(
+    key = short_digest(
         {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
     )
     if _cached(target_folder, key):

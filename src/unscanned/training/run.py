@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unscanned.contrast.check import Fingerprint
+from unscanned.contrast.check import ContrastProfile
 from unscanned.datasets.pairs import Pair, select_pairs, split_subjects
 from unscanned.errors import CheckpointError, DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import (
@@ -115,7 +115,7 @@ def check_settings(settings: Settings) -> torch.device:
 
 def _check_patch(settings: Settings, generator: nn.Module) -> None:
     """Refuse a patch, with the context around it, that the generator does not take as it is set to compute."""
-    patch, context, name = settings.training.patch, settings.training.context, settings.generator.name
+    patch, context, name = settings.training.patch, settings.training.margin, settings.generator.name
     edge, multiple = patch + 2 * context, getattr(generator, "multiple", 1)
     found = f"{patch} and {context} around it" if context else str(patch)
     if edge % multiple:
@@ -262,8 +262,8 @@ def _save(
         "stages": chain.results,
         "environment": environment(chain.device),
     }
-    fingerprint = Fingerprint.of([case.appearance for case in chain.training])
-    model = Model(chain.networks, to_dict(settings), chain.normalization, provenance, fingerprint=fingerprint)
+    profile = ContrastProfile.of([case.appearance for case in chain.training])
+    model = Model(chain.networks, to_dict(settings), chain.normalization, provenance, profile=profile)
     if not _is_saved(model, folder / "model"):
         save_model(model, folder / "model")
 
