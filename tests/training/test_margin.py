@@ -7,7 +7,7 @@ import torch
 from unscanned.datasets.pairs import Pair
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
-from unscanned.models.generators import small
+from unscanned.models.nie import SmallGenerator
 from unscanned.training.batches import PatchBatches
 from unscanned.training.loop import train_stage
 from unscanned.training.prepare import prepare_pair
@@ -41,7 +41,7 @@ def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
 
 def train(folder, batches, precision="float32"):
     torch.manual_seed(0)
-    generator = small()
+    generator = SmallGenerator()
     result = train_stage(
         folder,
         generator,
@@ -62,7 +62,7 @@ def test_the_losses_see_the_centre_and_the_generator_the_margin(tmp_path):
         batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=margin)
         _, _, steps[margin] = train(tmp_path / str(margin), batches)
     torch.manual_seed(0)
-    network, wide = small(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
+    network, wide = SmallGenerator(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
     around, target = wide(0)
     with torch.no_grad():
         centre = network(around)[..., 8:-8, 8:-8, 8:-8]

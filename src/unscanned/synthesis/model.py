@@ -17,8 +17,7 @@ from torch import nn
 from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import CheckpointError, ResourceError, SettingsError
 from unscanned.files import digest, read_json, read_sealed, sha256, write_bytes, write_sealed
-from unscanned.machine import precision as precisions
-from unscanned.machine.precision import autocast
+from unscanned.machine.precision import autocast, check_precision
 from unscanned.models import generators as generator_models
 from unscanned.progress import Progress
 from unscanned.settings import Synthesis, is_contrast
@@ -124,7 +123,7 @@ class Model:
             for generator in self.generators:
                 check_network(generator)
         convolution = self.settings["generator"]["convolution"]
-        precisions.choose(options["precision"], self.device, convolution=convolution)
+        check_precision(options["precision"], self.device, convolution=convolution)
         return options
 
     def synthesize(

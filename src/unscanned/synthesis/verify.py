@@ -12,8 +12,9 @@ import torch
 
 from unscanned.errors import CheckpointError
 from unscanned.files import sha256
-from unscanned.machine import device as devices
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment
+from unscanned.machine.threads import set_process_threads
 from unscanned.progress import Progress
 from unscanned.synthesis.model import Model, load_model
 from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
@@ -89,7 +90,8 @@ def verify(
         read_sidecar(volume, {"Synthesis.stride": int})
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # the process gets its own number back
-        chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
+        set_process_threads(threads or facts["Environment"]["threads"])
+        chosen = choose_device(device)
         found = read_volume(volume, allow_constant=True)
         generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
         _check_model(generator, facts)
