@@ -24,9 +24,9 @@ from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 from unscanned.cli import main
 from unscanned.datasets.pairs import check_dataset, find_pairs
 from unscanned.errors import DatasetError, VolumeError
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 INVALID = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -728,7 +728,7 @@ def test_a16_a_read_only_dataset_under_odd_names_is_trained_on_and_synthesized(t
 
         def train_and_synthesize() -> None:
             assert not os.access(dataset, os.W_OK)
-            train_run(dataset, out / "run", tiny_settings)
+            train(dataset, out / "run", tiny_settings)
             scans = list_inputs([dataset], source="PD", target="T2")[0][:1]
             made = synthesize(load_model(out / "run"), scans, out / "synthetic")
             assert made.failures == {}

@@ -18,9 +18,8 @@ import numpy as np
 from unscanned.contrast.appearance import Appearance, measure_appearance
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
-from unscanned.files import atomic_path, read_sealed, write_sealed
+from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
 from unscanned.progress import Progress
-from unscanned.settings import short_digest
 from unscanned.volumes.grid import Frame, Triple, frame, onto_grid
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
