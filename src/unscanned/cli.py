@@ -181,7 +181,8 @@ def check(
     json
         Also write the findings to this file.
     """
-    from unscanned.datasets.pairs import check_dataset, survey
+    from unscanned.datasets.check import check_dataset
+    from unscanned.datasets.pairs import survey
 
     with options.progress() as progress:
         findings = check_dataset(

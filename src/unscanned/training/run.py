@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
-from unscanned.datasets.pairs import Pair, select_pairs, split_subjects
+from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.datasets.split import split_subjects
 from unscanned.errors import CheckpointError, DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import (
     check_apart,
