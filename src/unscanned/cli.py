@@ -262,7 +262,7 @@ def prepare(
     check_apart(dataset, out)
     with options.progress() as progress:
         found = select_pairs(dataset, **asdict(resolved.data))
-        cases, failures = module.prepare(found.pairs, out, **asdict(resolved.prepare), progress=progress)
+        cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
     options.say(f"{len(cases)} cases are prepared in {out}")
     options.complain_of_incomplete(found.incomplete)
     _raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))

@@ -20,12 +20,16 @@ from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, write_sealed
 from unscanned.progress import Progress
-from unscanned.settings import short_digest
-from unscanned.volumes.grid import Frame, Triple, frame, onto_grid
+from unscanned.settings import Prepare, short_digest
+from unscanned.volumes.grid import Frame, frame, onto_grid
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
+
+_DEFAULTS = Prepare()
+_FIRST = ("shape", "spacing_mm", "resample", "percentile")
+"Settings that the key of a cache has always named."
 
 _CONTENT = 3
 "What a cache holds; raised when that grows, so that an older cache is made again."
@@ -81,19 +85,8 @@ class Case:
         # Loader workers map the files anew instead of being sent their content.
         return {"name": self.name, "subject": self.subject, "folder": self.folder}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
-
-def prepare_pair(
-    pair: Pair,
-    folder: str | Path,
-    *,
-    shape: Triple | None = (224, 224, 128),
-    spacing_mm: float | None = None,
-    resample: bool = False,
-    percentile: float = 99.9,
-) -> Case:
+def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) -> Case:
     """Bring one pair to the model's grid and unit scale, and cache it in `folder/<case>`.
 
     A cache made from the same files with the same settings is returned as it is.
@@ -101,10 +94,7 @@ def prepare_pair(
     Args:
         pair: Source and target scan.
         folder: The cache.
-        shape: Model's grid in RAS+; None keeps each scan's own extent.
-        spacing_mm: Isotropic spacing to resample to; None keeps the scan's.
-        resample: Whether a target on another grid is resampled onto the source's grid.
-        percentile: Percentile inside the head that becomes 1.
+        settings: The model's grid and intensity scale.
 
     Raises:
         VolumeError: A scan is refused, or is not there.
@@ -113,48 +103,46 @@ def prepare_pair(
     """
     if pair.target is None:
         raise DatasetError("the target is missing", where=pair.case, do="Run unscanned check to see all such cases.")
-    settings = {"shape": shape, "spacing_mm": spacing_mm, "resample": resample, "percentile": percentile}
-    target_folder = Path(folder) / pair.case
-    case = Case(pair.case, pair.subject, target_folder)
+    case = Case(pair.case, pair.subject, Path(folder) / pair.case)
+    known = _known(settings)
     key = short_digest(
-        {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
+        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
     )
-    if _cached(target_folder, key):
+    if _cached(case.folder, key):
         return case
     source, target = read_volume(pair.source), read_volume(pair.target)
-    target_array = onto_grid(source, target, pair.case, resample=resample)
+    target_array = onto_grid(source, target, pair.case, resample=settings.resample)
     mask = head_mask(source.array)
-    where = frame(source, shape=shape, spacing_mm=spacing_mm, head=mask)
+    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=mask)
+    heads = {"source": mask, "target": head_mask(target_array)}
+    whole = {"source": source.array, "target": target_array}
     scales = {
-        "source_scale": head_scale(source.array, mask, percentile, where=pair.source),
-        "target_scale": head_scale(target_array, head_mask(target_array), percentile, where=pair.target),
+        name: head_scale(array, heads[name], settings.percentile, where=getattr(pair, name))
+        for name, array in whole.items()
     }
     appearance = measure_appearance(source.array, source.affine)
-    arrays = {
-        "source": where.forward(source.array) / np.float32(scales["source_scale"]),
-        "target": where.forward(target_array) / np.float32(scales["target_scale"]),
-        "head": where.forward(mask.astype(np.float32)) > 0.5,
-    }
+    arrays = {name: where.forward(array) / np.float32(scales[name]) for name, array in whole.items()}
+    arrays["head"] = where.forward(mask.astype(np.float32)) > 0.5
     # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
     with contextlib.suppress(OSError):
-        (target_folder / "case.json").unlink()
+        (case.folder / "case.json").unlink()
     for name, array in arrays.items():
-        _save(target_folder / f"{name}.npy", array)
+        _save(case.folder / f"{name}.npy", array)
     write_sealed(
-        target_folder / "case.json",
+        case.folder / "case.json",
         {
             "case": pair.case,
             "subject": pair.subject,
             "session": pair.session,
             "source": {"name": pair.source.name, "sha256": source.sha256},
             "target": {"name": pair.target.name, "sha256": target.sha256},
-            **scales,
+            **{f"{name}_scale": scale for name, scale in scales.items()},
             "appearance": None if appearance is None else asdict(appearance),
-            "settings": settings,
+            "settings": known,
             "frame": where.to_json(),
             "head_left_out": _left_out(mask, source, where, arrays["head"]),
             "warnings": [*source.warnings, *target.warnings],
-            "bytes": {name: (target_folder / f"{name}.npy").stat().st_size for name in arrays},
+            "bytes": {name: (case.folder / f"{name}.npy").stat().st_size for name in arrays},
             "key": key,
         },
     )
@@ -164,11 +152,8 @@ def prepare_pair(
 def prepare(
     pairs: Sequence[Pair],
     folder: str | Path,
+    settings: Prepare = _DEFAULTS,
     *,
-    shape: Triple | None = (224, 224, 128),
-    spacing_mm: float | None = None,
-    resample: bool = False,
-    percentile: float = 99.9,
     progress: Progress | None = None,
 ) -> tuple[list[Case], dict[str, UnscannedError]]:
     """Prepare all pairs; one bad pair does not stop the others.
@@ -176,10 +161,7 @@ def prepare(
     Args:
         pairs: Pairs of a dataset.
         folder: The cache.
-        shape: As for `prepare_pair`, and so are the next three.
-        spacing_mm: See there.
-        resample: See there.
-        percentile: See there.
+        settings: As for `prepare_pair`.
         progress: Called with (done, total, case).
 
     Warns:
@@ -193,9 +175,7 @@ def prepare(
         if progress:
             progress(index, len(pairs), pair.case)
         try:
-            cases.append(
-                prepare_pair(pair, folder, shape=shape, spacing_mm=spacing_mm, resample=resample, percentile=percentile)
-            )
+            cases.append(prepare_pair(pair, folder, settings))
         except ResourceError:
             raise
         except UnscannedError as error:
@@ -233,6 +213,15 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
         std = float(np.sqrt(max(second / n - mean**2, 0.0)))
         contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std)
     return Normalization(percentile, contrasts["source"], contrasts["target"])
+
+
+def _known(settings: Prepare) -> dict[str, Any]:
+    """Return what the key of a cache says of the settings: a later one only where it is not at its default.
+
+    So a setting that is added leaves the caches of earlier releases valid.
+    """
+    defaults = vars(_DEFAULTS)
+    return {name: value for name, value in vars(settings).items() if name in _FIRST or value != defaults[name]}
 
 
 def _warn_of_crops(cases: Sequence[Case]) -> None:

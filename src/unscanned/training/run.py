@@ -186,7 +186,7 @@ def train_run(
         prepared, refused = prepare(
             used,
             cache or folder / "prepared",
-            **dataclasses.asdict(settings.prepare),
+            settings.prepare,
             progress=interruptible(progress, should_stop, folder),
         )
         failures = {**found.ambiguous, **refused}
