@@ -16,8 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unscanned.datasets.check import check_dataset
     from unscanned.datasets.ixi import fetch_ixi
-    from unscanned.datasets.pairs import check_dataset, find_pairs, split_subjects
+    from unscanned.datasets.pairs import find_pairs
+    from unscanned.datasets.split import split_subjects
     from unscanned.errors import UnscannedError
     from unscanned.evaluation.evaluate import evaluate
     from unscanned.report.page import write_report
@@ -58,7 +60,7 @@ _HOMES = {
     "Settings": "settings",
     "UnscannedError": "errors",
     "Volume": "volumes.nifti",
-    "check_dataset": "datasets.pairs",
+    "check_dataset": "datasets.check",
     "evaluate": "evaluation.evaluate",
     "fetch_ixi": "datasets.ixi",
     "find_pairs": "datasets.pairs",
@@ -68,7 +70,7 @@ _HOMES = {
     "reproduce": "reproduce",
     "resolve": "settings",
     "simulate": "simulation.simulate",
-    "split_subjects": "datasets.pairs",
+    "split_subjects": "datasets.split",
     "synthesize": "synthesis.synthesize",
     "train": "training.run",
     "write_report": "report.page",

@@ -182,7 +182,8 @@ def check(
     json
         Also write the findings to this file.
     """
-    from unscanned.datasets.pairs import check_dataset, survey
+    from unscanned.datasets.check import check_dataset
+    from unscanned.datasets.pairs import survey
 
     with options.progress() as progress:
         findings = check_dataset(
@@ -260,7 +261,7 @@ def prepare(
     check_apart(dataset, out)
     with options.progress() as progress:
         found = select_pairs(dataset, **resolved.data.model_dump())
-        cases, failures = module.prepare(found.pairs, out, **resolved.prepare.model_dump(), progress=progress)
+        cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
     options.say(f"{len(cases)} cases are prepared in {out}")
     options.complain_of_incomplete(found.incomplete)
     _raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))

@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unscanned import settings as config
+from unscanned.datasets.split import read_split
 from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError
-from unscanned.files import read_json, write_json
+from unscanned.files import write_json
 from unscanned.machine.provenance import version
 from unscanned.progress import Progress
 from unscanned.schema import Schema
 
-__all__ = ["Layout", "Options", "Stop", "version"]
+__all__ = ["Layout", "Options", "Stop", "read_split", "version"]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
@@ -88,26 +89,6 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
             )
         folders[name] = Path(folder)
     return folders
-
-
-def read_split(path: Path) -> dict[str, list[str]]:
-    """Return the lists train, validation and test of a split file.
-
-    Raises:
-        SettingsError: The file is not a split.
-    """
-    try:
-        content = read_json(path)
-        return {
-            part: [str(name).removeprefix("sub-") for name in content[part]] for part in ("train", "validation", "test")
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise SettingsError(
-            "the split cannot be read",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the split.json of a run",
-        ) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from unscanned.datasets.pairs import Selection, select_pairs, split_subjects
+from unscanned.datasets.pairs import Selection, select_pairs
+from unscanned.datasets.split import split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import check_apart, write_json

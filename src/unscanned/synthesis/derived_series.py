@@ -28,25 +28,12 @@ __all__ = ["write_dicom"]
 # else, such as the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
 _SHARED = (
     *IDENTITY,
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "SliceThickness",
-    "SpacingBetweenSlices",
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
+    *("SliceThickness", "SpacingBetweenSlices"),
 )
 _MAY_BE_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "SliceThickness",
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName", "SliceThickness"),
 )
 _UNEXPLAINED = 1e-5
 """Largest share of the variance of the scan's voxels within slices that a linear function of the series' voxels may

@@ -89,7 +89,7 @@ class Chain:
             for settings in (model.settings, self.run.settings)
         )
         facts = model.provenance
-        scans = [{key: case.facts[key] for key in ("case", "source", "target")} for case in self.run.training]
+        scans = [case.scans for case in self.run.training]
         validation = [case.name for case in self.run.validation]
         same = facts["training_cases"] == scans and facts["validation_cases"] == validation
         if found != wanted or not same:

@@ -55,8 +55,8 @@ def context_volumes(
 def _made_from(run: TrainingRun, network: nn.Module, case: Case, volumes: Mapping[str, np.ndarray]) -> str:
     """Return 16 digits of all that decides what a stage makes of a case, but for settings, which a run keeps."""
     given: dict[str, Any] = {
-        "source": case.facts["source"]["sha256"],
-        "frame": case.facts["frame"],
+        "source": case.facts.source.sha256,
+        "frame": case.facts.frame,
         "intensities": dataclasses.asdict(run.normalization),
         "weights": weights_digest(network),
     }

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unscanned.datasets.pairs import Pair, select_pairs, split_subjects
+from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.datasets.split import split_subjects
 from unscanned.errors import DatasetError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import check_apart, lock, remove_partials, sha256
 from unscanned.machine import device as devices
@@ -159,7 +160,7 @@ def train(
         prepared, refused = prepare(
             used,
             cache or folder / "prepared",
-            **settings.prepare.model_dump(),
+            settings.prepare,
             progress=interruptible(progress, should_stop, folder),
         )
         failures = {**found.ambiguous, **refused}
@@ -208,7 +209,7 @@ def _maps_a_case(settings: Settings) -> int:
 def _refuse_copies(prepared: list[Case], test: list[Pair]) -> None:
     """Refuse a file that two subjects have, or a target that is its own source: any score would be worthless."""
     found = [
-        (case.facts[scan]["sha256"], case.subject, case.name, scan)
+        (getattr(case.facts, scan).sha256, case.subject, case.name, scan)
         for case in prepared
         for scan in ("source", "target")
     ]

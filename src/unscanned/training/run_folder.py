@@ -75,14 +75,14 @@ def save_run_model(
     """Write the model of a run, unless it is there already, and return its folder."""
     provenance = {
         "made": utc_now(),
-        "training_cases": [{key: case.facts[key] for key in ("case", "source", "target")} for case in run.training],
+        "training_cases": [case.scans for case in run.training],
         "validation_cases": [case.name for case in run.validation],
         "left_out": {case: str(error) for case, error in failures.items()},
         "incomplete": dict(incomplete),
         "stages": chain.results,
         "environment": environment(run.device),
     }
-    profile = ContrastProfile.of([case.appearance for case in run.training])
+    profile = ContrastProfile.of([case.facts.appearance for case in run.training])
     model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
     folder = run.folder / "model"
     if not _is_saved(model, folder):

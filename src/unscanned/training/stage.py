@@ -193,4 +193,4 @@ def digest_of(*arrays: np.ndarray) -> str:
 
 
 def _hashes(case: Case) -> str:
-    return " ".join(str(case.facts[scan]["sha256"])[:16] for scan in ("source", "target"))
+    return f"{case.facts.source.sha256[:16]} {case.facts.target.sha256[:16]}"
