@@ -116,7 +116,8 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
         case "less_than" | "less_than_equal":
             what = f"must be {'below' if 'lt' in bounds else 'at most'} {next(iter(bounds.values()))}"
         case "value_error":
-            return {"what": str(bounds["error"]), "found": repr(failure["input"])}
+            found = repr(failure["input"])
+            return {"what": str(bounds["error"]), "found": found if len(found) < 200 else None}
         case _:
             return {"what": "a value of the wrong kind", "found": repr(failure["input"]), "expected": describe(hint)}
     return {"what": what, "found": failure["input"]}

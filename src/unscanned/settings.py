@@ -234,6 +234,14 @@ class Settings(Schema):
     context: Context = Context()
     synthesis: Synthesis = Synthesis()
 
+    def change(self, **tables: Mapping[str, Any]) -> Settings:
+        """Return these settings with some values in place of theirs, such as `change(training={"epochs": 3})`.
+
+        Raises:
+            SettingsError: As for `read_settings`.
+        """
+        return read_settings(tables, where="change", below=self)
+
 
 def is_contrast(name: object) -> bool:
     """Return whether a contrast's name may stand in a file name: not blank, no separator of paths, nothing unprintable.

@@ -3,8 +3,6 @@
 The CPU's turn is the check that the tests themselves work; `make gpu` gives a GPU its turn.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -56,8 +54,7 @@ def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
 
 def test_a_run_trains_and_resumes(device, tiny_dataset, tiny_settings, tiny_run, tmp_path):
     def settings(epochs):
-        training = dataclasses.replace(tiny_settings.training, device=device, epochs=epochs)
-        return dataclasses.replace(tiny_settings, training=training)
+        return tiny_settings.change(training={"device": device, "epochs": epochs})
 
     run = tmp_path / "run"
     train(tiny_dataset, run, settings(1))

@@ -11,6 +11,7 @@ from torch import nn
 from unscanned.errors import SettingsError
 from unscanned.models.generators import FastGenerator, NieGenerator, Residual, small
 from unscanned.models.streaming import Stream
+from unscanned.settings import Synthesis
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.whole_volume import check_network, map_volume, plan
 
@@ -87,7 +88,7 @@ def test_a_chain_maps_volume_after_volume():
     source = volume(12, 14, 16)
     by_hand = untiled(second, np.stack([source, untiled(first, source[None])]))
     for context in ("volume", "patch"):
-        result = chain(source, [first, second], mode="volume", context=context)
+        result = chain(source, [first, second], Synthesis(mode="volume"), context=context)
         assert relative(result, by_hand) < 1e-5
     patches = PatchChain([first, second])
     with torch.inference_mode():

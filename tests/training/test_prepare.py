@@ -8,7 +8,8 @@ from nifti_files import write_nifti
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError, ResourceError
-from unscanned.settings import Prepare, short_digest
+from unscanned.files import short_digest
+from unscanned.settings import Prepare
 from unscanned.training.prepare import Case, _known, normalization, prepare, prepare_pair
 from unscanned.volumes.grid import Frame
 from unscanned.volumes.intensity import head_mask

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import resource
 import shutil
@@ -24,14 +23,8 @@ from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 
-def change(settings, **tables):
-    """Return the settings with other values in some tables."""
-    values = {name: dataclasses.replace(getattr(settings, name), **changes) for name, changes in tables.items()}
-    return dataclasses.replace(settings, **values)
-
-
 def chained(settings, **context):
-    return change(settings, context={"stages": 2, **context})
+    return settings.change(context={"stages": 2, **context})
 
 
 def weights(run):
@@ -104,7 +97,7 @@ def test_the_same_settings_train_the_same_model_bit_for_bit(tiny_run, tiny_datas
 
 
 def test_another_seed_trains_another_model(tiny_run, tiny_dataset, tiny_settings, tmp_path):
-    train(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"seed": 2}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"seed": 2}))
     assert weights(tmp_path / "run") != weights(tiny_run)
 
 
@@ -139,8 +132,7 @@ def test_after_a_scan_was_corrected_the_stages_that_the_messages_name_make_the_m
     stages, tiny_dataset, tiny_settings, tmp_path
 ):
     dataset, run = shutil.copytree(tiny_dataset, tmp_path / "dataset"), tmp_path / "run"
-    settings = change(
-        tiny_settings,
+    settings = tiny_settings.change(
         context={"stages": stages},
         split={"train": 3, "validation": 1, "test": 0},
         training={"epochs": 1, "steps_per_epoch": 2},
@@ -175,14 +167,14 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_run, tiny_dataset, tiny
     with pytest.raises(Interrupted):
         train(tiny_dataset, tmp_path / "run", tiny_settings, should_stop=StopAfter(stop))
     assert not (tmp_path / "run" / "model").exists()
-    train(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"workers": 1}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"workers": 1}))
     assert_same_training(tmp_path / "run", tiny_run)
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dataset, tiny_settings, tmp_path):
-    longer = change(tiny_settings, training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
+    longer = tiny_settings.change(training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
     (tmp_path / "settings.toml").write_text(to_toml(longer))
     command = ["train", tiny_dataset, "--preset", "demo", "--settings", tmp_path / "settings.toml"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -203,7 +195,7 @@ def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dat
 @pytest.mark.filterwarnings("ignore:.*(further from the target|discriminator is always right)")
 def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tiny_settings, tmp_path):
     """A learning rate that ruins the generator makes an early epoch the best."""
-    ruinous = change(tiny_settings, training={"epochs": 3, "steps_per_epoch": 1, "learning_rate": 1.0, "seed": 0})
+    ruinous = tiny_settings.change(training={"epochs": 3, "steps_per_epoch": 1, "learning_rate": 1.0, "seed": 0})
     trained = train(tiny_dataset, tmp_path / "run", ruinous)
     validations = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "validation"]
     best = max(validations, key=lambda event: event["psnr"])
@@ -217,13 +209,13 @@ def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tin
 
 
 def test_without_validation_subjects_the_last_epoch_is_the_model(tiny_dataset, tiny_settings, tmp_path):
-    trained = train(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"validation": 0}))
+    trained = train(tiny_dataset, tmp_path / "run", tiny_settings.change(split={"validation": 0}))
     assert trained.stages[0]["best"]["epoch"] == 2
     assert training_curves({"run": tmp_path / "run"}).startswith(b"\x89PNG")
 
 
 def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
-    train(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"epochs": 1}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"epochs": 1}))
     short = weights(tmp_path / "run")
     train(tiny_dataset, tmp_path / "run", tiny_settings)
     assert_same_training(tmp_path / "run", tiny_run)
@@ -233,7 +225,7 @@ def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, ti
 def test_fewer_epochs_than_a_run_has_had_are_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"beyond the last epoch; found step 6, expected at most 3"):
-        train(tiny_dataset, run, change(tiny_settings, training={"epochs": 1}))
+        train(tiny_dataset, run, tiny_settings.change(training={"epochs": 1}))
     assert weights(run) == weights(tiny_run)
     train(tiny_dataset, run, tiny_settings)
     assert_same_training(run, tiny_run)
@@ -267,23 +259,23 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
     names = ("split.json", "log.jsonl", "model/model.json", "model/model.safetensors")
     before = [(tmp_path / "run" / name).read_bytes() for name in names]
     with pytest.raises(CheckpointError, match=words):
-        train(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert [(tmp_path / "run" / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.parametrize("tables", [{"generator": {"name": "nei"}}, {"discriminator": {"name": "patchgan"}}])
 def test_a_network_that_is_not_known_leaves_no_folder_behind(tiny_dataset, tiny_settings, tmp_path, tables):
     with pytest.raises(SettingsError, match="nie, small"):
-        train(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert not (tmp_path / "run").exists()
 
 
 def test_patches_that_a_u_net_cannot_halve_are_refused_before_any_work(tiny_dataset, tiny_settings, tmp_path):
     pytest.importorskip("monai")
-    odd = change(tiny_settings, generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
+    odd = tiny_settings.change(generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
     with pytest.raises(SettingsError, match=r"training\.patch: .*found 12 with .*expected a multiple of 8"):
         train(tiny_dataset, tmp_path / "run", odd)
-    wide = change(tiny_settings, generator={"name": "unet"}, training={"patch": 16, "context": 3})
+    wide = tiny_settings.change(generator={"name": "unet"}, training={"patch": 16, "context": 3})
     with pytest.raises(SettingsError, match=r"found 16 and 3 around it with .*expected a multiple of 8 in all"):
         train(tiny_dataset, tmp_path / "run", wide)
     assert not (tmp_path / "run").exists()
@@ -302,13 +294,13 @@ def test_a_way_to_convolve_that_cannot_be_is_refused_before_any_work(
     if tables["generator"].get("name") == "unet":
         pytest.importorskip("monai")
     with pytest.raises(SettingsError, match=reason):
-        train(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert not (tmp_path / "run").exists()
 
 
 def test_too_few_subjects_are_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
     with pytest.raises(DatasetError, match="4 subjects"):
-        train(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"train": 9}))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(split={"train": 9}))
 
 
 def test_a_subject_that_is_refused_is_left_out_and_named(tiny_dataset, tiny_settings, tiny_run, tmp_path):
@@ -348,7 +340,7 @@ def test_validation_subjects_that_are_all_refused_end_it_before_hours_of_work(
 def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(
     tiny_dataset, tiny_settings, tmp_path, monkeypatch
 ):
-    brief = change(tiny_settings, training={"epochs": 1, "steps_per_epoch": 1})
+    brief = tiny_settings.change(training={"epochs": 1, "steps_per_epoch": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
@@ -370,7 +362,7 @@ def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(
 
 
 def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):
-    train(tiny_dataset, tmp_path / "run", change(tiny_settings, loss={"adversarial": 0.0}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(loss={"adversarial": 0.0}))
     assert not any(name.startswith("discriminator") for name in last_checkpoint(tmp_path / "run"))
     assert not {"d_loss", "adversarial"} & set(events(tmp_path / "run")[0])
 
@@ -430,12 +422,12 @@ def test_the_second_stage_trains_on_source_and_context_and_the_model_holds_both(
     assert len([event for event in events(chain_run / "stage-2") if event["event"] == "step"]) == 6
 
 
-@pytest.mark.parametrize("options", [{}, {"input": "patch"}])
+@pytest.mark.parametrize("options", [{}, {"input": "patch", "training_input": "in_sample"}])
 def test_a_stage_does_not_go_on_with_what_another_first_stage_makes(options, tiny_dataset, tiny_settings, tmp_path):
     settings = chained(tiny_settings, **options)
     run, longer = tmp_path / "run", tmp_path / "longer"
     train(tiny_dataset, run, settings)
-    train(tiny_dataset, longer, change(settings, training={"epochs": 1}))
+    train(tiny_dataset, longer, settings.change(training={"epochs": 1}))
     facts = [json.loads((folder / "model" / "model.json").read_text()) for folder in (run, longer)]
     assert [model["provenance"]["stages"][0]["best"]["epoch"] for model in facts] == [2, 1]
     with pytest.raises(CheckpointError, match=r"earlier stages'.* now .*remove this stage's folder"):
@@ -476,7 +468,7 @@ def test_a_first_stage_that_is_there_already_is_the_one_that_would_be_trained(
 
 @pytest.mark.parametrize("tables", [{"training": {"seed": 2}}, {"split": {"seed": 5}}, {"loss": {"gdl": 0.0}}])
 def test_a_first_stage_of_another_training_is_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path, tables):
-    other = chained(change(tiny_settings, **tables))
+    other = chained(tiny_settings.change(**tables))
     with pytest.raises(CheckpointError, match="first stage"):
         train(tiny_dataset, tmp_path / "run", other, first_stage=tiny_run / "model")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from unscanned.errors import CheckpointError
 from unscanned.formats.record import Record
 from unscanned.settings import Settings, decisive, read_settings
 
-__all__ = ["CheckpointRecord"]
+__all__ = ["CheckpointRecord", "comparable"]
 
 
 class CheckpointRecord(Record):
@@ -38,10 +39,18 @@ class CheckpointRecord(Record):
     @classmethod
     def upgrade(cls, content: Any) -> Any:
         """Leave out of the identity what stands at its default, and call settings what they are called now."""
-        if not isinstance(content, Mapping) or not isinstance(content.get("identity"), Mapping):
-            return content
-        given = content["identity"]
-        settings = {table: values for table, values in given.items() if table in Settings.model_fields}
-        rest = {table: values for table, values in given.items() if table not in settings}
-        known = decisive(read_settings(settings, where="settings of the checkpoint", error=CheckpointError))
-        return {**content, "format": cls.version, "identity": {**known, **rest}}
+        if isinstance(content, Mapping) and isinstance(content.get("identity"), Mapping):
+            return {**content, "format": cls.version, "identity": comparable(content["identity"])}
+        return content
+
+
+def comparable(identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return an identity without the settings that stand at their default, by their present names.
+
+    Raises:
+        CheckpointError: A setting that this release does not know.
+    """
+    settings = {table: values for table, values in identity.items() if table in Settings.model_fields}
+    rest = {table: values for table, values in identity.items() if table not in settings}
+    known = decisive(read_settings(settings, where="settings of the checkpoint", error=CheckpointError))
+    return {**known, **json.loads(json.dumps(rest))}

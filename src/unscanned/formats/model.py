@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from unscanned.contrast.check import ContrastProfile
 from unscanned.formats.record import Record
 from unscanned.volumes.intensity import Normalization
 
 __all__ = ["ModelRecord"]
+
+_TABLES = ("data", "prepare", "generator", "discriminator", "loss", "training", "context", "synthesis")
 
 
 class ModelRecord(Record):
@@ -34,6 +36,14 @@ class ModelRecord(Record):
     fingerprint: ContrastProfile | None = None
     "What the source contrast looked like in training; older models do not know."
     settings: dict[str, Any]
-    "Settings of the training, read through `read_settings`."
+    "Settings of the training, read through `read_settings`; format 2 has had all tables from its first release."
     provenance: dict[str, Any] = Field({})
     "Training cases, epochs, scores, software: what does not decide what the model makes."
+
+    @field_validator("settings")
+    @classmethod
+    def _are_whole(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        missing = [table for table in _TABLES if table not in settings]
+        if missing:
+            raise ValueError(f"tables of the settings are missing: {', '.join(missing)}")
+        return settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_pascal
 
 from unscanned.formats.record import Record
@@ -16,7 +16,7 @@ __all__ = ["STAMP", "InputContrast", "Intensity", "ModelFacts", "Sidecar", "Sour
 STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
 "What every synthetic volume, picture and page says of itself."
 
-_PASCAL = ConfigDict(alias_generator=to_pascal, populate_by_name=True)
+_PASCAL = ConfigDict(extra="ignore", alias_generator=to_pascal, populate_by_name=True)
 
 
 class _Table(Schema):
@@ -68,12 +68,14 @@ class InputContrast(_Table):
 class Intensity(Schema):
     """How voxels become z-scores: z = (voxel / scale - mean) / std."""
 
-    scale: float = Field(gt=0)
+    model_config = ConfigDict(extra="ignore")
+
+    scale: float
     "Voxel that is 1 in unit scale."
     mean: float
     "Of the training targets in unit scale."
-    std: float = Field(gt=0)
-    percentile: float | None = Field(None, gt=0, le=100)
+    std: float
+    percentile: float | None = None
     "Inside the head, of the training targets, that became 1; None where the sidecar does not say."
     source_scale: float | None = None
     "Voxel of the source that is 1 in unit scale."
@@ -81,6 +83,8 @@ class Intensity(Schema):
 
 class SynthesisFacts(Schema):
     """The settings of synthesis that decide the result."""
+
+    model_config = ConfigDict(extra="ignore")
 
     mode: Literal["patches", "volume"]
     crop: Literal["auto", "always", "never"] = "never"
@@ -93,7 +97,7 @@ class SynthesisFacts(Schema):
 class Sidecar(Record):
     """What a sidecar says; what others add to it is left alone."""
 
-    model_config = ConfigDict(extra="ignore", alias_generator=to_pascal, populate_by_name=True)
+    model_config = _PASCAL
 
     kind: ClassVar[str] = "sidecar"
     version: ClassVar[int] = 1
@@ -123,3 +127,11 @@ class Sidecar(Record):
     "Digest of scan, model and settings of synthesis."
     sha256: str
     "Of the volume's file."
+
+    @field_validator("environment")
+    @classmethod
+    def _counts_threads(cls, environment: dict[str, Any]) -> dict[str, Any]:
+        threads = environment.get("threads", 1)
+        if type(threads) is not int or threads < 1:
+            raise ValueError("the number of threads must be a positive integer")
+        return environment

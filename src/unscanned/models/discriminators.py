@@ -69,7 +69,9 @@ def small(patch: int = 32, *, slope: float = 0.2) -> NieDiscriminator:
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {"nie": NieDiscriminator, "small": small}
 
 
-def build(name: str, *, patch: int = 32, slope: float = 0.2, initialization: str = "xavier_uniform") -> nn.Module:
+def build(
+    name: str, *, patch: int = 32, slope: float = 0.2, initialization: str = "xavier_uniform", options: object = None
+) -> nn.Module:
     """Return the discriminator of that name, with fresh weights from torch's global random state.
 
     Raises:

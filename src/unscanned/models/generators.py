@@ -298,6 +298,7 @@ def build(
     initialization: str = "xavier_uniform",
     output: str = "linear",
     convolution: str = "auto",
+    options: object = None,
 ) -> nn.Module:
     """Return the generator of that name, with fresh weights from torch's global random state.
 

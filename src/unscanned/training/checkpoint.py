@@ -7,7 +7,6 @@ is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from unscanned.errors import CheckpointError
 from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
-from unscanned.formats.checkpoint import CheckpointRecord
+from unscanned.formats.checkpoint import CheckpointRecord, comparable
 from unscanned.settings import difference
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint", "state"]
@@ -99,7 +98,7 @@ def save_checkpoint(
     folder = Path(folder)
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, safetensors.torch.save(tensors))
-    record = CheckpointRecord(step=step, sha256=sha256(path), identity=_json(identity), **facts)
+    record = CheckpointRecord(step=step, sha256=sha256(path), identity=comparable(identity), **facts)
     write_sealed(path.with_suffix(".json"), record.to_json())
     manifests = {int(old.stem.removeprefix("step-")): old for old in sorted(folder.glob("step-*.json"))}
     earlier = [number for number in manifests if number < step]
@@ -120,7 +119,7 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
         CheckpointError: Checkpoints are there, but all are damaged, they belong to other settings or data, or they are
             pickles.
     """
-    folder = Path(folder)
+    folder, wanted = Path(folder), comparable(identity)
     manifests = sorted(folder.glob("step-*.json"), reverse=True)
     warnings: list[str] = []
     for manifest in manifests:
@@ -131,8 +130,8 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
             content = manifest.with_suffix(".safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != facts.sha256:
                 raise ValueError("its hash differs from the manifest's")
-            if facts.identity != _json(identity):
-                raise _other(manifest, facts.identity, _json(identity))
+            if facts.identity != wanted:
+                raise _other(manifest, facts.identity, wanted)
             return Checkpoint(facts.step, safetensors.torch.load(content), facts, tuple(warnings))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             warnings.append(f"{manifest.stem} passed over: {error}")
@@ -166,10 +165,6 @@ def _refuse_pickles(folder: Path) -> None:
                 expected="step-*.safetensors with its step-*.json",
                 do="Remove it, or train into another folder.",
             )
-
-
-def _json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(identity)))
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

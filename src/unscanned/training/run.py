@@ -61,7 +61,6 @@ def check_settings(settings: Settings) -> torch.device:
             device lacks the precision, or the generator the mode of synthesis or the way to convolve.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
-    check(settings)
     device = devices.choose(settings.training.device, threads=settings.training.threads)
     for table, precision in (
         ("synthesis", settings.synthesis.precision),
@@ -78,6 +77,7 @@ def check_settings(settings: Settings) -> torch.device:
     _check_patch(settings, generators.inner(generator))
     if settings.synthesis.mode == "volume":
         check_network(generator)
+    check(settings)
     return device
 
 

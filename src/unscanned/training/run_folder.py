@@ -44,7 +44,7 @@ def _read_own(path: Path, what: str, understand: Callable[[Any], T]) -> T:
     """Return what an earlier call wrote into the run's folder."""
     try:
         return understand(read_json(path))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, CheckpointError) as error:
         raise CheckpointError(
             f"the {what} of the run in this folder cannot be read",
             where=path,
