@@ -7,29 +7,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.tables import mean_sd
 from unscanned.files import read_json
+from unscanned.formats.evaluation import Comparison, EvaluationRecord, read_evaluation
 
-METRICS = {"mae": 3, "psnr_nie": 2, "psnr": 2, "ssim": 3}
 
-
-def scores_table(evaluation: dict[str, Any], region: str) -> str:
+def scores_table(evaluation: EvaluationRecord, region: str) -> str:
     """Return mean (SD) of every arm, and its paired differences in `psnr` from the baselines, as a Markdown table."""
     against = {
-        (row["arm"], row["against"]): row
-        for row in evaluation["comparisons"]
-        if row["region"] == region and row["metric"] == "psnr"
+        (row.arm, row.against): row for row in evaluation.comparisons if row.region == region and row.metric == "psnr"
     }
-    lines = [
-        "| arm | MAE | `psnr_nie`, dB | `psnr`, dB | SSIM | n | `psnr` minus the source's | minus the regression's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for arm, regions in evaluation["arms"].items():
-        cells = [_cell(regions[region][name], digits) for name, digits in METRICS.items()]
+    shown = {
+        name: metric for name, metric in METRICS.items() if metric.in_short_tables and name in evaluation.definitions
+    }
+    headings = [f"{metric.heading}, {metric.unit}".removesuffix(", ") for metric in shown.values()]
+    header = ["arm", *headings, "n", "`psnr` minus the source's", "minus the regression's"]
+    rows = [header, ["---"] * len(header)]
+    for arm, regions in evaluation.arms.items():
+        cells = [mean_sd(regions[region][name], metric.digits) for name, metric in shown.items()]
         gains = [_gain(against.get((arm, baseline))) for baseline in ("source", "regression")]
-        lines.append(f"| {arm} | {' | '.join([*cells, str(regions[region]['mae']['n']), *gains])} |")
-    return "\n".join(lines)
+        rows.append([arm, *cells, str(regions[region]["psnr"].n), *gains])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def training_table(run: Path, arms: list[str]) -> str:
@@ -44,26 +44,19 @@ def training_table(run: Path, arms: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _cell(summary: dict[str, Any], digits: int) -> str:
-    if summary["mean"] is None:
-        return "-"
-    spread = "" if summary["sd"] is None else f" ({summary['sd']:.{digits}f})"
-    return f"{summary['mean']:.{digits}f}{spread}"
-
-
-def _gain(row: dict[str, Any] | None) -> str:
-    if row is None or row["difference"] is None:
+def _gain(row: Comparison | None) -> str:
+    if row is None or row.difference is None:
         return ""
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['difference']:+.2f}{interval}"
+    interval = "" if row.low is None else f" [{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{row.difference:+.2f}{interval}"
 
 
 def main(run: Path) -> None:
     """Print the tables of one run."""
-    evaluation = read_json(run / "evaluation" / "evaluation.json")
-    for region in ("head", "volume"):
-        print(f"{evaluation['regions'][region]}\n\n{scores_table(evaluation, region)}\n")
-    print(training_table(run, list(evaluation["folders"])))
+    evaluation = read_evaluation(run / "evaluation")
+    for region, words in evaluation.regions.items():
+        print(f"{words}\n\n{scores_table(evaluation, region)}\n")
+    print(training_table(run, list(evaluation.folders)))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_the_mae_is_that_of_z_scores_with_the_sidecars_constants(evaluated, coho
 
 def test_the_json_holds_summaries_comparisons_and_definitions(evaluated):
     content = json.loads((evaluated.folder / "evaluation.json").read_text())
-    assert content == evaluated.content
+    assert content == evaluated.content.to_json()
     summary = content["arms"]["good"]["head"]["mae"]
     scored = list(values(evaluated, "good", "head", "mae").values())
     assert summary == pytest.approx({"mean": np.mean(scored), "sd": np.std(scored, ddof=1), "n": 3, "of": 3})
@@ -79,11 +79,11 @@ def test_the_json_holds_summaries_comparisons_and_definitions(evaluated):
 
 def test_a_difference_is_that_of_the_arm_minus_what_it_is_compared_with(evaluated):
     row = next(
-        row for row in evaluated.content["comparisons"]
-        if (row["arm"], row["against"], row["region"], row["metric"]) == ("poor", "good", "head", "mae")
+        row for row in evaluated.content.comparisons
+        if (row.arm, row.against, row.region, row.metric) == ("poor", "good", "head", "mae")
     )  # fmt: skip
-    assert row["difference"] > 0
-    assert row["low"] < row["difference"] < row["high"]
+    assert row.difference > 0
+    assert row.low < row.difference < row.high
 
 
 def test_the_tables_read_back(evaluated):
@@ -179,8 +179,8 @@ def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constan
     write_synthetic(tmp_path / "arm", "sub-02", 17 * target, sidecar=False)
     evaluation = evaluate(raw, {"other": tmp_path / "arm"}, tmp_path / "out")
     assert values(evaluation, "other", "head", "mae")["sub-02"] == pytest.approx(0, abs=1e-5)
-    assert any("no intensity constants" in text for text in evaluation.content["warnings"])
-    assert evaluation.content["constants"]["mean"] is None
+    assert any("no intensity constants" in text for text in evaluation.content.warnings)
+    assert evaluation.content.constants.mean is None
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +208,12 @@ def test_an_arm_at_another_percentile_is_refused_and_both_are_named(cli, cohort,
     assert "found first: 97, second: 99.9" in done.stderr
     with pytest.raises(SettingsError, match=r"found first: 97, expected 99\.9, as given"):
         evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=99.9)
-    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content["percentile"] == 97
+    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content.percentile == 97
 
 
 def test_without_a_percentile_in_any_sidecar_it_is_99_9_or_the_one_that_is_given(cohort, evaluated, tmp_path):
-    assert evaluated.content["percentile"] == 99.9
-    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content["percentile"] == 97
+    assert evaluated.content.percentile == 99.9
+    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content.percentile == 97
 
 
 def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp_path):
@@ -232,9 +232,9 @@ def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp
     assert str(broken) in failed["sub-02"]
     assert "cannot be used" in failed["sub-03"]
     assert "missing" in failed["sub-04"]
-    assert evaluation.content["arms"]["odd"]["head"]["mae"]["n"] == 1
-    assert evaluation.content["arms"]["odd"]["head"]["mae"]["of"] == 4
-    assert evaluation.content["arms"]["good"]["head"]["mae"]["n"] == 4
+    assert evaluation.content.arms["odd"]["head"]["mae"].n == 1
+    assert evaluation.content.arms["odd"]["head"]["mae"].of == 4
+    assert evaluation.content.arms["good"]["head"]["mae"].n == 4
     table = (tmp_path / "out" / "scores.csv").read_text()
     assert table.count("failed") == 3
 
@@ -271,7 +271,7 @@ def test_a_perfect_volume_has_no_number_in_json_where_its_psnr_is_infinite(cohor
     write_oriented(tmp_path / "arm" / "sub-02_desc-synthetic_T2w.nii.gz", target)
     evaluation = evaluate(raw, {"same": tmp_path / "arm"}, tmp_path / "out")
     assert values(evaluation, "same", "head", "psnr")["sub-02"] == math.inf
-    assert evaluation.content["arms"]["same"]["head"]["psnr"]["mean"] is None
+    assert evaluation.content.arms["same"]["head"]["psnr"].mean is None
 
 
 def test_a_subject_that_was_trained_on_is_never_scored(cohort, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,8 @@ from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.files import read_json
+from unscanned.formats.sidecar import Intensity
+from unscanned.schema import read
 from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
@@ -23,7 +24,6 @@ from unscanned.volumes.nifti import Volume, read_volume
 __all__ = [
     "BASELINES",
     "Images",
-    "Intensity",
     "find_synthetic",
     "list_volumes",
     "load_images",
@@ -33,23 +33,6 @@ __all__ = [
 
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std.
-
-    Attributes:
-        scale: Voxel that is 1 in unit scale.
-        mean: Mean of the training targets in unit scale.
-        std: Their standard deviation in unit scale.
-        percentile: Percentile inside the head that became 1 in them; None where the sidecar does not say.
-    """
-
-    scale: float
-    mean: float
-    std: float
-    percentile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,24 +103,13 @@ def read_intensity(path: Path) -> Intensity | None:
     sidecar = sidecar_path(path)
     try:
         content = read_json(sidecar)
-        if "Intensity" not in content:
-            return None
-        table = content["Intensity"]
-        scale, mean, std = (float(table[name]) for name in ("scale", "mean", "std"))
-        values = Intensity(scale, mean, std, float(table["percentile"]) if "percentile" in table else None)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
-    finite = all(map(math.isfinite, (scale, mean, std)))
-    if not (finite and scale > 0 and std > 0 and (values.percentile is None or 0 < values.percentile <= 100)):
-        raise DatasetError(
-            "the sidecar's intensity constants cannot be used",
-            where=sidecar,
-            found=values,
-            expected="finite numbers with a positive scale and std, a percentile above 0 and up to 100",
-        )
-    return values
+    if not isinstance(content, dict) or "Intensity" not in content:
+        return None
+    return read(Intensity, content["Intensity"], where=f"{sidecar}: Intensity", noun="key", error=DatasetError)
 
 
 def load_images(
