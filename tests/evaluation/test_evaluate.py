@@ -230,7 +230,7 @@ def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp
     failed = {failure.case: failure.reason for failure in evaluation.failures}
     assert failed.keys() == {"sub-02", "sub-03", "sub-04"}
     assert str(broken) in failed["sub-02"]
-    assert "cannot be used" in failed["sub-03"]
+    assert "Intensity: scale: must be positive; found 0" in failed["sub-03"]
     assert "missing" in failed["sub-04"]
     assert evaluation.content.arms["odd"]["head"]["mae"].n == 1
     assert evaluation.content.arms["odd"]["head"]["mae"].of == 4

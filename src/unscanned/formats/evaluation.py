@@ -141,6 +141,7 @@ class EvaluationRecord(Record):
     kind: ClassVar[str] = "evaluation"
     version: ClassVar[int] = 1
     readable: ClassVar[tuple[int, ...]] = (1,)
+    is_plain: ClassVar[bool] = True
 
     unscanned: str | None = None
     "Release that wrote it; the first ones did not say."
