@@ -21,15 +21,7 @@ from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = [
-    "BASELINES",
-    "Images",
-    "find_synthetic",
-    "list_volumes",
-    "load_images",
-    "read_intensity",
-    "training_pair",
-]
+__all__ = ["BASELINES", "Images", "find_synthetic", "list_volumes", "load_images", "read_intensity", "training_pair"]
 
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."

@@ -99,6 +99,7 @@ def evaluate(
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
+    folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
     volumes = {arm: list_volumes(folder) for arm, folder in synthetic.items()}
@@ -111,7 +112,7 @@ def evaluate(
     if not files:
         raise DatasetError(
             "no case to score",
-            where=", ".join(map(str, synthetic.values())),
+            where=folders,
             expected=f"files such as {pairs[0].case}_desc-synthetic_{bids_suffix(target)}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
@@ -138,7 +139,7 @@ def evaluate(
         if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
-                where=", ".join(map(str, synthetic.values())),
+                where=folders,
                 found="; ".join(f"{failure.case}, {failure.arm}: {failure.reason}" for failure in failures[:3]),
             )
         if progress:

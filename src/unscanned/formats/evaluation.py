@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from unscanned.errors import DatasetError
 from unscanned.files import read_json
@@ -28,7 +28,9 @@ __all__ = [
     "read_evaluation",
 ]
 
-Number = Annotated[float, Field(allow_inf_nan=True)] | None
+_Finite = PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json")
+
+Number = Annotated[float, Field(allow_inf_nan=True), _Finite] | None
 "A score, infinite where two volumes are equal; JSON has no infinity, so the file has null there."
 
 
@@ -175,11 +177,6 @@ class EvaluationRecord(Record):
     regression: Curve | None
     "None where there was no subject to fit it on."
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON values that are written, with null in place of infinity and NaN."""
-        content: dict[str, Any] = _finite(self.model_dump())
-        return content
-
 
 def read_evaluation(folder: Path) -> EvaluationRecord:
     """Return what evaluation.json in a folder says.
@@ -195,11 +192,3 @@ def read_evaluation(folder: Path) -> EvaluationRecord:
             "the evaluation cannot be read", where=path, found=error, do="Run unscanned evaluate."
         ) from error
     return EvaluationRecord.load(content, where=path, error=DatasetError)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
