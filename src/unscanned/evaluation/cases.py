@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -132,26 +132,25 @@ def load_images(
     head = head_mask(target.array)
     unit = target.array / np.float32(head_scale(target.array, head, percentile))
     warnings = list(original.warnings)
-    failures: dict[str, str] = {}
-    makers: dict[str, Callable[[], np.ndarray]] = {}
-    source = None
+    source, arms, failures = None, {}, {}
+
+    def add(arm: str, make: Callable[..., np.ndarray], *given: Any) -> None:
+        try:
+            arms[arm] = make(*given)
+        except UnscannedError as error:
+            failures[arm] = str(error)
+
     try:
         array = _onto(target, read_volume(pair.source), resample)
         source = array / np.float32(head_scale(array, head, percentile))
     except UnscannedError as error:
         failures = dict.fromkeys(BASELINES if regression else BASELINES[:1], str(error))
     else:
-        makers["source"] = partial(source_as_target, source, unit, head)
+        add("source", source_as_target, source, unit, head)
         if regression:
-            makers["regression"] = partial(regression, source, head)
+            add("regression", regression, source, head)
     for arm, path in synthetic.items():
-        makers[arm] = partial(_read_synthetic, path, target, head, percentile, resample, warnings)
-    arms = {}
-    for arm, make in makers.items():
-        try:
-            arms[arm] = make()
-        except UnscannedError as error:
-            failures[arm] = str(error)
+        add(arm, _read_synthetic, path, target, head, percentile, resample, warnings)
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
     return Images(unit, source, head, arms, (i, j, k), failures, warnings)
 
