@@ -248,8 +248,9 @@ def say_scores(evaluation: Any) -> None:
     metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
     table = Table("arm", title="inside the head, mean (SD) over test subjects")
     for metric in metrics.values():
+        heading = f"{metric.heading}\n{metric.unit}".strip()
         # Not every terminal has arrows.
-        table.add_column(f"{metric.title if console.options.ascii_only else metric.heading}\n{metric.unit}".strip())
+        table.add_column(heading.encode("ascii", "ignore").decode() if console.options.ascii_only else heading)
     table.add_column("n")
     for arm, regions in evaluation.content.arms.items():
         summaries = regions["head"]
