@@ -10,17 +10,18 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Any
 
+from unscanned.evaluation.cases import BASELINES
+from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.tables import mean_sd
 from unscanned.files import read_json
+from unscanned.formats.evaluation import Comparison, EvaluationRecord, read_evaluation
 
-METRICS = {"mae": 3, "psnr": 2, "ssim": 3}
-"""The metrics of the printed table, and their digits; the CSV holds every metric of the evaluation."""
-
-BASELINES = ("source", "regression")
+SHOWN = {name: METRICS[name] for name in ("mae", "psnr", "ssim")}
+"""The metrics of the printed table; the CSV holds every metric of the evaluation."""
 
 
-def scores_table(evaluation: dict[str, Any], trained: dict[str, str]) -> str:
+def scores_table(evaluation: EvaluationRecord, trained: dict[str, str]) -> str:
     """Return each arm's training, its mean (SD) inside the head, and its paired gains in `psnr`, as Markdown.
 
     Args:
@@ -28,20 +29,16 @@ def scores_table(evaluation: dict[str, Any], trained: dict[str, str]) -> str:
         trained: The three cells of each arm that was trained: patches, best epoch, minutes.
     """
     against = {
-        (row["arm"], row["against"]): row
-        for row in evaluation["comparisons"]
-        if row["region"] == "head" and row["metric"] == "psnr"
+        (row.arm, row.against): row for row in evaluation.comparisons if row.region == "head" and row.metric == "psnr"
     }
-    lines = [
-        "| arm | patches | best epoch | minutes | MAE | `psnr`, dB | SSIM | `psnr` minus the source's "
-        "| minus the regression's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for arm, regions in evaluation["arms"].items():
-        cells = [_cell(regions["head"][name], digits) for name, digits in METRICS.items()]
+    headings = [f"{metric.heading}, {metric.unit}".removesuffix(", ") for metric in SHOWN.values()]
+    header = ["arm", "patches", "best epoch", "minutes", *headings, "PSNR minus the source's", "minus the regression's"]
+    rows = [header, ["---"] * len(header)]
+    for arm, regions in evaluation.arms.items():
+        cells = [mean_sd(regions["head"][name], metric.digits) for name, metric in SHOWN.items()]
         gains = [_gain(against.get((arm, baseline))) for baseline in BASELINES]
-        lines.append(f"| {arm} | {trained.get(arm, ' |  | ')} | {' | '.join([*cells, *gains])} |")
-    return "\n".join(lines)
+        rows.append([arm, trained.get(arm, " |  | "), *cells, *gains])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def trained_cells(run: Path, arm: str) -> str:
@@ -53,46 +50,37 @@ def trained_cells(run: Path, arm: str) -> str:
     return f"{patches} | {best} | {minutes}"
 
 
-def write_summary(evaluation: dict[str, Any], path: Path) -> None:
+def write_summary(evaluation: EvaluationRecord, path: Path) -> None:
     """Write a line for each arm, region and metric: mean, SD, n, and the paired gains over both baselines."""
-    against = {(row["arm"], row["against"], row["region"], row["metric"]): row for row in evaluation["comparisons"]}
+    against = {(row.arm, row.against, row.region, row.metric): row for row in evaluation.comparisons}
     gains = [f"minus_{baseline}{end}" for baseline in BASELINES for end in ("", "_low", "_high")]
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["arm", "region", "metric", "mean", "sd", "n", *gains])
-        for arm, regions in evaluation["arms"].items():
+        for arm, regions in evaluation.arms.items():
             for region, metrics in regions.items():
                 for metric, summary in metrics.items():
-                    rows = [against.get((arm, baseline, region, metric)) or {} for baseline in BASELINES]
-                    values = [row.get(key) for row in rows for key in ("difference", "low", "high")]
-                    table.writerow(
-                        [arm, region, metric, *map(_number, (summary["mean"], summary["sd"])), summary["n"]]
-                        + [_number(value) for value in values]
-                    )
+                    rows = [against.get((arm, baseline, region, metric)) for baseline in BASELINES]
+                    values = [getattr(row, key, None) for row in rows for key in ("difference", "low", "high")]
+                    numbers = [*map(_number, (summary.mean, summary.sd)), summary.n, *map(_number, values)]
+                    table.writerow([arm, region, metric, *numbers])
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _cell(summary: dict[str, Any], digits: int) -> str:
-    if summary["mean"] is None:
-        return "-"
-    spread = "" if summary["sd"] is None else f" ({summary['sd']:.{digits}f})"
-    return f"{summary['mean']:.{digits}f}{spread}"
-
-
-def _gain(row: dict[str, Any] | None) -> str:
-    if row is None or row["difference"] is None:
+def _gain(row: Comparison | None) -> str:
+    if row is None or row.difference is None:
         return ""
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['difference']:+.2f}{interval}"
+    interval = "" if row.low is None else f" [{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{row.difference:+.2f}{interval}"
 
 
 def main(run: Path, summary: Path | None = None) -> None:
     """Print the table of one run, and write its summary where a path is given."""
-    evaluation = read_json(run / "evaluation" / "evaluation.json")
-    print(scores_table(evaluation, {arm: trained_cells(run, arm) for arm in evaluation["folders"]}))
+    evaluation = read_evaluation(run / "evaluation")
+    print(scores_table(evaluation, {arm: trained_cells(run, arm) for arm in evaluation.folders}))
     if summary is not None:
         write_summary(evaluation, summary)
 

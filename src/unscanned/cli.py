@@ -511,7 +511,7 @@ def evaluate(
             progress=progress,
         )
     if json is not None:
-        write_json(json, result.content)
+        write_json(json, result.content.to_json())
     options.say_scores(result)
     options.say(f"scores         {result.folder}; next: unscanned report {result.folder} -o report.html")
     _raise_failed_scores(result)
@@ -592,7 +592,7 @@ def reproduce(
             should_stop=stop,
         )
     if json is not None:
-        write_json(json, result.evaluation.content)
+        write_json(json, result.evaluation.content.to_json())
     options.say_scores(result.evaluation)
     options.say(f"report         {result.report}")
     options.complain_of_incomplete(result.incomplete)

@@ -241,17 +241,22 @@ def say_scores(evaluation: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("arm", "MAE", "PSNR nie", "PSNR", "SSIM", "n", title="inside the head, mean (SD) over test subjects")
-    for arm in evaluation.arms:
-        cells = [evaluation.content["arms"][arm]["head"][name] for name in ("mae", "psnr_nie", "psnr", "ssim")]
-        table.add_row(escape(arm), *map(_cell, cells), str(cells[0]["n"]))
-    Console().print(table)
+    from unscanned.evaluation.metrics import METRICS
+    from unscanned.evaluation.tables import mean_sd
 
-
-def _cell(summary: Mapping[str, Any]) -> str:
-    if summary["mean"] is None:
-        return "-"
-    return f"{summary['mean']:.3f}" + (f" ({summary['sd']:.3f})" if summary["sd"] is not None else "")
+    console = Console()
+    metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
+    table = Table("arm", title="inside the head, mean (SD) over test subjects")
+    for metric in metrics.values():
+        heading = f"{metric.heading}\n{metric.unit}".strip()
+        # Not every terminal has arrows.
+        table.add_column(heading.encode("ascii", "ignore").decode() if console.options.ascii_only else heading)
+    table.add_column("n")
+    for arm, regions in evaluation.content.arms.items():
+        summaries = regions["head"]
+        cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
+        table.add_row(escape(arm), *cells, str(next(iter(summaries.values())).n))
+    console.print(table)
 
 
 def say_findings(

@@ -129,6 +129,9 @@ def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[S
     for number, key in enumerate(place):
         if not isinstance(key, str) and number == len(place) - 1:
             break
+        if typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+            continue
         inner = [part for part in (hint, *typing.get_args(hint)) if _is_schema(part) or dataclasses.is_dataclass(part)]
         if not inner or not isinstance(key, str):
             hint = inner[0] if inner else None

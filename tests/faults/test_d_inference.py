@@ -105,7 +105,7 @@ def test_d03_a_case_that_failed_stands_in_the_tables_and_the_report_with_its_rea
     assert "cut short" in result.failures[0].reason
     page = write_report(result.folder, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "cut short" in page
-    assert result.content["arms"]["good"]["head"]["mae"]["n"] == 1
+    assert result.content.arms["good"]["head"]["mae"].n == 1
 
 
 def test_d04_a_disk_full_at_an_output_is_exit_7_and_what_was_there_still_loads(

@@ -24,6 +24,8 @@ class Record(Schema):
     "Number of the format that is written."
     readable: ClassVar[tuple[int, ...]]
     "Numbers of the formats that are read."
+    is_plain: ClassVar[bool] = False
+    "Whether it holds neither dataclasses nor tuples. Only then may a name in it be no text, as a file's may be."
 
     format: int = 1
 
@@ -52,7 +54,7 @@ class Record(Schema):
                 do="Use the release that made it, or make it again with this one.",
             )
         try:
-            return read(cls, cls.upgrade(content), where=str(where), noun="key", is_json=True, error=error)
+            return read(cls, cls.upgrade(content), where=str(where), noun="key", is_json=not cls.is_plain, error=error)
         except error as refusal:
             if writer is None:
                 raise

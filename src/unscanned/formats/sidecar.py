@@ -102,6 +102,7 @@ class Sidecar(Record):
     kind: ClassVar[str] = "sidecar"
     version: ClassVar[int] = 1
     readable: ClassVar[tuple[int, ...]] = (1,)
+    is_plain: ClassVar[bool] = True
 
     format: int = Field(1, alias="SidecarFormat")
     synthetic: bool = True
