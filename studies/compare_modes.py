@@ -23,7 +23,8 @@ from unscanned.files import write_json
 from unscanned.machine.device import choose
 from unscanned.machine.precision import autocast
 from unscanned.synthesis.context import chain
-from unscanned.synthesis.model import Model, load_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
 from unscanned.volumes.grid import frame, onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume
@@ -126,9 +127,9 @@ def _over_subjects(rows: list[dict[str, Any]], ways: list[str]) -> dict[str, Any
     for metric in METRICS:
         means = {way: subject_means((row["subject"], row[metric]) for row in rows if row["way"] == way) for way in ways}
         for way, values in means.items():
-            summary.setdefault(way, {})[metric] = vars(summarize(list(values.values()), of=len(values)))
+            summary.setdefault(way, {})[metric] = dict(summarize(list(values.values()), of=len(values)))
             if way != ways[0]:
-                difference.setdefault(way, {})[metric] = vars(compare(means[ways[0]], values))
+                difference.setdefault(way, {})[metric] = dict(compare(means[ways[0]], values))
     for way in ways:
         summary[way]["largest_error"] = max(row["error"] for row in rows if row["way"] == way)
     return {"summary": summary, "difference": difference}

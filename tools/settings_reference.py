@@ -59,7 +59,7 @@ def _presets() -> str:
     """Return what each preset is for, and what it changes."""
     plain = _flat(config.to_dict(config.Settings()))
     lines = [
-        " Presets",
+        "## Presets",
         "",
         "| preset | what it is | what it changes from the defaults |",
         "| --- | --- | --- |",
@@ -77,7 +77,7 @@ def _table(name: str, settings: Any, options: Any) -> str:
     """Return one table of settings."""
     hints, described = typing.get_type_hints(settings), typing.get_type_hints(options, include_extras=True)
     lines = [
-        f" [{name}]",
+        f"## [{name}]",
         "",
         settings.__doc__,
         "",

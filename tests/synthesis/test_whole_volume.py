@@ -12,6 +12,7 @@ from unscanned.errors import SettingsError
 from unscanned.models.generators import FastGenerator
 from unscanned.models.nie import NieGenerator, SmallGenerator
 from unscanned.models.wrappers import Residual
+from unscanned.settings import Synthesis
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.whole_volume import check_network, map_volume, plan
 
@@ -88,7 +89,7 @@ def test_a_chain_maps_volume_after_volume():
     source = volume(12, 14, 16)
     by_hand = untiled(second, np.stack([source, untiled(first, source[None])]))
     for context in ("volume", "patch"):
-        result = chain(source, [first, second], mode="volume", context=context)
+        result = chain(source, [first, second], Synthesis(mode="volume"), context=context)
         assert relative(result, by_hand) < 1e-5
     patches = PatchChain([first, second])
     with torch.inference_mode():

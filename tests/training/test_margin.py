@@ -1,16 +1,22 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from unscanned.datasets.pairs import Pair
+from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
 from unscanned.models.nie import SmallGenerator
+from unscanned.settings import Prepare
+from unscanned.training import optimizers
+from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
-from unscanned.training.loop import train_stage
+from unscanned.training.loop import Schedule, train_stage
 from unscanned.training.prepare import prepare_pair
+from unscanned.training.step import Step
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import write_volume
 
@@ -24,7 +30,7 @@ def prepared(folder):
     pair = Pair("01", None, folder / "source.nii.gz", folder / "target.nii.gz")
     for path in (pair.source, pair.target):
         write_volume(path, head + 20 * random.random(head.shape, np.float32) * (head > 0), np.eye(4))
-    return prepare_pair(pair, folder / "prepared", shape=(32, 32, 32))
+    return prepare_pair(pair, folder / "prepared", Prepare(shape=(32, 32, 32)))
 
 
 def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
@@ -42,15 +48,12 @@ def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
 def train(folder, batches, precision="float32"):
     torch.manual_seed(0)
     generator = SmallGenerator()
-    result = train_stage(
-        folder,
-        generator,
-        discriminators.build("small", patch=16),
-        batches,
-        lambda network: {},
-        epochs=1,
-        precision=precision,
-    )
+    discriminator = discriminators.build("small", patch=16)
+    with_adam = partial(optimizers.build, "adam", learning_rate=1e-4, betas=(0.5, 0.999))
+    adversary = Adversary(discriminator, with_adam(discriminator), precision)
+    loss = GeneratorLoss({"l1": 1.0, "gdl": 1.0})
+    step = Step(generator, with_adam(generator), loss, adversary, adversarial=0.5, precision=precision)
+    result = train_stage(folder, step, batches, lambda network: {}, Schedule(1))
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return generator, result, [event for event in events if event["event"] == "step"]
 

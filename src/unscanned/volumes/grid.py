@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import nibabel.processing
 import numpy as np
+from scipy import ndimage
 
 from unscanned.errors import DatasetError
 from unscanned.volumes.nifti import Volume, grid_difference, ras_grid
@@ -154,9 +155,8 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
 
 def _box(head: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the first and the last voxel of a mask along each axis in RAS+ order, (2, 3)."""
-    head = _to_ras(head, affine)
-    inside = [np.flatnonzero(head.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    return np.array([[found[0], found[-1]] for found in inside]).T
+    [extent] = ndimage.find_objects(_to_ras(head, affine), max_label=1)
+    return np.array([[along.start, along.stop - 1] for along in extent]).T
 
 
 def _to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
