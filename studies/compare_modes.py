@@ -23,7 +23,8 @@ from unscanned.files import write_json
 from unscanned.machine.device import choose
 from unscanned.machine.precision import autocast
 from unscanned.synthesis.context import chain
-from unscanned.synthesis.model import Model, load_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
 from unscanned.volumes.grid import frame, onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume

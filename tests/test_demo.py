@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from unscanned.datasets.pairs import find_pairs, split_subjects
+from unscanned.datasets.pairs import find_pairs
+from unscanned.datasets.split import split_subjects
 from unscanned.demo import demo
 from unscanned.errors import Interrupted
 

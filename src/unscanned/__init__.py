@@ -16,15 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unscanned.datasets.check import check_dataset
     from unscanned.datasets.ixi import fetch_ixi
-    from unscanned.datasets.pairs import check_dataset, find_pairs, split_subjects
+    from unscanned.datasets.pairs import find_pairs
+    from unscanned.datasets.split import split_subjects
     from unscanned.errors import UnscannedError
     from unscanned.evaluation.evaluate import evaluate
     from unscanned.report.page import write_report
     from unscanned.reproduce import reproduce
     from unscanned.settings import Settings, resolve
     from unscanned.simulation.simulate import simulate
-    from unscanned.synthesis.model import Model, load_model
+    from unscanned.synthesis.model import Model
+    from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs, synthesize
     from unscanned.training.run import train
     from unscanned.volumes.nifti import Volume, read_volume, write_volume
@@ -57,17 +60,17 @@ _HOMES = {
     "Settings": "settings",
     "UnscannedError": "errors",
     "Volume": "volumes.nifti",
-    "check_dataset": "datasets.pairs",
+    "check_dataset": "datasets.check",
     "evaluate": "evaluation.evaluate",
     "fetch_ixi": "datasets.ixi",
     "find_pairs": "datasets.pairs",
     "list_inputs": "synthesis.synthesize",
-    "load_model": "synthesis.model",
+    "load_model": "synthesis.model_file",
     "read_volume": "volumes.nifti",
     "reproduce": "reproduce",
     "resolve": "settings",
     "simulate": "simulation.simulate",
-    "split_subjects": "datasets.pairs",
+    "split_subjects": "datasets.split",
     "synthesize": "synthesis.synthesize",
     "train": "training.run",
     "write_report": "report.page",

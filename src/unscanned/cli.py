@@ -10,13 +10,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from unscanned import options
 from unscanned.errors import DatasetError, PartialFailure, UnscannedError
-from unscanned.options import Options
+from unscanned.options import HowOptions, Options
 from unscanned.progress import interruptible
 
 __all__ = ["app", "main"]
@@ -37,6 +37,7 @@ Json = Annotated[Path | None, Parameter(name="--json")]
 Preset = Annotated[str, Parameter(name=["--preset", "-p"])]
 File = Annotated[Path | None, Parameter(name="--settings")]
 Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
+How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative="")]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
@@ -181,7 +182,8 @@ def check(
     json
         Also write the findings to this file.
     """
-    from unscanned.datasets.pairs import check_dataset, survey
+    from unscanned.datasets.check import check_dataset
+    from unscanned.datasets.pairs import survey
 
     with options.progress() as progress:
         findings = check_dataset(
@@ -252,16 +254,14 @@ def prepare(
     resolved = options.resolve(preset, settings, given)
     if dry_run:
         return options.say_settings(resolved)
-    from dataclasses import asdict
-
     from unscanned.datasets.pairs import select_pairs
     from unscanned.files import check_apart
     from unscanned.training import prepare as module
 
     check_apart(dataset, out)
     with options.progress() as progress:
-        found = select_pairs(dataset, **asdict(resolved.data))
-        cases, failures = module.prepare(found.pairs, out, **asdict(resolved.prepare), progress=progress)
+        found = select_pairs(dataset, **resolved.data.model_dump())
+        cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
     options.say(f"{len(cases)} cases are prepared in {out}")
     options.complain_of_incomplete(found.incomplete)
     _raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))
@@ -300,10 +300,10 @@ def train(
     resolved = options.resolve(preset, settings, given)
     if dry_run:
         return options.say_settings(resolved)
-    from unscanned.training.run import train_run
+    from unscanned.training.run import train
 
     with options.computing(resolved.training.device) as (progress, stop):
-        trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
+        trained = train(dataset, out, resolved, progress=progress, should_stop=stop)
     options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
     options.complain_of_incomplete(trained.incomplete)
     _raise_partial(trained.failures, None)
@@ -316,12 +316,7 @@ def synthesize(
     inputs: Annotated[tuple[Path, ...], Parameter(negative="")],
     *,
     out: Out,
-    mode: Literal["patches", "volume"] | None = None,
-    crop: Literal["auto", "always", "never"] | None = None,
-    stride: int | None = None,
-    batch: int | None = None,
-    memory_mib: int | None = None,
-    precision: Literal["float32", "tf32", "bfloat16"] | None = None,
+    how: How = None,
     device: str = "auto",
     threads: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -341,20 +336,6 @@ def synthesize(
         Scans, BIDS datasets, IXI folders or CSV tables.
     out
         Folder; gets a BIDS derivative tree.
-    mode
-        patches averages overlapping patches, as in training; volume maps the volume whole, faster and another function.
-        Unset takes the model's own, and so do the next five.
-    crop
-        Whether to map the model's grid around the head alone, as in training, and leave the rest at 0; auto does so
-        where the whole head lies in that grid, and else maps the whole scan.
-    stride
-        Voxels between patches. Smaller is smoother and slower.
-    batch
-        Patches at a time.
-    memory_mib
-        MiB that mode volume may work in; the result does not depend on it.
-    precision
-        Arithmetic of the network; float32 is the reference.
     device
         auto, cpu, cuda or cuda:N.
     threads
@@ -366,7 +347,7 @@ def synthesize(
     """
     from unscanned.files import check_apart
     from unscanned.machine import device as devices
-    from unscanned.synthesis.model import load_model
+    from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
 
@@ -380,15 +361,10 @@ def synthesize(
             loaded,
             scans,
             out,
-            mode=mode,
-            crop=crop,
-            stride=stride,
-            batch=batch,
-            memory_mib=memory_mib,
-            precision=precision,
             overwrite=overwrite,
             force=force,
             progress=interruptible(progress, stop, out),
+            **options.overrides(how),
         )
     for path in result.written:
         options.say(str(path))

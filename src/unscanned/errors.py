@@ -5,6 +5,8 @@ A message has four parts: what went wrong, where, what was found against what wa
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = [
     "BusyError",
     "CheckpointError",
@@ -44,6 +46,10 @@ class UnscannedError(Exception):
     ) -> None:
         self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
         super().__init__(self._message())
+
+    def at(self, where: object) -> Self:
+        """Return this error as one that is about another place."""
+        return type(self)(self.what, where=where, found=self.found, expected=self.expected, do=self.do)
 
     def _message(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import signal
@@ -18,12 +17,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unscanned import settings as config
+from unscanned.datasets.split import read_split
 from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError
-from unscanned.files import read_json, write_json
+from unscanned.files import write_json
 from unscanned.machine.provenance import version
 from unscanned.progress import Progress
+from unscanned.schema import Schema
 
-__all__ = ["Layout", "Options", "Stop", "version"]
+__all__ = ["Layout", "Options", "Stop", "read_split", "version"]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
 
@@ -31,36 +32,27 @@ _SHOWN = 10
 "Cases that a line names before it only counts them."
 
 
-def _documentation() -> dict[str, dict[str, str]]:
-    """Return the string below each field of each class of `config`, which is where a field's meaning stands."""
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    found: dict[str, dict[str, str]] = {}
-    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        for field, text in zip(node.body, node.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found.setdefault(node.name, {})[ast.unparse(field.target)] = ast.literal_eval(text.value)
-    return found
-
-
-def _optional(settings: type, documentation: Mapping[str, Mapping[str, str]]) -> type:
-    """Return a twin of a settings class; its values are None until given on the command line."""
-    hints = typing.get_type_hints(settings)
+def _optional(settings: type[Schema]) -> Any:
+    """Return a twin of a schema as options of the command line; its values are None until given."""
     fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(settings):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            twin = _optional(typing.cast(type, hint), documentation)
-            fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
-        elif field.name != "preset":
-            text = documentation[settings.__name__][field.name]
+    for name, field in settings.model_fields.items():
+        hint = field.annotation
+        if isinstance(hint, type) and issubclass(hint, Schema):
+            twin = _optional(hint)
+            fields.append((name, twin, dataclasses.field(default_factory=twin)))
+        elif name != "preset":
             negative = None if hint is bool else ()
-            fields.append((field.name, Annotated[hint | None, Parameter(help=text, negative=negative)], None))
+            option = Parameter(help=field.description, negative=negative)
+            fields.append((name, Annotated[typing.cast(Any, hint) | None, option], None))
     # Without a module of its own, cyclopts takes the class for a built-in type and does not look inside.
     return dataclasses.make_dataclass(settings.__name__, fields, namespace={"__module__": __name__})
 
 
-Options: Any = _optional(config.Settings, _documentation())
+Options: Any = _optional(config.Settings)
 """Settings as options, such as `--training.epochs 3`; every value is None unless given."""
+
+HowOptions: Any = _optional(config.Synthesis)
+"""The table `synthesis` as options, such as `--stride 4`."""
 
 
 def overrides(given: Any) -> dict[str, Any]:
@@ -97,26 +89,6 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
             )
         folders[name] = Path(folder)
     return folders
-
-
-def read_split(path: Path) -> dict[str, list[str]]:
-    """Return the lists train, validation and test of a split file.
-
-    Raises:
-        SettingsError: The file is not a split.
-    """
-    try:
-        content = read_json(path)
-        return {
-            part: [str(name).removeprefix("sub-") for name in content[part]] for part in ("train", "validation", "test")
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise SettingsError(
-            "the split cannot be read",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="the split.json of a run",
-        ) from error
 
 
 @contextlib.contextmanager

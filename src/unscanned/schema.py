@@ -7,7 +7,9 @@ reference page all follow from that declaration. pydantic does the checking; it 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -37,6 +39,7 @@ def read(
     *,
     where: str = "",
     noun: str = "setting",
+    is_json: bool = False,
     error: type[UnscannedError] = SettingsError,
 ) -> S:
     """Return the value that JSON or TOML content stands for.
@@ -46,6 +49,7 @@ def read(
         content: Nested mappings and plain values.
         where: File or option that it came from, for the message.
         noun: What a key is called in messages.
+        is_json: Whether the content is a JSON file's, in which a dataclass is an object and a tuple is a list.
         error: What to raise.
 
     Raises:
@@ -60,7 +64,7 @@ def read(
         unscanned.errors.SettingsError: widht: unknown setting; expected one of width. Did you mean width?
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate_json(json.dumps(content)) if is_json else kind.model_validate(content)
     except ValidationError as failure:
         first, *others = failure.errors(include_url=False)
         told = _explain(kind, first, noun)
@@ -97,7 +101,7 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
     bounds, key = failure.get("ctx", {}), str(failure["loc"][-1]) if failure["loc"] else ""
     match failure["type"]:
         case "extra_forbidden":
-            known = list(owner.model_fields)
+            known = [field.alias or name for name, field in owner.model_fields.items()]
             return {"what": f"unknown {noun}", "expected": f"one of {', '.join(known)}", "do": near(key, known)}
         case "missing" if not isinstance(failure["loc"][-1], int):
             return {"what": f"a {noun} is missing", "expected": describe(hint)}
@@ -119,16 +123,21 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
 
 
 def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[Schema], Any]:
-    """Return the schema that holds a place, and the type declared there, that of a whole tuple for its items."""
-    owner, hint = kind, None
-    for key in place:
-        if isinstance(key, str) and _is_schema(hint):
-            owner, hint = hint, None
-        field = owner.model_fields.get(str(key))
-        if field is None:
+    """Return the innermost schema on the way to a place and the type declared there; for an item, that of the whole."""
+    owner, hint = kind, typing.cast(Any, kind)
+    for number, key in enumerate(place):
+        if not isinstance(key, str) and number == len(place) - 1:
             break
-        hint = field.annotation
-    return (hint, None) if _is_schema(hint) and place and str(place[-1]) not in owner.model_fields else (owner, hint)
+        inner = [part for part in (hint, *typing.get_args(hint)) if _is_schema(part) or dataclasses.is_dataclass(part)]
+        if not inner or not isinstance(key, str):
+            hint = inner[0] if inner else None
+        elif _is_schema(inner[0]):
+            owner = inner[0]
+            fields = {field.alias or name: field.annotation for name, field in owner.model_fields.items()}
+            hint = fields.get(key)
+        else:
+            hint = typing.get_type_hints(inner[0]).get(key)
+    return owner, hint
 
 
 def _is_schema(hint: Any) -> bool:

@@ -1,15 +1,8 @@
-"""Finding pairs, splitting them, and the report on a dataset. Damaged volumes are in tests/faults/test_a_input.py."""
-
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from nifti_files import AFFINE, some_voxels, write_nifti
 
-from unscanned.datasets.pairs import Pair, check_dataset, find_pairs, split_subjects, survey
+from unscanned.datasets.pairs import Pair, find_pairs, survey
 from unscanned.errors import DatasetError, SettingsError
 
 
@@ -17,30 +10,6 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-
-
-def pairs_of(subjects: list[str], sessions: tuple[str | None, ...] = (None,)) -> list[Pair]:
-    return [Pair(subject, session, Path("s"), Path("t")) for subject in subjects for session in sessions]
-
-
-@pytest.mark.parametrize("target", ["T2w", "FLAIR"])
-def test_no_real_scan_is_refused(shared_data, target):
-    cases = []
-    for name in ("ms-t1-t2-flair", "glioma-t1-t2-flair"):
-        root = shared_data / name
-        cases += [pair.case for pair in find_pairs(root, source="T1w", target=target)]
-        findings = check_dataset(root, source="T1w", target=target)
-        assert [finding for finding in findings if finding.severity == "error"] == []
-        assert {finding.fault for finding in findings} <= {"spacing"}
-    assert cases == [
-        "sub-ms07",
-        "sub-ms19",
-        "sub-mslong01_ses-1",
-        "sub-mslong01_ses-2",
-        "sub-mslong03_ses-2",
-        "sub-mslong04_ses-1",
-        "sub-tcgadu7294",
-    ]
 
 
 def test_bids_pairs_are_found_by_suffix_with_and_without_sessions(tmp_path):
@@ -166,101 +135,3 @@ def test_a_dataset_that_is_not_there_or_holds_nothing_is_refused(tmp_path):
         find_pairs(tmp_path, source="T1w", target="T2w")
     with pytest.raises(SettingsError, match="the same contrast"):
         find_pairs(tmp_path, source="T2", target="T2w")
-
-
-@settings(max_examples=100)
-@given(
-    subjects=st.sets(st.text("abc019", min_size=1, max_size=5), min_size=6, max_size=30).map(sorted),
-    seed=st.integers(0, 2**31),
-    numbers=st.tuples(*[st.integers(0, 2)] * 3),
-)
-def test_a_split_is_disjoint_complete_and_does_not_depend_on_the_order(subjects, seed, numbers):
-    train, validation, test = numbers
-    pairs = pairs_of(subjects, ("1", "2"))
-    split = split_subjects(pairs, train=train, validation=validation, test=test, seed=seed)
-    assert [len(split[part]) for part in ("train", "validation", "test")] == [train, validation, test]
-    listed = [subject for part in split.values() for subject in part]
-    assert len(set(listed)) == len(listed)
-    assert set(listed) <= set(subjects)
-    assert split == split_subjects(pairs[::-1], train=train, validation=validation, test=test, seed=seed)
-
-
-def test_seeds_give_different_splits_and_one_seed_always_the_same():
-    pairs = pairs_of([f"{i:02d}" for i in range(20)])
-    splits = [split_subjects(pairs, train=10, validation=2, test=3, seed=seed) for seed in range(5)]
-    assert len({json.dumps(split) for split in splits}) == 5
-    assert splits[0]["validation"] == ["06", "08"]
-
-
-def test_too_few_subjects_are_refused_with_both_numbers():
-    with pytest.raises(DatasetError, match="found 2 subjects with both contrasts, expected 60 train"):
-        split_subjects(pairs_of(["a", "b"], ("1", "2")), train=60, validation=3, test=26)
-
-
-def test_a_split_is_taken_from_a_file(tmp_path):
-    file = tmp_path / "split.json"
-    file.write_text('{"train": ["sub-b", "a"], "validation": ["c"], "test": []}')
-    split = split_subjects(pairs_of(["a", "b", "c", "d"]), train=60, validation=3, test=26, file=file)
-    assert split == {"train": ["a", "b"], "validation": ["c"], "test": []}
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('{"train": ["a"], "validation": ["a"], "test": []}', "more than once; found a"),
-        ('{"train": ["x"], "validation": [], "test": []}', "unknown subjects; found x"),
-        ('{"train": ["a"], "test": []}', "KeyError: 'validation'"),
-        ('{"train": 3, "validation": [], "test": []}', "TypeError"),
-        ("[]", "TypeError"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_a_wrong_split_file_is_refused(tmp_path, content, reason):
-    (tmp_path / "split.json").write_text(content)
-    with pytest.raises(DatasetError, match=reason):
-        split_subjects(pairs_of(["a", "b"]), train=1, validation=1, test=0, file=tmp_path / "split.json")
-
-
-def test_the_report_names_every_fault_and_leaves_the_good_case_alone(tmp_path):
-    targets = {
-        "good": {},
-        "nan": {"voxels": np.where(some_voxels() > 990, np.nan, some_voxels()).astype("<f4")},
-        "flat": {"voxels": np.zeros((8, 9, 10), "<i2")},
-        "four": {"voxels": some_voxels((8, 9, 10, 2))},
-        "moved": {"affine": np.array([[1.0, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE},
-        "broken": {"fields": {"datatype": 999}},
-    }
-    for seed, (subject, facts) in enumerate(targets.items()):
-        write_nifti(tmp_path / f"sub-{subject}_PDw.nii.gz", some_voxels(seed=seed + 1))
-        write_nifti(tmp_path / f"sub-{subject}_T2w.nii.gz", **{"voxels": some_voxels(seed=seed + 50), **facts})
-    seen = []
-    findings = check_dataset(tmp_path, source="PD", target="T2", progress=lambda *step: seen.append(step))
-    assert [(finding.case, finding.severity, finding.fault) for finding in findings] == [
-        ("sub-broken", "error", "unreadable"),
-        ("sub-flat", "error", "constant"),
-        ("sub-four", "error", "4d"),
-        ("sub-moved", "error", "grid"),
-        ("sub-nan", "error", "nonfinite"),
-    ]
-    assert seen[-1] == (6, 6, "sub-nan")
-
-
-@pytest.mark.parametrize(
-    ("spacing", "odd"), [((1, 1, 3), False), ((1, 1, 3.1), True), ((0.2, 0.2, 0.2), True), ((7, 7, 7), True)]
-)
-def test_odd_spacing_is_a_warning(tmp_path, spacing, odd):
-    affine = np.diag([*spacing, 1.0])
-    write_nifti(tmp_path / "sub-01_PDw.nii.gz", affine=affine)
-    write_nifti(tmp_path / "sub-01_T2w.nii.gz", some_voxels(seed=1), affine=affine)
-    findings = check_dataset(tmp_path, source="PD", target="T2")
-    assert [(finding.severity, finding.fault) for finding in findings] == 2 * odd * [("warning", "spacing")]
-
-
-def test_equal_scans_of_one_subject_in_two_sessions_are_only_a_warning(tmp_path):
-    for session in ("1", "2"):
-        write_nifti(tmp_path / f"sub-01_ses-{session}_PDw.nii.gz", some_voxels(seed=1))
-        write_nifti(tmp_path / f"sub-01_ses-{session}_T2w.nii.gz", some_voxels(seed=2))
-    findings = check_dataset(tmp_path, source="PD", target="T2")
-    assert [(finding.case, finding.severity, finding.fault) for finding in findings] == 2 * [
-        ("sub-01_ses-2", "warning", "duplicate")
-    ]

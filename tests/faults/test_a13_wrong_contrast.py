@@ -14,7 +14,8 @@ from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.settings import resolve, to_dict
 from unscanned.simulation.simulate import simulate
-from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import read_volume
 

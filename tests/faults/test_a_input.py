@@ -22,11 +22,12 @@ from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
 from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 
 from unscanned.cli import main
-from unscanned.datasets.pairs import check_dataset, find_pairs
+from unscanned.datasets.check import check_dataset
+from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError, VolumeError
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 INVALID = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -573,7 +574,8 @@ def test_a15_any_name_is_read_and_written_in_any_locale(tmp_path, locale):
     program = """
 import sys
 from pathlib import Path
-from unscanned.datasets.pairs import check_dataset, find_pairs
+from unscanned.datasets.check import check_dataset
+from unscanned.datasets.pairs import find_pairs
 from unscanned.volumes.nifti import read_volume, write_volume
 root = Path(sys.argv[1])
 assert check_dataset(root, source="PD", target="T2") == []
@@ -728,7 +730,7 @@ def test_a16_a_read_only_dataset_under_odd_names_is_trained_on_and_synthesized(t
 
         def train_and_synthesize() -> None:
             assert not os.access(dataset, os.W_OK)
-            train_run(dataset, out / "run", tiny_settings)
+            train(dataset, out / "run", tiny_settings)
             scans = list_inputs([dataset], source="PD", target="T2")[0][:1]
             made = synthesize(load_model(out / "run"), scans, out / "synthetic")
             assert made.failures == {}

@@ -34,7 +34,7 @@ from unscanned.errors import (
 from unscanned.files import lock, read_json, sha256, write_json
 from unscanned.machine import device as devices
 from unscanned.machine.provenance import utc_now
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ from unscanned.training.health import FATAL_AFTER, FATAL_STEPS, count_signs, out
 from unscanned.training.log import RunLog, read_log
 from unscanned.training.loop import train_stage
 from unscanned.training.prepare import Case, normalization
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 
 PATCH = 8
 RARELY = {"checkpoint_minutes": 5.0}  # so that what is saved within an epoch was saved for the fault
@@ -627,7 +627,7 @@ def test_c12_the_best_epoch_of_a_failed_training_is_written_as_a_model(tmp_path,
     wanted = dataclasses.replace(tiny_settings, training=training)
     pattern = r"not finite.*The best epoch so far is the model"
     with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match=pattern):
-        train_run(tiny_dataset, run, wanted, should_stop=spoil)
+        train(tiny_dataset, run, wanted, should_stop=spoil)
     model = load_model(run)
     assert model.provenance["stages"][0]["best"]["epoch"] >= 1
     assert "not finite" in model.provenance["stages"][0]["ended"]

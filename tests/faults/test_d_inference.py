@@ -23,7 +23,7 @@ from unscanned.evaluation.evaluate import evaluate
 from unscanned.files import lock, read_json, read_sealed, sha256, write_sealed
 from unscanned.report.page import write_report
 from unscanned.settings import resolve
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.volumes.nifti import read_volume, write_volume

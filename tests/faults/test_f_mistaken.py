@@ -13,7 +13,7 @@ from unscanned.cli import main
 from unscanned.datasets.layout import sidecar_path
 from unscanned.files import read_json, read_sealed, sha256, write_json, write_sealed
 from unscanned.machine.provenance import version
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
 from unscanned.volumes.nifti import read_volume, write_volume

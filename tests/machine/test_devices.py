@@ -11,11 +11,11 @@ import torch
 
 from unscanned.machine import precision
 from unscanned.models.generators import NieGenerator
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
 from unscanned.training.log import read_log
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
@@ -60,8 +60,8 @@ def test_a_run_trains_and_resumes(device, tiny_dataset, tiny_settings, tiny_run,
         return dataclasses.replace(tiny_settings, training=training)
 
     run = tmp_path / "run"
-    train_run(tiny_dataset, run, settings(1))
-    train_run(tiny_dataset, run, settings(2))
+    train(tiny_dataset, run, settings(1))
+    train(tiny_dataset, run, settings(2))
     steps, expected = (
         [e for e in read_log(folder / "log.jsonl") if e["event"] == "step"] for folder in (run, tiny_run)
     )

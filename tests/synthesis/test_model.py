@@ -13,7 +13,8 @@ from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.settings import resolve, to_dict
 from unscanned.synthesis.context import chain
-from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.verify import TOLERANCE
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask
 from unscanned.volumes.nifti import Volume

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError
+from unscanned.settings import Prepare
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import prepare
 from unscanned.volumes.intensity import Contrast, Normalization
@@ -18,7 +19,7 @@ CONSTANTS = Normalization(99.9, Contrast(500.0, 0.3, 0.4), Contrast(800.0, 0.2, 
 
 @pytest.fixture(scope="module")
 def cases(tiny_dataset, tmp_path_factory):
-    prepared, _ = prepare(find_pairs(tiny_dataset)[:3], tmp_path_factory.mktemp("cache"), shape=(32, 40, 32))
+    prepared, _ = prepare(find_pairs(tiny_dataset)[:3], tmp_path_factory.mktemp("cache"), Prepare(shape=(32, 40, 32)))
     return prepared
 
 

@@ -8,6 +8,7 @@ from unscanned.datasets.pairs import Pair
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
 from unscanned.models.generators import small
+from unscanned.settings import Prepare
 from unscanned.training.batches import PatchBatches
 from unscanned.training.loop import train_stage
 from unscanned.training.prepare import prepare_pair
@@ -24,7 +25,7 @@ def prepared(folder):
     pair = Pair("01", None, folder / "source.nii.gz", folder / "target.nii.gz")
     for path in (pair.source, pair.target):
         write_volume(path, head + 20 * random.random(head.shape, np.float32) * (head > 0), np.eye(4))
-    return prepare_pair(pair, folder / "prepared", shape=(32, 32, 32))
+    return prepare_pair(pair, folder / "prepared", Prepare(shape=(32, 32, 32)))
 
 
 def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):

@@ -15,12 +15,10 @@ from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
 from unscanned.machine import precision as precisions
 from unscanned.machine.precision import autocast
-from unscanned.models import discriminators
-from unscanned.training import optimizers
-from unscanned.training.adversary import Adversary
-from unscanned.training.step import Step
+from unscanned.settings import resolve
+from unscanned.training.stage import build_step
 
-__all__ = ["step_of", "training"]
+__all__ = ["training"]
 
 
 MODES = {
@@ -34,18 +32,6 @@ MODES = {
 
 WARM_UP = 10.0
 "Seconds before each timed step: memory that a step needs is kept for the next from the third or fourth on."
-
-
-def step_of(generator: nn.Module, discriminator: nn.Module, precision: str) -> Step:
-    """Return one step of Adv. + GDL with the optimizers of the reference presets."""
-
-    def adam(network: nn.Module) -> torch.optim.Optimizer:
-        return optimizers.build("adam", network, learning_rate=1e-4, betas=(0.5, 0.999))
-
-    adversary = Adversary(discriminator, adam(discriminator))
-    return Step(
-        generator, adam(generator), adversary, None, precision, adversarial=0.5, l1=1.0, gdl=1.0, reduction="sum"
-    )
 
 
 def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
@@ -76,10 +62,16 @@ def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str,
     )
     precisions.choose("float32", torch.device(network.device))
     convolution, precision = MODES[name]
-    generator = network.build(convolution)
+    settings = resolve(
+        "adv-gdl",
+        overrides={
+            "generator": {"name": network.name, "convolution": convolution},
+            "discriminator": {"name": network.name},
+            "training": {"patch": PATCH, "precision": precision},
+        },
+    )
     torch.manual_seed(network.seed)
-    discriminator = discriminators.build(network.name, patch=PATCH).to(network.device)
-    return partial(step_of(generator, discriminator, precision), source, target)
+    return partial(build_step(settings, 1, network.device), source, target)
 
 
 def _gradient_errors(network: Network, names: Sequence[str]) -> dict[str, float]:

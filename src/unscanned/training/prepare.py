@@ -8,24 +8,29 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unscanned.contrast.appearance import Appearance, measure_appearance
+from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
-from unscanned.files import atomic_path, read_sealed, write_sealed
+from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
+from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.progress import Progress
-from unscanned.settings import short_digest
-from unscanned.volumes.grid import Frame, Triple, frame, onto_grid
+from unscanned.settings import Prepare
+from unscanned.volumes.grid import Frame, frame, onto_grid
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
+
+_DEFAULTS = Prepare()
+_FIRST = ("shape", "spacing_mm", "resample", "percentile")
+"Settings that the key of a cache has always named."
 
 _CONTENT = 3
 "What a cache holds; raised when that grows, so that an older cache is made again."
@@ -64,15 +69,14 @@ class Case:
         return self._map("head")
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> CaseRecord:
         """What `case.json` says: files, hashes, frame and scales."""
-        return read_sealed(self.folder / "case.json")
+        return CaseRecord.load(read_sealed(self.folder / "case.json"), where=self.folder, error=DatasetError)
 
     @property
-    def appearance(self) -> Appearance | None:
-        """What the source looks like; None where that could not be measured."""
-        measured = self.facts.get("appearance")
-        return None if measured is None else Appearance(**measured)
+    def scans(self) -> dict[str, Any]:
+        """The case with the name and hash of both scans, as a model names what it was trained on."""
+        return self.facts.model_dump(include={"case", "source", "target"})
 
     def _map(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -81,19 +85,8 @@ class Case:
         # Loader workers map the files anew instead of being sent their content.
         return {"name": self.name, "subject": self.subject, "folder": self.folder}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
-
-def prepare_pair(
-    pair: Pair,
-    folder: str | Path,
-    *,
-    shape: Triple | None = (224, 224, 128),
-    spacing_mm: float | None = None,
-    resample: bool = False,
-    percentile: float = 99.9,
-) -> Case:
+def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) -> Case:
     """Bring one pair to the model's grid and unit scale, and cache it in `folder/<case>`.
 
     A cache made from the same files with the same settings is returned as it is.
@@ -101,10 +94,7 @@ def prepare_pair(
     Args:
         pair: Source and target scan.
         folder: The cache.
-        shape: Model's grid in RAS+; None keeps each scan's own extent.
-        spacing_mm: Isotropic spacing to resample to; None keeps the scan's.
-        resample: Whether a target on another grid is resampled onto the source's grid.
-        percentile: Percentile inside the head that becomes 1.
+        settings: The model's grid and intensity scale.
 
     Raises:
         VolumeError: A scan is refused, or is not there.
@@ -113,62 +103,59 @@ def prepare_pair(
     """
     if pair.target is None:
         raise DatasetError("the target is missing", where=pair.case, do="Run unscanned check to see all such cases.")
-    settings = {"shape": shape, "spacing_mm": spacing_mm, "resample": resample, "percentile": percentile}
-    target_folder = Path(folder) / pair.case
-    case = Case(pair.case, pair.subject, target_folder)
+    case = Case(pair.case, pair.subject, Path(folder) / pair.case)
+    known = _known(settings)
     key = short_digest(
-        {"settings": str(settings), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
+        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
     )
-    if _cached(target_folder, key):
+    if _is_cached(case, key):
         return case
+    case = Case(pair.case, pair.subject, case.folder)  # without what it knew of an older cache
     source, target = read_volume(pair.source), read_volume(pair.target)
-    target_array = onto_grid(source, target, pair.case, resample=resample)
+    target_array = onto_grid(source, target, pair.case, resample=settings.resample)
     mask = head_mask(source.array)
-    where = frame(source, shape=shape, spacing_mm=spacing_mm, head=mask)
+    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=mask)
+    heads = {"source": mask, "target": head_mask(target_array)}
+    whole = {"source": source.array, "target": target_array}
     scales = {
-        "source_scale": head_scale(source.array, mask, percentile, where=pair.source),
-        "target_scale": head_scale(target_array, head_mask(target_array), percentile, where=pair.target),
+        name: head_scale(array, heads[name], settings.percentile, where=getattr(pair, name))
+        for name, array in whole.items()
     }
     appearance = measure_appearance(source.array, source.affine)
-    arrays = {
-        "source": where.forward(source.array) / np.float32(scales["source_scale"]),
-        "target": where.forward(target_array) / np.float32(scales["target_scale"]),
-        "head": where.forward(mask.astype(np.float32)) > 0.5,
+    arrays: dict[str, np.ndarray] = {
+        name: where.forward(array) / np.float32(scales[name]) for name, array in whole.items()
     }
+    arrays["head"] = where.forward(mask.astype(np.float32)) > 0.5
     # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
     with contextlib.suppress(OSError):
-        (target_folder / "case.json").unlink()
+        (case.folder / "case.json").unlink()
     for name, array in arrays.items():
-        _save(target_folder / f"{name}.npy", array)
-    write_sealed(
-        target_folder / "case.json",
-        {
-            "case": pair.case,
-            "subject": pair.subject,
-            "session": pair.session,
-            "source": {"name": pair.source.name, "sha256": source.sha256},
-            "target": {"name": pair.target.name, "sha256": target.sha256},
-            **scales,
-            "appearance": None if appearance is None else asdict(appearance),
-            "settings": settings,
-            "frame": where.to_json(),
-            "head_left_out": _left_out(mask, source, where, arrays["head"]),
-            "warnings": [*source.warnings, *target.warnings],
-            "bytes": {name: (target_folder / f"{name}.npy").stat().st_size for name in arrays},
-            "key": key,
-        },
+        _save(case.folder / f"{name}.npy", array)
+    record = CaseRecord(
+        case=pair.case,
+        subject=pair.subject,
+        session=pair.session,
+        source=ScanFile(name=pair.source.name, sha256=str(source.sha256)),
+        target=ScanFile(name=pair.target.name, sha256=str(target.sha256)),
+        source_scale=scales["source"],
+        target_scale=scales["target"],
+        appearance=appearance,
+        settings=known,
+        frame=where.to_json(),
+        head_left_out=_left_out(mask, source, where, arrays["head"]),
+        warnings=[*source.warnings, *target.warnings],
+        bytes={name: (case.folder / f"{name}.npy").stat().st_size for name in arrays},
+        key=key,
     )
+    write_sealed(case.folder / "case.json", record.to_json())
     return case
 
 
 def prepare(
     pairs: Sequence[Pair],
     folder: str | Path,
+    settings: Prepare = _DEFAULTS,
     *,
-    shape: Triple | None = (224, 224, 128),
-    spacing_mm: float | None = None,
-    resample: bool = False,
-    percentile: float = 99.9,
     progress: Progress | None = None,
 ) -> tuple[list[Case], dict[str, UnscannedError]]:
     """Prepare all pairs; one bad pair does not stop the others.
@@ -176,10 +163,7 @@ def prepare(
     Args:
         pairs: Pairs of a dataset.
         folder: The cache.
-        shape: As for `prepare_pair`, and so are the next three.
-        spacing_mm: See there.
-        resample: See there.
-        percentile: See there.
+        settings: As for `prepare_pair`.
         progress: Called with (done, total, case).
 
     Warns:
@@ -193,9 +177,7 @@ def prepare(
         if progress:
             progress(index, len(pairs), pair.case)
         try:
-            cases.append(
-                prepare_pair(pair, folder, shape=shape, spacing_mm=spacing_mm, resample=resample, percentile=percentile)
-            )
+            cases.append(prepare_pair(pair, folder, settings))
         except ResourceError:
             raise
         except UnscannedError as error:
@@ -224,7 +206,7 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
                     do=f"Remove {case.folder}: it is prepared again.",
                 )
             total += [array.size, array.sum(), np.square(array).sum()]
-            scales[name].append(case.facts[f"{name}_scale"])
+            scales[name].append(getattr(case.facts, f"{name}_scale"))
     if not scales["source"]:
         raise DatasetError("no training case to take the intensity constants from")
     contrasts = {}
@@ -235,9 +217,18 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
     return Normalization(percentile, contrasts["source"], contrasts["target"])
 
 
+def _known(settings: Prepare) -> dict[str, Any]:
+    """Return what the key of a cache says of the settings: a later one only where it is not at its default.
+
+    So a setting that is added leaves the caches of earlier releases valid.
+    """
+    defaults = vars(_DEFAULTS)
+    return {name: value for name, value in vars(settings).items() if name in _FIRST or value != defaults[name]}
+
+
 def _warn_of_crops(cases: Sequence[Case]) -> None:
     """Say how much of the heads the model's grid leaves out, as a network does not learn what it never sees."""
-    shares = {case: case.facts["head_left_out"] for case in cases}
+    shares = {case: case.facts.head_left_out for case in cases}
     cut = [case for case, share in shares.items() if share > TOLERATED]
     if cut:
         worst = max(cut, key=shares.__getitem__)
@@ -267,12 +258,11 @@ def _stamp(path: Path) -> str:
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 
-def _cached(folder: Path, key: str) -> bool:
+def _is_cached(case: Case, key: str) -> bool:
     try:
-        facts = read_sealed(folder / "case.json")
-        whole = all((folder / f"{name}.npy").stat().st_size == size for name, size in facts["bytes"].items())
-        return bool(whole and facts["key"] == key)
-    except (OSError, ValueError, KeyError):
+        sizes = {name: (case.folder / f"{name}.npy").stat().st_size for name in case.facts.bytes}
+        return sizes == case.facts.bytes and case.facts.key == key
+    except (OSError, ValueError, DatasetError):
         return False
 
 

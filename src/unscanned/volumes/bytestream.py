@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-__all__ = ["SLACK_BYTES", "ByteStream", "GzipStream", "PlainStream", "open_stream"]
+__all__ = ["SLACK_BYTES", "ByteStream", "GzipStream", "open_stream"]
 
 SLACK_BYTES = 64 * 1024
 """How many bytes may follow the last voxel: some writers pad their files, none by more."""
@@ -15,38 +15,22 @@ _CHUNK_BYTES = 64 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class ByteStream(Protocol):
-    """A file's content, read once from front to back.
+class ByteStream:
+    """A file's content, read once from front to back; this class reads it as it is, `GzipStream` decompresses it.
 
     Attributes:
         complete: False once the file has ended in the middle of a gzip member.
         garbage_bytes: Bytes behind the end of the compressed data, counted up to one more than `SLACK_BYTES`.
     """
 
-    complete: bool
-    garbage_bytes: int
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill `view` as far as the content goes and return the number of bytes."""
-        ...
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the file's bytes as read so far."""
-        ...
-
-
-class PlainStream:
-    """The content of an uncompressed file; see `ByteStream`."""
-
-    complete = True
-    garbage_bytes = 0
-
     def __init__(self, file: BinaryIO) -> None:
+        self.complete = True
+        self.garbage_bytes = 0
         self._file = file
         self._hash = hashlib.sha256()
 
     def readinto(self, view: memoryview) -> int:
-        """Fill `view` as far as the file goes and return the number of bytes."""
+        """Fill `view` as far as the content goes and return the number of bytes."""
         filled = 0
         while filled < len(view):
             count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
@@ -57,12 +41,12 @@ class PlainStream:
         return filled
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the bytes read so far."""
+        """Return the SHA-256 of the file's bytes as read so far."""
         return self._hash.hexdigest()
 
 
-class GzipStream:
-    """The decompressed content of a gzip file of one or more members; see `ByteStream`.
+class GzipStream(ByteStream):
+    """The decompressed content of a gzip file of one or more members.
 
     No call holds more than one chunk beside the caller's own buffer, whatever the file decompresses to. zlib verifies
     the checksum and the length of each member when the member's end is read, so only a caller who reads to the end
@@ -70,10 +54,7 @@ class GzipStream:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.complete = True
-        self.garbage_bytes = 0
-        self._file = file
-        self._hash = hashlib.sha256()
+        super().__init__(file)
         self._compressed = b""
         self._inflater = zlib.decompressobj(wbits=31)
         self._members = 1
@@ -101,10 +82,6 @@ class GzipStream:
             filled += len(piece)
             self._produced_bytes += len(piece)
         return filled
-
-    def sha256(self) -> str:
-        """Return the SHA-256 of the compressed bytes read so far."""
-        return self._hash.hexdigest()
 
     def _read(self) -> bytes:
         chunk = self._file.read(_CHUNK_BYTES)
@@ -134,4 +111,4 @@ def open_stream(file: BinaryIO) -> ByteStream:
     """Return the stream that fits the first bytes of a seekable file, whatever its name says."""
     magic = file.read(len(_GZIP_MAGIC))
     file.seek(0)
-    return GzipStream(file) if magic == _GZIP_MAGIC else PlainStream(file)
+    return GzipStream(file) if magic == _GZIP_MAGIC else ByteStream(file)

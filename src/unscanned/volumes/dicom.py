@@ -27,28 +27,10 @@ MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 
 IDENTITY = (
     "SpecificCharacterSet",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyDescription",
-    "BodyPartExamined",
-    "PatientPosition",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "TimezoneOffsetFromUTC",
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize"),
+    *("PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod", "BodyPartExamined", "PatientPosition"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "StudyDescription"),
+    *("ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator", "TimezoneOffsetFromUTC"),
 )
 "Elements that say whose a slice is, of which study and in which space; the same in all slices of a series."
 
@@ -56,16 +38,8 @@ SCANNER = ("Manufacturer", "InstitutionName", "StationName", "ManufacturerModelN
 "Elements that name the scanner."
 
 _NEEDED = (
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "FrameOfReferenceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
 )
 _READ = (*IDENTITY, *SCANNER, *_NEEDED, "SeriesNumber", "EchoTime", "SliceThickness", "SpacingBetweenSlices")
 _FITS_VOXELS = 0.05  # how far a corner may lie from the volume's

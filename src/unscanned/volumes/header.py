@@ -6,7 +6,6 @@ import itertools
 import math
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -22,18 +21,7 @@ _TRANSFORM_CODES = 6
 _TRANSFORM_TOLERANCE_MM = 0.1
 _CONVERT = "Convert the file to a single NIfTI-1 file, for example with `nibabel.save` or `mri_convert`."
 
-_DTYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED_TYPES = {
     1: "one bit a voxel",
     32: "complex numbers",
@@ -68,32 +56,30 @@ class Header:
     warnings: tuple[str, ...] = ()
 
 
-def parse_header(block: bytes, path: Path) -> Header:
+def parse_header(block: bytes) -> Header:
     """Read the 348 bytes of a NIfTI-1 header.
 
     Args:
         block: The first 348 bytes of the decompressed file.
-        path: The file, for messages.
 
     Raises:
         VolumeError: The header is not one of a single NIfTI-1 file, contradicts itself, or has no usable transform.
     """
-    fields = nibabel.Nifti1Header(block, endianness=_byte_order(block, path), check=False)
+    fields = nibabel.Nifti1Header(block, endianness=_byte_order(block), check=False)
     if bytes(fields["magic"]) != b"n+1\0":
         raise VolumeError(
             "the file is not a single NIfTI-1 file",
-            where=path,
             found=f"magic {bytes(fields['magic'])!r}",
             expected=r"b'n+1\x00'",
             do=_CONVERT,
         )
-    shape = _shape(fields, path)
-    slope, intercept = _scaling(fields, path)
-    affine, warnings = _affine(fields, shape, path)
+    shape = _shape(fields)
+    slope, intercept = _scaling(fields)
+    affine, warnings = _affine(fields, shape)
     return Header(
         shape=shape,
-        dtype=_dtype(fields, path),
-        offset=_offset(fields, path),
+        dtype=_dtype(fields),
+        offset=_offset(fields),
         slope=slope,
         intercept=intercept,
         affine=affine,
@@ -107,7 +93,7 @@ def corner_distance_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, 
     return float(np.linalg.norm(((first - second) @ np.array(corners).T)[:3], axis=0).max())
 
 
-def _byte_order(block: bytes, path: Path) -> str:
+def _byte_order(block: bytes) -> str:
     size = {order: struct.unpack_from(f"{order}i", block)[0] for order in "<>"}
     for order, found in size.items():
         if found == HEADER_BYTES:
@@ -115,20 +101,18 @@ def _byte_order(block: bytes, path: Path) -> str:
     is_nifti2 = 540 in size.values()
     raise VolumeError(
         "the file is NIfTI-2, which this program does not read" if is_nifti2 else "the file is not NIfTI",
-        where=path,
         found=f"a header size of {540 if is_nifti2 else size['<']}",
         expected=HEADER_BYTES,
         do=_CONVERT,
     )
 
 
-def _shape(fields: nibabel.Nifti1Header, path: Path) -> tuple[int, ...]:
+def _shape(fields: nibabel.Nifti1Header) -> tuple[int, ...]:
     dim = [int(value) for value in fields["dim"]]
     shape = tuple(dim[1 : 1 + dim[0]]) if 1 <= dim[0] <= 7 else ()
     if len(shape) < 3 or min(shape) < 1:
         raise VolumeError(
             "the header's dimensions cannot be those of a volume",
-            where=path,
             found=f"dim = {dim}",
             expected="3 to 7 axes of 1 to 32,767 voxels",
             do="Export the scan again as one 3D volume.",
@@ -136,12 +120,11 @@ def _shape(fields: nibabel.Nifti1Header, path: Path) -> tuple[int, ...]:
     return shape
 
 
-def _dtype(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
+def _dtype(fields: nibabel.Nifti1Header) -> np.dtype:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in _DTYPES:
         raise VolumeError(
             "the voxels' type cannot be used",
-            where=path,
             found=_REFUSED_TYPES.get(code, f"the unknown datatype {code}"),
             expected="integers of 8 to 64 bits, or floats of 32 or 64",
             do="Save the volume as int16 or float32.",
@@ -150,7 +133,6 @@ def _dtype(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
     if bits != 8 * dtype.itemsize:
         raise VolumeError(
             "the header contradicts itself about the size of a voxel",
-            where=path,
             found=f"bitpix {bits} with datatype {code} ({dtype.name})",
             expected=f"bitpix {8 * dtype.itemsize}",
             do="Export the scan again; this header is damaged.",
@@ -158,12 +140,11 @@ def _dtype(fields: nibabel.Nifti1Header, path: Path) -> np.dtype:
     return dtype
 
 
-def _offset(fields: nibabel.Nifti1Header, path: Path) -> int:
+def _offset(fields: nibabel.Nifti1Header) -> int:
     offset = float(fields["vox_offset"])
     if not (math.isfinite(offset) and offset.is_integer() and offset >= _FIRST_VOXEL_BYTE):
         raise VolumeError(
             "the header's position of the first voxel cannot be",
-            where=path,
             found=f"vox_offset {offset:g}",
             expected=f"a whole number of at least {_FIRST_VOXEL_BYTE}",
             do="Export the scan again; this header is damaged.",
@@ -171,14 +152,13 @@ def _offset(fields: nibabel.Nifti1Header, path: Path) -> int:
     return int(offset)
 
 
-def _scaling(fields: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
+def _scaling(fields: nibabel.Nifti1Header) -> tuple[float, float]:
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if (slope == 0 or math.isnan(slope)) and (intercept == 0 or math.isnan(intercept)):
         return 1.0, 0.0  # The standard's 0 and nibabel's NaN both say that no scaling is stored.
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise VolumeError(
             "the header's intensity scaling cannot be applied",
-            where=path,
             found=f"slope {slope:g} with intercept {intercept:g}",
             expected="finite numbers and a slope other than 0",
             do="Export the scan again, or write its true slope and intercept into the header.",
@@ -191,7 +171,7 @@ def _unit_warnings(fields: nibabel.Nifti1Header) -> tuple[str, ...]:
     return (f"the header says {unit}; its numbers are taken as millimetres, as other software does",) if unit else ()
 
 
-def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     warnings = [
         f"{name} {int(fields[name])} is not of the standard; its transform was not used"
         for name in ("sform_code", "qform_code")
@@ -206,7 +186,6 @@ def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...], path: Path) ->
             "the file does not say where its voxels lie in space"
             if chosen is None
             else "the transform from voxels to space is singular or not finite",
-            where=path,
             found=f"sform {_text(sform)} and qform {_text(qform)}",
             expected="an invertible sform or qform",
             do="Export the scan again from DICOM, or copy the header of a scan on the same grid.",

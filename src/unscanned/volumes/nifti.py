@@ -43,6 +43,7 @@ NONFINITE = "some voxels are not finite numbers"
 CONSTANT = "the volume has no contrast"
 FOUR_D = "the file holds more than one volume"
 
+_SUFFIXES = (".nii", ".nii.gz")
 _DAMAGED = "Get the file again from where it came from; this copy cannot be trusted."
 
 
@@ -114,13 +115,15 @@ def read_volume(
     path = Path(path)
     with _open(path) as file:
         stream = open_stream(file)
-        header = _read_header(stream, path)
-        index = _choose(header.shape, volume_index, path)
-        _check_budget(header, limit_bytes, path)
-        stored = _read_voxels(stream, header, index, path)
-        warnings = [*header.warnings, *_read_rest(stream, path)]
+        header = _read_header(stream)
+        index = _choose(header.shape, volume_index, path.name)
+        _check_budget(header, limit_bytes)
+        stored = _read_voxels(stream, header, index)
+        warnings = [*header.warnings, *_read_rest(stream)]
         array = _scale(stored.reshape(header.shape[:3], order="F"), header)
-        warnings += _check_intensities(array, path, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant)
+        warnings += _check_intensities(
+            array, path.name, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant
+        )
     return Volume(array, header.affine, path, stream.sha256(), tuple(warnings))
 
 
@@ -140,8 +143,8 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, *, des
         ResourceError: The disk is full.
     """
     path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise VolumeError("the name does not say NIfTI", where=path, expected=".nii or .nii.gz")
+    if not path.name.endswith(_SUFFIXES):
+        raise VolumeError("the name does not say NIfTI", where=path, expected=" or ".join(_SUFFIXES))
     stored = np.asarray(array, dtype="<f4")
     if stored.ndim != 3 or not all(1 <= size <= 32767 for size in stored.shape):
         raise VolumeError(
@@ -188,19 +191,21 @@ def grid_difference(first: Volume, second: Volume, *, tolerance_mm: float = 1.0)
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise VolumeError(
-            "the name does not say NIfTI",
-            where=path,
-            expected=".nii or .nii.gz",
-            do="Convert the scan to NIfTI-1; pairs of .hdr and .img, Analyze and MGH files are not read.",
-        )
+    """Yield the file, and turn whatever goes wrong with it into an error that names it."""
     try:
+        if not path.name.lower().endswith(_SUFFIXES):
+            raise VolumeError(
+                "the name does not say NIfTI",
+                expected=" or ".join(_SUFFIXES),
+                do="Convert the scan to NIfTI-1; pairs of .hdr and .img, Analyze and MGH files are not read.",
+            )
         # Looked at before it is opened: opening a named pipe would wait for ever.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise VolumeError("the path is not a file", where=path, do="Give the path of a .nii or .nii.gz file.")
+            raise VolumeError("the path is not a file", do="Give the path of a .nii or .nii.gz file.")
         with open(path, "rb", buffering=0) as file:
             yield file  # type: ignore[misc]
+    except VolumeError as error:
+        raise error.at(path) from error.__cause__
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VolumeError(
@@ -216,44 +221,40 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _read_header(stream: ByteStream, path: Path) -> Header:
+def _read_header(stream: ByteStream) -> Header:
     block = bytearray(HEADER_BYTES)
     count = stream.readinto(memoryview(block))
     if count < HEADER_BYTES:
-        raise _cut_short(path, count, HEADER_BYTES, "header")
-    return parse_header(bytes(block), path)
+        raise _cut_short(count, HEADER_BYTES, "header")
+    return parse_header(bytes(block))
 
 
-def _choose(shape: tuple[int, ...], volume_index: int | None, path: Path) -> int:
+def _choose(shape: tuple[int, ...], volume_index: int | None, name: str) -> int:
     count = math.prod(shape[3:])
     if volume_index is None and count > 1:
         raise VolumeError(
             FOUR_D,
-            where=path,
             found=f"shape {shape}",
             expected="one 3D volume",
-            do=f"Choose one: unscanned mend {path.name} -o OUT --volume-index 0 to {count - 1}.",
+            do=f"Choose one: unscanned mend {name} -o OUT --volume-index 0 to {count - 1}.",
         )
     if not 0 <= (volume_index or 0) < count:
-        raise VolumeError(
-            "there is no volume of this number", where=path, found=volume_index, expected=f"0 to {count - 1}"
-        )
+        raise VolumeError("there is no volume of this number", found=volume_index, expected=f"0 to {count - 1}")
     return volume_index or 0
 
 
-def _check_budget(header: Header, limit_bytes: int, path: Path) -> None:
+def _check_budget(header: Header, limit_bytes: int) -> None:
     claimed = max(math.prod(header.shape[:3]) * max(header.dtype.itemsize, 4), header.offset)
     if claimed > limit_bytes:
         raise VolumeError(
             "the header claims more than the budget for one volume",
-            where=path,
             found=f"{claimed:,} bytes for shape {header.shape[:3]}",
             expected=f"at most {limit_bytes:,}",
             do="If the file is right, crop it or store it with fewer bytes a voxel.",
         )
 
 
-def _read_voxels(stream: ByteStream, header: Header, index: int, path: Path) -> np.ndarray:
+def _read_voxels(stream: ByteStream, header: Header, index: int) -> np.ndarray:
     """Return the voxels of one volume, as stored; the others of a 4D file are passed over and take no memory."""
     stored = np.empty(math.prod(header.shape[:3]), dtype=header.dtype)
     count = math.prod(header.shape[3:])
@@ -262,7 +263,7 @@ def _read_voxels(stream: ByteStream, header: Header, index: int, path: Path) -> 
     read += stream.readinto(stored.view(np.uint8).data)
     read += _skip(stream, (count - 1 - index) * stored.nbytes)
     if read < count * stored.nbytes:
-        raise _cut_short(path, read, count * stored.nbytes, "voxels")
+        raise _cut_short(read, count * stored.nbytes, "voxels")
     return stored
 
 
@@ -277,12 +278,11 @@ def _skip(stream: ByteStream, count: int) -> int:
     return passed
 
 
-def _read_rest(stream: ByteStream, path: Path) -> list[str]:
+def _read_rest(stream: ByteStream) -> list[str]:
     extra = stream.readinto(memoryview(bytearray(SLACK_BYTES + 1))) + stream.garbage_bytes
     if extra > SLACK_BYTES:
         raise VolumeError(
             "too many bytes follow the last voxel",
-            where=path,
             found=f"more than {SLACK_BYTES:,}",
             expected="the end of the file",
             do="The header and the data do not belong together. " + _DAMAGED,
@@ -290,18 +290,15 @@ def _read_rest(stream: ByteStream, path: Path) -> list[str]:
     if not stream.complete:
         raise VolumeError(
             "the file is cut short",
-            where=path,
             found="all voxels but no gzip checksum behind them",
             do=_DAMAGED,
         )
     return [f"{extra:,} bytes follow the last voxel; they were ignored"] if extra else []
 
 
-def _cut_short(path: Path, count: int, expected: int, what: str) -> VolumeError:
+def _cut_short(count: int, expected: int, what: str) -> VolumeError:
     share = math.floor(100 * count / expected)
-    return VolumeError(
-        f"the file is cut short (read {share} % of {expected:,} bytes of {what})", where=path, do=_DAMAGED
-    )
+    return VolumeError(f"the file is cut short (read {share} % of {expected:,} bytes of {what})", do=_DAMAGED)
 
 
 def _scale(stored: np.ndarray, header: Header) -> np.ndarray:
@@ -318,7 +315,7 @@ def _scale(stored: np.ndarray, header: Header) -> np.ndarray:
     return array
 
 
-def _check_intensities(array: np.ndarray, path: Path, *, replace_nonfinite: bool, allow_constant: bool) -> list[str]:
+def _check_intensities(array: np.ndarray, name: str, *, replace_nonfinite: bool, allow_constant: bool) -> list[str]:
     warnings = []
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -327,11 +324,10 @@ def _check_intensities(array: np.ndarray, path: Path, *, replace_nonfinite: bool
         if not replace_nonfinite:
             raise VolumeError(
                 NONFINITE,
-                where=path,
                 found=f"{count:,} of {finite.size:,} voxels NaN or infinite in float32",
                 expected="none",
                 do="Find out where they come from, or put 0 in their place: "
-                f"unscanned mend {path.name} -o OUT --replace-nonfinite.",
+                f"unscanned mend {name} -o OUT --replace-nonfinite.",
             )
         array[~finite] = 0
         low, high = array.min(), array.max()
@@ -339,7 +335,6 @@ def _check_intensities(array: np.ndarray, path: Path, *, replace_nonfinite: bool
     if not allow_constant and not _has_third_value(array, low, high):
         raise VolumeError(
             CONSTANT,
-            where=path,
             found=f"only the value {low:g}" if low == high else f"only the values {low:g} and {high:g}",
             expected="at least three different values",
             do="This is an empty volume or a mask, not a scan; give the scan.",

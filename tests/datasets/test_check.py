@@ -1,0 +1,73 @@
+"""The report on a dataset. Damaged volumes are in tests/faults/test_a_input.py."""
+
+import numpy as np
+import pytest
+from nifti_files import AFFINE, some_voxels, write_nifti
+
+from unscanned.datasets.check import check_dataset
+from unscanned.datasets.pairs import find_pairs
+
+
+@pytest.mark.parametrize("target", ["T2w", "FLAIR"])
+def test_no_real_scan_is_refused(shared_data, target):
+    cases = []
+    for name in ("ms-t1-t2-flair", "glioma-t1-t2-flair"):
+        root = shared_data / name
+        cases += [pair.case for pair in find_pairs(root, source="T1w", target=target)]
+        findings = check_dataset(root, source="T1w", target=target)
+        assert [finding for finding in findings if finding.severity == "error"] == []
+        assert {finding.fault for finding in findings} <= {"spacing"}
+    assert cases == [
+        "sub-ms07",
+        "sub-ms19",
+        "sub-mslong01_ses-1",
+        "sub-mslong01_ses-2",
+        "sub-mslong03_ses-2",
+        "sub-mslong04_ses-1",
+        "sub-tcgadu7294",
+    ]
+
+
+def test_the_report_names_every_fault_and_leaves_the_good_case_alone(tmp_path):
+    targets = {
+        "good": {},
+        "nan": {"voxels": np.where(some_voxels() > 990, np.nan, some_voxels()).astype("<f4")},
+        "flat": {"voxels": np.zeros((8, 9, 10), "<i2")},
+        "four": {"voxels": some_voxels((8, 9, 10, 2))},
+        "moved": {"affine": np.array([[1.0, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE},
+        "broken": {"fields": {"datatype": 999}},
+    }
+    for seed, (subject, facts) in enumerate(targets.items()):
+        write_nifti(tmp_path / f"sub-{subject}_PDw.nii.gz", some_voxels(seed=seed + 1))
+        write_nifti(tmp_path / f"sub-{subject}_T2w.nii.gz", **{"voxels": some_voxels(seed=seed + 50), **facts})
+    seen = []
+    findings = check_dataset(tmp_path, source="PD", target="T2", progress=lambda *step: seen.append(step))
+    assert [(finding.case, finding.severity, finding.fault) for finding in findings] == [
+        ("sub-broken", "error", "unreadable"),
+        ("sub-flat", "error", "constant"),
+        ("sub-four", "error", "4d"),
+        ("sub-moved", "error", "grid"),
+        ("sub-nan", "error", "nonfinite"),
+    ]
+    assert seen[-1] == (6, 6, "sub-nan")
+
+
+@pytest.mark.parametrize(
+    ("spacing", "odd"), [((1, 1, 3), False), ((1, 1, 3.1), True), ((0.2, 0.2, 0.2), True), ((7, 7, 7), True)]
+)
+def test_odd_spacing_is_a_warning(tmp_path, spacing, odd):
+    affine = np.diag([*spacing, 1.0])
+    write_nifti(tmp_path / "sub-01_PDw.nii.gz", affine=affine)
+    write_nifti(tmp_path / "sub-01_T2w.nii.gz", some_voxels(seed=1), affine=affine)
+    findings = check_dataset(tmp_path, source="PD", target="T2")
+    assert [(finding.severity, finding.fault) for finding in findings] == 2 * odd * [("warning", "spacing")]
+
+
+def test_equal_scans_of_one_subject_in_two_sessions_are_only_a_warning(tmp_path):
+    for session in ("1", "2"):
+        write_nifti(tmp_path / f"sub-01_ses-{session}_PDw.nii.gz", some_voxels(seed=1))
+        write_nifti(tmp_path / f"sub-01_ses-{session}_T2w.nii.gz", some_voxels(seed=2))
+    findings = check_dataset(tmp_path, source="PD", target="T2")
+    assert [(finding.case, finding.severity, finding.fault) for finding in findings] == 2 * [
+        ("sub-01_ses-2", "warning", "duplicate")
+    ]
