@@ -169,7 +169,7 @@ class Model:
         options = self.options(
             mode=mode, crop=crop, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision
         )
-        mask = head_mask(volume.array)
+        mask = head_mask(volume.array, volume.affine)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         notes: list[str] = []
         where = self._frame(volume, mask, options["crop"], notes.append)

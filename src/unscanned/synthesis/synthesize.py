@@ -237,7 +237,7 @@ def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
             "mean": contrasts.target.mean,
             "std": contrasts.target.std,
             "percentile": contrasts.percentile,
-            "source_scale": head_scale(volume.array, head_mask(volume.array), contrasts.percentile),
+            "source_scale": head_scale(volume.array, head_mask(volume.array, volume.affine), contrasts.percentile),
         },
         "Environment": environment(model.device),
     }

@@ -112,16 +112,18 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         return case
     source, target = read_volume(pair.source), read_volume(pair.target)
     target_array = onto_grid(source, target, pair.case, resample=settings.resample)
-    mask = head_mask(source.array)
+    mask = head_mask(source.array, source.affine)
     where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=mask)
-    heads = {"source": mask, "target": head_mask(target_array)}
+    heads = {"source": mask, "target": head_mask(target_array, source.affine)}
     whole = {"source": source.array, "target": target_array}
     scales = {
         name: head_scale(array, heads[name], settings.percentile, where=getattr(pair, name))
         for name, array in whole.items()
     }
     appearance = measure_appearance(source.array, source.affine)
-    arrays = {name: where.forward(array) / np.float32(scales[name]) for name, array in whole.items()}
+    arrays: dict[str, np.ndarray] = {
+        name: where.forward(array) / np.float32(scales[name]) for name, array in whole.items()
+    }
     arrays["head"] = where.forward(mask.astype(np.float32)) > 0.5
     # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
     with contextlib.suppress(OSError):
