@@ -12,11 +12,12 @@ from unscanned.datasets.layout import Layout
 from unscanned.datasets.pairs import Finding, Pair, survey
 from unscanned.errors import VolumeError
 from unscanned.progress import Progress
+from unscanned.volumes.header import IMPLAUSIBLE
 from unscanned.volumes.nifti import CONSTANT, FOUR_D, NONFINITE, Volume, grid_difference, read_volume
 
 __all__ = ["check_dataset"]
 
-_FAULTS = {NONFINITE: "nonfinite", CONSTANT: "constant", FOUR_D: "4d"}
+_FAULTS = {NONFINITE: "nonfinite", CONSTANT: "constant", FOUR_D: "4d", IMPLAUSIBLE: "spacing"}
 _MAX_ANISOTROPY = 3.0
 _SPACING_RANGE_MM = (0.3, 6.0)
 

@@ -23,7 +23,7 @@ import numpy as np
 from unscanned import files
 from unscanned.errors import ResourceError, VolumeError
 from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
-from unscanned.volumes.header import HEADER_BYTES, Header, corner_distance_mm, parse_header
+from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
 from unscanned.volumes.orientation import orientation, ras_grid
 
 __all__ = [
@@ -118,6 +118,7 @@ def read_volume(
         header = _read_header(stream)
         index = _choose(header.shape, volume_index, path.name)
         _check_budget(header, limit_bytes)
+        check_size(header)
         stored = _read_voxels(stream, header, index)
         warnings = [*header.warnings, *_read_rest(stream)]
         array = _scale(stored.reshape(header.shape[:3], order="F"), header)
