@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import resource
@@ -15,7 +14,8 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
-from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.datasets.check import Content, contents_of, refuse_copies
+from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.errors import CheckpointError, DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError
 from unscanned.files import (
@@ -190,7 +190,8 @@ def train_run(
             progress=interruptible(progress, should_stop, folder),
         )
         failures = {**found.ambiguous, **refused}
-        _refuse_copies(prepared, [pair for pair in found.pairs if pair.subject in split["test"]])
+        tested = [pair for pair in found.pairs if pair.subject in split["test"]]
+        refuse_copies([*(content for case in prepared for content in _contents(case)), *contents_of(tested)])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -314,28 +315,11 @@ def _claim_split(folder: Path, split: dict[str, list[str]]) -> None:
     write_json(path, split)
 
 
-def _refuse_copies(prepared: list[Case], test: list[Pair]) -> None:
-    """Refuse a file that two subjects have, or a target that is its own source: any score would be worthless."""
-    found = [
-        (case.facts[scan]["sha256"], case.subject, case.name, scan)
-        for case in prepared
+def _contents(case: Case) -> list[Content]:
+    return [
+        Content(case.subject, case.name, scan, Path(case.facts[scan]["name"]), case.facts[scan]["sha256"])
         for scan in ("source", "target")
     ]
-    for pair in test:
-        for name, path in (("source", pair.source), ("target", pair.target)):
-            if path is not None:
-                with contextlib.suppress(OSError):  # a scan that cannot be read is told of where it is synthesized
-                    found.append((sha256(path), pair.subject, pair.case, name))
-    first: dict[str, tuple[str, str, str]] = {}
-    for content, subject, case, name in found:
-        other, earlier, what = first.setdefault(content, (subject, case, name))
-        if other != subject or (earlier == case and what != name):
-            raise DatasetError(
-                "one file is the scan of two subjects, or both scans of one",
-                where=f"the {name} of {case}",
-                found=f"the same content as the {what} of {earlier}",
-                do="`unscanned check` lists all copies. Remove what is wrong.",
-            )
 
 
 def _is_saved(model: Model, folder: Path) -> bool:
