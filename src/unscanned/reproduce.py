@@ -14,7 +14,7 @@ from unscanned.datasets.split import split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import check_apart, write_json
-from unscanned.machine import device as devices
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.progress import Progress, interruptible, labelled
 from unscanned.report.page import write_report
@@ -120,7 +120,7 @@ def reproduce(
     scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
     for arm, wanted in settings.items():
         began = time.monotonic()
-        model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
+        model = load_model(out / "arms" / arm / "model", choose_device(wanted.training.device))
         # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
         made = synthesize(
             model, scans, out / "synthetic" / arm, force=True, progress=labelled(watched, f"synthesize {arm}: ")

@@ -84,6 +84,8 @@ def describe(hint: Any) -> str:
         return describe(parts[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"list of {describe(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} times {describe(parts[0])}"
     if origin in (dict, list):

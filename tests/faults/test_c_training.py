@@ -21,6 +21,7 @@ from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 from storm.storm_training import storm
 from torch import nn
 
+import unscanned
 from unscanned.cli import main
 from unscanned.errors import (
     BusyError,
@@ -32,7 +33,7 @@ from unscanned.errors import (
 )
 from unscanned.files import lock, read_json, sha256, write_json
 from unscanned.losses import GeneratorLoss
-from unscanned.machine import device as devices
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import utc_now
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -460,7 +461,7 @@ def test_c09_a_device_that_is_not_there_is_exit_7_and_auto_takes_the_cpu(tmp_pat
     code = main(["synthesize", str(tiny_run / "model"), "scan.nii.gz", "-o", str(tmp_path), "--device", "cuda"])
     assert code == 7
     assert "the device is not there; found 0 CUDA devices, expected cuda" in capsys.readouterr().err
-    assert devices.choose("auto").type == "cpu"
+    assert choose_device("auto").type == "cpu"
     assert main(["synthesize", str(tiny_run / "model"), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path)]) == 3
     assert "PyTorch sees no CUDA device, so the CPU is used" in capsys.readouterr().err
     assert main(["synthesize", str(tiny_run), str(tmp_path / "scan.nii"), "-o", str(tmp_path), "--device", "cpu"]) == 3
@@ -809,5 +810,5 @@ def test_c17_stamps_are_utc_and_durations_never_come_from_the_wall_clock(monkeyp
         time.tzset()
     assert stamp.endswith("Z")
     assert stamp[:13] == time.strftime("%Y-%m-%dT%H", now)
-    sources = Path(devices.__file__).parent.rglob("*.py")
+    sources = Path(unscanned.__file__).parent.rglob("*.py")
     assert not [path for path in sources if "time.time()" in path.read_text() or ".now()" in path.read_text()]

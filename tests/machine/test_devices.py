@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from unscanned.machine import precision
-from unscanned.models.generators import NieGenerator
+from unscanned.machine.precision import set_process_precision
+from unscanned.models.nie import NieGenerator
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
@@ -38,7 +38,7 @@ def values(generator, x, cotangent):
 
 
 def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
-    precision.choose("float32", torch.device(device))
+    set_process_precision("float32", torch.device(device))
     torch.manual_seed(1)
     x, cotangent = torch.randn(2, 1, 16, 16, 16), torch.randn(2, 1, 16, 16, 16)
     truth = values(network("plain", torch.float64), x.double(), cotangent.double())

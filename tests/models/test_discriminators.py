@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.discriminators import NieDiscriminator, build
+from unscanned.models.discriminators import build
+from unscanned.models.nie_discriminator import NieDiscriminator
 
 
 def test_the_parameter_count_is_that_of_the_specification() -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
-from unscanned.models import generators
+from unscanned.models import nie
 from unscanned.models.folding import fold, polyphase, spectra_bytes, unfold
-from unscanned.models.generators import GENERATORS, FastGenerator, NieGenerator, Residual, build, inner
+from unscanned.models.generators import GENERATORS, FastGenerator, build
 from unscanned.models.initialization import initialize
+from unscanned.models.nie import NieGenerator
+from unscanned.models.wrappers import Residual, inner
 from unscanned.synthesis.whole_volume import map_volume
 
 NARROW = (3, 4, 3, 4, 5, 4, 3, 4)
@@ -247,16 +249,16 @@ def test_auto_takes_the_frequency_domain_for_large_kernels_on_large_patches_only
 def test_auto_takes_the_plain_way_where_the_spectra_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = NieGenerator(filters=(2, 2, 3), kernels=(5, 3, 7, 3)).eval()
     x = torch.randn(1, 1, 16, 16, 16)
-    prepared = FastGenerator(generator)
+    prepared = generator.fast()
     prepared(x)
-    (layers,) = prepared._layers.values()
+    (layers,) = prepared.layers.values()
     needed = sum(kernel.spectrum.nbytes for kernel in layers.kernels)
     assert spectra_bytes(generator.layers[0], x.shape[2:]) == needed
     for memory, is_taken in ((3 * needed, True), (3 * needed - 3, False), (None, True)):
-        monkeypatch.setattr(generators, "machine_bytes", lambda memory=memory: memory)
+        monkeypatch.setattr(nie, "machine_bytes", lambda memory=memory: memory)
         assert generator.takes_spectral(x) == is_taken
     generator.convolution = "spectral"
-    monkeypatch.setattr(generators, "machine_bytes", lambda: 0)
+    monkeypatch.setattr(nie, "machine_bytes", lambda: 0)
     assert generator.takes_spectral(x)
 
 

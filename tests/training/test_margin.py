@@ -9,7 +9,7 @@ from unscanned.datasets.pairs import Pair
 from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
-from unscanned.models.generators import small
+from unscanned.models.nie import SmallGenerator
 from unscanned.settings import Prepare
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
@@ -47,7 +47,7 @@ def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
 
 def train(folder, batches, precision="float32"):
     torch.manual_seed(0)
-    generator = small()
+    generator = SmallGenerator()
     discriminator = discriminators.build("small", patch=16)
     with_adam = partial(optimizers.build, "adam", learning_rate=1e-4, betas=(0.5, 0.999))
     adversary = Adversary(discriminator, with_adam(discriminator), precision)
@@ -65,7 +65,7 @@ def test_the_losses_see_the_centre_and_the_generator_the_margin(tmp_path):
         batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=margin)
         _, _, steps[margin] = train(tmp_path / str(margin), batches)
     torch.manual_seed(0)
-    network, wide = small(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
+    network, wide = SmallGenerator(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
     around, target = wide(0)
     with torch.no_grad():
         centre = network(around)[..., 8:-8, 8:-8, 8:-8]

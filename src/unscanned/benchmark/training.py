@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
-from unscanned.machine import precision as precisions
-from unscanned.machine.precision import autocast
+from unscanned.machine.precision import autocast, set_process_precision
 from unscanned.settings import resolve
 from unscanned.training.stage import build_step
 
@@ -60,7 +59,7 @@ def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str,
         torch.from_numpy(noise(network.seed + number, batch, 1, PATCH, PATCH, PATCH)).to(network.device)
         for number in (1, 2)
     )
-    precisions.choose("float32", torch.device(network.device))
+    set_process_precision("float32", network.device)
     convolution, precision = MODES[name]
     settings = resolve(
         "adv-gdl",

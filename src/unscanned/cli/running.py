@@ -53,11 +53,8 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
     """
     import torch
 
-    from unscanned.machine.memory import keep_freed_memory
-
     if device == "auto" and not torch.cuda.is_available():
         complain("PyTorch sees no CUDA device, so the CPU is used")
-    keep_freed_memory()
     with progress() as report, Stop() as stop:
         yield report, stop
 

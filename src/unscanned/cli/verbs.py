@@ -343,14 +343,16 @@ def synthesize(
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
     from unscanned.files import check_apart
-    from unscanned.machine import device as devices
+    from unscanned.machine.device import choose_device
+    from unscanned.machine.threads import set_process_threads
     from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
 
     for dataset in inputs:
         check_apart(dataset, out)
-    chosen = devices.choose(device, threads=threads)
+    set_process_threads(threads)
+    chosen = choose_device(device)
     loaded = load_model(model, chosen)
     scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
     with running.computing(device) as (progress, stop):

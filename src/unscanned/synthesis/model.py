@@ -14,8 +14,7 @@ from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import ResourceError
-from unscanned.machine import precision as precisions
-from unscanned.machine.precision import autocast
+from unscanned.machine.precision import autocast, check_precision
 from unscanned.progress import Progress
 from unscanned.schema import read
 from unscanned.settings import Settings, Synthesis
@@ -90,7 +89,7 @@ class Model:
         if how.mode == "volume":
             for generator in self.generators:
                 check_network(generator)
-        precisions.choose(how.precision, self.device, convolution=self.settings.generator.convolution)
+        check_precision(how.precision, self.device, convolution=self.settings.generator.convolution)
         return how
 
     def synthesize(

@@ -13,8 +13,9 @@ import torch
 from unscanned.errors import CheckpointError
 from unscanned.files import sha256
 from unscanned.formats.sidecar import Sidecar
-from unscanned.machine import device as devices
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment
+from unscanned.machine.threads import set_process_threads
 from unscanned.progress import Progress
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
@@ -77,7 +78,8 @@ def verify(
     facts = read_sidecar(volume)
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # the process gets its own number back
-        chosen = devices.choose(device, threads=threads or facts.environment.get("threads"))
+        set_process_threads(threads or facts.environment.get("threads"))
+        chosen = choose_device(device)
         found = read_volume(volume, allow_constant=True)
         generator = load_model(locate(volume, model, facts.model.path, "model"), chosen)
         _check_model(generator, facts)

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
-from unscanned.errors import DatasetError, SettingsError, TrainingError, UnscannedError
+from unscanned.errors import DatasetError, TrainingError, UnscannedError
 from unscanned.files import check_apart, lock, remove_partials
-from unscanned.machine import device as devices
-from unscanned.machine import precision as precisions
+from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
+from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.machine.precision import check_precision, set_process_precision
+from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
 from unscanned.progress import Progress, interruptible
 from unscanned.settings import Settings, check, resolve, to_dict
@@ -61,52 +62,27 @@ def check_settings(settings: Settings) -> torch.device:
             device lacks the precision, or the generator the mode of synthesis or the way to convolve.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
-    device = devices.choose(settings.training.device, threads=settings.training.threads)
+    device = choose_device(settings.training.device)
     for table, precision in (
         ("synthesis", settings.synthesis.precision),
         ("training", settings.training.precision),
     ):
-        precisions.choose(
+        check_precision(
             precision,
             device,
             convolution=settings.generator.convolution,
             where=f"{table}.precision",
         )
-    discriminators.build(patch=settings.training.patch, **to_dict(settings.discriminator))
+    patch, margin = settings.training.patch, settings.training.margin
+    discriminator = discriminators.build(patch=patch, **to_dict(settings.discriminator))
     generator = generators.build(**to_dict(settings.generator))
-    _check_patch(settings, generators.inner(generator))
+    if settings.loss.adversarial > 0:
+        discriminators.check_patch(discriminator, name=settings.discriminator.name, patch=patch)
+    generators.check_patch(generator, name=settings.generator.name, patch=patch, margin=margin)
     if settings.synthesis.mode == "volume":
         check_network(generator)
     check(settings)
     return device
-
-
-def _check_patch(settings: Settings, generator: nn.Module) -> None:
-    """Refuse a patch, with the context around it, that the generator does not take as it is set to compute."""
-    patch, context, name = settings.training.patch, settings.training.margin, settings.generator.name
-    edge, multiple = patch + 2 * context, getattr(generator, "multiple", 1)
-    found = f"{patch} and {context} around it" if context else str(patch)
-    if edge % multiple:
-        raise SettingsError(
-            "the generator does not take patches of this size",
-            where="training.patch",
-            found=f"{found} with generator.name = {name}",
-            expected=f"a multiple of {multiple}" + (" in all" if context else ""),
-        )
-    if settings.generator.convolution == "spectral" and not isinstance(generator, generators.NieGenerator):
-        raise SettingsError(
-            "this generator has no pass through the frequency domain",
-            where="generator.convolution",
-            found=f"spectral with generator.name = {name}",
-            expected="auto or plain",
-        )
-    if settings.generator.convolution == "spectral" and edge % 2:
-        raise SettingsError(
-            "the frequency domain takes patches of even edges",
-            where="training.patch",
-            found=f"{found} with generator.convolution = spectral",
-            expected="an even number, or generator.convolution auto or plain",
-        )
 
 
 def train(
@@ -149,6 +125,9 @@ def train(
     folder = Path(folder)
     settings = settings or resolve(preset, file, overrides)
     device = check_settings(settings)
+    set_process_threads(settings.training.threads)
+    set_process_precision(settings.training.precision, device)
+    keep_freed_memory_in_process()
     check_apart(dataset, folder)
     with lock(folder):
         remove_partials(folder)
