@@ -330,3 +330,108 @@ def test_of_many_processes_at_once_one_gets_the_lock(tmp_path):
 def test_paths_may_be_strings(tmp_path):
     write_text(f"{tmp_path}/a.txt", "a")
     assert Path(tmp_path, "a.txt").read_text() == "a"
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    before = os.stat("/dev/null")
+    write_json("/dev/null", {"a": 1})
+    assert os.stat("/dev/null")[:3] == before[:3]
+    with pytest.raises(ResourceError, match="/dev/full: the disk is full") as refusal:
+        write_text("/dev/full", "a")
+    assert refusal.value.exit_code == 7
+
+
+def test_a_named_pipe_is_written_to_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_bytes(pipe, b"content" * 100_000)
+    reader.join()
+    assert read == [b"content" * 100_000]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_descriptor_is_written_to_where_it_stands_and_the_pipe_behind_it_too(tmp_path):
+    reading, writing = os.pipe()
+    write_text(f"/dev/fd/{writing}", "through a pipe")
+    assert os.read(reading, 100) == b"through a pipe"
+    text = (
+        "import sys\nfrom unscanned.files import write_text\n"
+        "print('before')\nwrite_text('/dev/stdout', 'between\\n')\nprint('after')\n"
+    )
+    with open(tmp_path / "out", "wb") as out:
+        subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "before\nbetween\nafter\n"
+    os.close(reading)
+    with pytest.raises(ResourceError, match="cannot be written; found Broken pipe"):
+        write_text(f"/dev/fd/{writing}", "nobody reads it")
+    os.close(writing)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path, there):
+    (tmp_path / "other").mkdir()
+    target, link = tmp_path / "other" / "target.json", tmp_path / "link.json"
+    if there:
+        target.write_text("old")
+    link.symlink_to(Path("other") / "target.json")
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    with pytest.raises(ZeroDivisionError), atomic_path(link) as temporary:
+        temporary.write_text("half") / 0
+    assert target.read_text() == "new"
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["target.json"]
+
+
+def test_a_link_in_a_circle_cannot_be_written_to(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(ResourceError, match="cannot be written; found Too many levels"):
+        write_text(tmp_path / "a", "text")
+
+
+def test_a_name_that_is_too_long_cannot_be_written(tmp_path):
+    with pytest.raises(ResourceError, match="cannot be written; found File name too long"):
+        write_text(tmp_path / ("a" * 300), "text")
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from unscanned.errors import ResourceError
+from unscanned.files import atomic_path, new_folder, write_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+def whole(path):
+    write_bytes(path, bytes(100_000))
+def array(path):
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.zeros(100_000))
+def folder(path):
+    with new_folder(path) as temporary:
+        np.save(temporary / "array.npy", np.zeros(100_000))
+try:
+    globals()[sys.argv[2]](sys.argv[1])
+except ResourceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["whole", "array", "folder"])
+def test_a_limit_on_the_size_of_files_is_told_as_such(tmp_path, kind):
+    call = [sys.executable, "-c", LIMITED, str(tmp_path / "out"), kind]
+    done = subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "out: the system does not allow a file of this size; found a limit of 10,000 bytes" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_an_array_that_the_disk_does_not_hold_is_told_as_a_full_disk(small_disk):
+    import numpy as np
+
+    with pytest.raises(ResourceError, match="the disk is full"), atomic_path(small_disk / "a.npy") as temporary:
+        np.save(temporary, np.zeros(1_000_000))  # NumPy's error has no number that says why
+    assert list(small_disk.iterdir()) == []

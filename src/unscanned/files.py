@@ -8,8 +8,11 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +29,7 @@ __all__ = [
     "read_json",
     "read_sealed",
     "remove_partials",
+    "require_room",
     "sha256",
     "short_digest",
     "unsealed",
@@ -33,6 +37,7 @@ __all__ = [
     "write_json",
     "write_sealed",
     "write_text",
+    "writing",
 ]
 
 
@@ -41,7 +46,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success, flush it to disk and rename it into place.
 
     The temporary file keeps the suffixes of `path`, so that libraries that look at the name work. If the body raises,
-    the temporary file is removed and whatever stood at `path` before still stands there.
+    the temporary file is removed and whatever stood at `path` before still stands there. A symbolic link stays: the
+    file that it leads to is replaced. A device, a named pipe or an open descriptor such as /dev/stdout is written to.
 
     Args:
         path: The final name. Its folder is made when missing.
@@ -56,26 +62,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".partial-{os.getpid()}-", suffix="".join(path.suffixes[-2:]), dir=path.parent
-        )
-        temporary = Path(name)
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        with writing(path):
+            final = Path(os.path.realpath(path)) if path.is_symlink() else path
+            is_stream = _is_stream(path)
+            folder = Path(tempfile.gettempdir()) if is_stream else final.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp("".join(path.suffixes[-2:]), f".partial-{os.getpid()}-", folder)
+            temporary = Path(name)
+            os.fchmod(handle, 0o666 & ~_umask())
+            os.close(handle)
+            yield temporary
+            if is_stream:
+                with open(temporary, "rb") as source, _open_stream(path) as target:
+                    shutil.copyfileobj(source, target)
+                temporary.unlink()
+            else:
+                _flush(temporary)
+                temporary.replace(final)
+                _flush(folder)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_NO_PLACE):
-            raise _cannot_write(path, error) from error
         if isinstance(error, ResourceError) and error.where == temporary:  # of an atomic file within this one
-            raise ResourceError(
-                error.what, where=path, found=error.found, expected=error.expected, do=error.do
-            ) from error
+            raise error.at(path) from error
         raise
 
 
@@ -93,37 +102,63 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     prefix = f".partial-{path.name}-"
     there_already = DatasetError("is there already", where=path, do="Move it away, or choose another folder.")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.iterdir():
             if re.fullmatch(re.escape(prefix) + r"[a-z0-9_]{8}", stale.name):
                 with lock(stale):
                     shutil.rmtree(stale)
-        if path.exists():
+        if os.path.lexists(path):
             raise there_already
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     try:
-        with lock(temporary):
+        with lock(temporary), writing(path):
             yield temporary
             temporary.chmod(path.parent.stat().st_mode & 0o777)
             (temporary / ".lock").unlink()
-            temporary.rename(path)
-    except BaseException as error:
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise there_already from error
+                raise
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise _cannot_write(path, error) from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise there_already from error
         raise
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn every failure of the system while the body writes `path` into one kind of error.
+
+    Raises:
+        ResourceError: The disk is full, a limit is reached, or nothing can be written there. NumPy and pydicom raise an
+            OSError that does not say why; it counts too.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
+
+
+def require_room(path: str | Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        path: What will be written; it need not be there yet.
+        needed: Bytes.
+
+    Raises:
+        ResourceError: The disk has fewer bytes free.
+    """
+    if needed > _free(Path(path)):
+        raise _full(Path(path), needed)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file whole or not at all; where it cannot fit, nothing is written."""
     with atomic_path(path) as temporary:
-        if len(content) > shutil.disk_usage(temporary.parent).free:
-            raise _full(Path(path), len(content))
+        require_room(temporary, len(content))
         temporary.write_bytes(content)
 
 
@@ -207,11 +242,9 @@ def lock(folder: str | Path) -> Iterator[None]:
     import fcntl
 
     folder = Path(folder)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         opened = open(folder / ".lock", "ab+", buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
     # The kernel's lock dies with its process, so a stale file never blocks; the text only serves the message.
     with opened as file:
         try:
@@ -294,27 +327,67 @@ def _let_go() -> None:
 
 os.register_at_fork(after_in_child=_let_go)
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_SMALL_BYTES = 2**20
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
-    if error.errno in _NO_ROOM:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if error.errno == errno.EFBIG or (error.errno is None and limit != resource.RLIM_INFINITY):
+        return ResourceError(
+            "the system does not allow a file of this size",
+            where=path,
+            found=str(error) if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} bytes",
+            do="Raise the limit (ulimit -f), or choose a file system that takes large files.",
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _free(path) < _SMALL_BYTES):
         return _full(path)
     return ResourceError(
-        "cannot be written", where=path, found=error.strerror, do="Choose another place for the output."
+        "cannot be written", where=path, found=error.strerror or error, do="Choose another place for the output."
     )
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is written to as it is: a device, a pipe, or a descriptor of this process."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _descriptor(path) is not None
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the number of this process's descriptor that a path such as /dev/stdout leads to."""
+    for _ in range(40):  # links in a row that Linux follows
+        folder = os.path.realpath(path.parent)
+        if folder == f"/proc/{os.getpid()}/fd" and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            break
+        path = Path(folder, os.readlink(path))
+    return None
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    descriptor = _descriptor(path)
+    if descriptor is None:
+        return open(path, "wb")
+    # Its twin writes where the descriptor stands. Opened anew, a file that it stands for would begin at its first byte.
+    sys.stdout.flush()
+    return os.fdopen(os.dup(descriptor), "wb")
 
 
 def _full(path: Path, needed: int | None = None) -> ResourceError:
-    free = shutil.disk_usage(next(above for above in path.absolute().parents if above.is_dir())).free
     return ResourceError(
         "the disk is full",
         where=path,
-        found=f"{free:,} bytes free",
+        found=f"{_free(path):,} bytes free",
         expected=None if needed is None else f"{needed:,} bytes",
         do="Free some space and run the same command again; nothing was lost.",
     )
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(next(above for above in path.absolute().parents if above.is_dir())).free
 
 
 def _umask() -> int:

@@ -88,8 +88,10 @@ def describe(hint: Any) -> str:
         return f"list of {describe(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} times {describe(parts[0])}"
+    if origin in (dict, list):
+        return "table" if origin is dict else f"list of {describe(parts[0])}"
     names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "unset"}
-    return names.get(hint) or ("table" if origin is dict or _is_schema(hint) else str(getattr(hint, "__name__", hint)))
+    return names.get(hint) or ("table" if _is_schema(hint) else str(getattr(hint, "__name__", hint)))
 
 
 def near(name: str, known: Iterable[str]) -> str | None:

@@ -71,3 +71,40 @@ def test_equal_scans_of_one_subject_in_two_sessions_are_only_a_warning(tmp_path)
     assert [(finding.case, finding.severity, finding.fault) for finding in findings] == 2 * [
         ("sub-01_ses-2", "warning", "duplicate")
     ]
+
+
+def test_a_file_that_stands_for_two_scans_is_found_in_a_table_too(tmp_path):
+    for name in ("a", "b", "c"):
+        write_nifti(tmp_path / f"{name}.nii", some_voxels(seed=ord(name)))
+    (tmp_path / "pairs.csv").write_text("subject,PD,T2\n01,a.nii,b.nii\n02,a.nii,c.nii\n03,c.nii,c.nii\n")
+    findings = check_dataset(tmp_path / "pairs.csv", source="PD", target="T2")
+    assert [(finding.case, finding.severity, finding.fault) for finding in findings] == [
+        ("sub-02", "error", "duplicate"),
+        ("sub-03", "error", "duplicate"),
+        ("sub-03", "error", "duplicate"),
+    ]
+    assert "a.nii, the source of sub-01" in findings[0].message
+
+
+def test_pd_and_t2_that_are_one_file_are_found(tmp_path, cli, settings_file):
+    rows = []
+    for subject in range(4):
+        voxels = some_voxels((20, 24, 22), seed=subject)
+        write_nifti(tmp_path / f"{subject}.nii", voxels, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+        write_nifti(tmp_path / f"{subject}-t2.nii", voxels // 3, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+        rows.append(f"{subject},{subject}.nii,{subject}{'' if subject == 2 else '-t2'}.nii\n")
+    (tmp_path / "pairs.csv").write_text("subject,PD,T2\n" + "".join(rows))
+    done = cli("check", tmp_path / "pairs.csv")
+    assert done.returncode == 3
+    assert "found sub-2" in done.stderr
+    done = cli("train", tmp_path / "pairs.csv", "-o", tmp_path / "run", "--settings", settings_file)
+    assert done.returncode == 3
+    assert "both scans of one" in done.stderr
+
+
+def test_a_scan_without_a_head_is_found_before_it_is_prepared(tmp_path):
+    write_nifti(tmp_path / "sub-01_PDw.nii", -some_voxels(seed=1))
+    write_nifti(tmp_path / "sub-01_T2w.nii", some_voxels(seed=2))
+    (finding,) = check_dataset(tmp_path, source="PD", target="T2")
+    assert (finding.case, finding.severity, finding.fault) == ("sub-01", "error", "head")
+    assert finding.path == tmp_path / "sub-01_PDw.nii"

@@ -480,6 +480,46 @@ def test_a10_shear_is_accepted_with_a_warning_and_kept(tmp_path):
     assert "right angles" in volume.warnings[0]
 
 
+# A10b: voxels of a size that no scan has
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "unit", "likely"),
+    [
+        (1000.0, 3, "as micrometres (the header says so) they are 1 x 1 x 1 mm"),
+        (1000.0, 2, "as micrometres (they are likely in that unit) they are 1 x 1 x 1 mm"),
+        (0.001, 1, "as metres (the header says so) they are 1 x 1 x 1 mm"),
+        (0.001, 2, "as metres (they are likely in that unit) they are 1 x 1 x 1 mm"),
+        (30.0, 2, "Export the scan again with its true voxel size"),
+        (8e-6, 2, "Export the scan again with its true voxel size"),
+    ],
+)
+def test_a10_voxels_in_another_unit_are_refused_at_once_with_the_likely_unit(tmp_path, spacing_mm, unit, likely):
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    shape = (200, 200, 200)
+    path = write_nifti(tmp_path / "scan.nii", some_voxels((4, 4, 4)), affine=affine)
+    content = nifti_bytes(
+        some_voxels((4, 4, 4)), affine=affine, fields={"xyzt_units": unit, "dim": [3, *shape, 1, 1, 1, 1]}
+    )
+    path.write_bytes(content)  # the voxels are not there: it is refused by its header
+    assert "is not that of a scan of a head" in str(refusal(path))
+    assert likely in str(refusal(path))
+
+
+def test_a10_a_scan_in_micrometres_does_not_stop_the_others(tmp_path, cli, tiny_run):
+    for number, factor in enumerate((1, 1000, 1)):
+        voxels = some_voxels((20, 24, 22), seed=number)
+        write_nifti(tmp_path / "in" / f"sub-0{number}_PDw.nii", voxels, affine=np.diag([*3 * [3.0 * factor], 1.0]))
+        write_nifti(tmp_path / "in" / f"sub-0{number}_T2w.nii", voxels // 2, affine=np.diag([*3 * [3.0 * factor], 1.0]))
+    assert errors_of(tmp_path / "in") == 2 * [("sub-01", "spacing")]
+    done = cli("synthesize", tiny_run, tmp_path / "in", "-o", tmp_path / "out", "--force")
+    assert done.returncode == 4
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
+    done = cli("prepare", tmp_path / "in", "-o", tmp_path / "prepared", "--preset", "demo")
+    assert done.returncode == 4
+    assert len(list((tmp_path / "prepared").rglob("case.json"))) == 2
+
+
 # A11, A12: pairs on different grids
 
 

@@ -243,6 +243,13 @@ def test_a_full_disk_stops_all_cases_and_not_one_by_one(pairs, tmp_path):
         prepare(pairs, tmp_path, Prepare(shape=SHAPE))
 
 
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
+def test_a_disk_that_does_not_hold_a_prepared_volume_is_told_as_full(pairs, small_disk):
+    with pytest.raises(ResourceError, match=r"source\.npy: the disk is full"):
+        prepare(pairs, small_disk, Prepare(shape=(48, 48, 48)))
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
 def test_progress_is_told_case_by_case(pairs, cases):
     told = []
     prepare(pairs, cases[0].folder.parent, Prepare(shape=SHAPE), progress=lambda *now: told.append(now))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from scipy.stats import rankdata
 
 from unscanned.volumes.intensity import head_mask
+from unscanned.volumes.orientation import ras_grid, to_ras
 
 __all__ = ["Appearance", "measure_appearance"]
 
@@ -69,9 +69,8 @@ def measure_appearance(array: np.ndarray, affine: np.ndarray) -> Appearance | No
 
 def _coarse(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Bring a scan to RAS+, to one resolution whatever its voxels were, and to the coarse grid."""
-    orientation = nib.io_orientation(affine)
-    ras = nib.orientations.apply_orientation(np.asarray(array, np.float32), orientation)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(orientation[:, 0])]
+    ras = to_ras(np.asarray(array, np.float32), affine)
+    spacing = np.linalg.norm(ras_grid(array.shape, affine)[1][:3, :3], axis=0)
     own_blur_mm = 0.3 * spacing
     ras = ndimage.gaussian_filter(ras, np.sqrt(np.maximum(_BLUR_MM**2 - own_blur_mm**2, 0)) / spacing, truncate=3.0)
     step = _GRID_MM / spacing

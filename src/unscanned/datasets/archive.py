@@ -8,7 +8,8 @@ import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from unscanned.errors import DatasetError, ResourceError
+from unscanned.errors import DatasetError
+from unscanned.files import require_room
 from unscanned.progress import Progress
 
 __all__ = ["unpack_tar"]
@@ -48,10 +49,10 @@ def unpack_tar(
     """
     archive, folder = Path(archive), Path(folder)
     try:
-        with _open_bounded(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with _BoundedReader(io.FileIO(archive, "rb")) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = _checked_members(tar, archive, member_limit, growth_limit * archive.stat().st_size)
             total = sum(member.size for member in members.values())
-            _require_room(folder, total)
+            require_room(folder / archive.stem, total)
             done = 0
             for name, member in members.items():
                 _write(tar, member, folder / name)
@@ -75,10 +76,6 @@ class _BoundedReader(io.BufferedReader):
         if size is None or not 0 <= size <= _HEADER_LIMIT_BYTES:
             raise tarfile.ReadError(f"a header claims {size} bytes")
         return super().read(size)
-
-
-def _open_bounded(path: Path) -> _BoundedReader:
-    return _BoundedReader(io.FileIO(path, "rb"))
 
 
 def _checked_members(
@@ -145,18 +142,6 @@ def _refuse(archive: Path, problem: str, found: str, expected: str) -> None:
         expected=expected,
         do="Nothing was unpacked. Do not use this archive; get it from its official address.",
     )
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            "the disk has no room to unpack the archive",
-            where=folder,
-            found=f"{free / 1e6:,.0f} MB free",
-            expected=f"{needed / 1e6:,.0f} MB",
-            do="Free some space and run the same command again.",
-        )
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unscanned.datasets.part import Part, digest_of
-from unscanned.errors import DownloadError, ResourceError, SettingsError
+from unscanned.errors import DownloadError, SettingsError
+from unscanned.files import require_room
 from unscanned.progress import Progress
 
 __all__ = ["download", "https_where_served"]
@@ -144,7 +144,7 @@ def _transfer(url: str, part: Part, *, idle_timeout_s: float, limit_bytes: int, 
         length = _place(response, part)
         if length is not None and length > limit_bytes:
             _refuse_length(url, length, limit_bytes)
-        _require_room(part, length, room)
+        require_room(part.data, int((length or 0) * room) - part.size)
         for chunk in _chunks(response, part, length):
             if part.size + len(chunk) > limit_bytes:
                 _refuse_length(url, part.size + len(chunk), limit_bytes)
@@ -223,19 +223,6 @@ def _chunks(response: Any, part: Part, length: int | None) -> Any:
         if not chunk:
             return
         yield chunk
-
-
-def _require_room(part: Part, length: int | None, room: float) -> None:
-    needed = int((length or 0) * room) - part.size
-    free = shutil.disk_usage(part.data.parent).free
-    if needed > free:
-        raise ResourceError(
-            "the disk has no room for the download",
-            where=part.path,
-            found=f"{free / 1e6:,.0f} MB free",
-            expected=f"{needed / 1e6:,.0f} MB",
-            do="Free some space, or choose another folder.",
-        )
 
 
 def _require_checksum(path: Path, checksum: str, progress: Progress | None) -> None:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from unscanned.datasets.archive import unpack_tar
 from unscanned.datasets.download import download, https_where_served
 from unscanned.datasets.part import new_digest
-from unscanned.errors import DatasetError, ResourceError, SettingsError
+from unscanned.errors import DatasetError, SettingsError
 from unscanned.files import lock, new_folder, read_json, write_json, write_text
 from unscanned.progress import Progress
 
@@ -102,33 +102,28 @@ def fetch_ixi(
             progress(1, 1, f"IXI-{contrast}: already in place")
     if not missing:
         return out
-    try:
-        with lock(out):
-            if not (out / "README.txt").exists():
-                write_text(out / "README.txt", _README)
-            for contrast in missing:
-                archive = out / f"IXI-{contrast}.tar"
-                url = f"{base_url.rstrip('/')}/{archive.name}"
-                _require_free_name(out / archive.stem)
-                if not archive.exists():
-                    url = https_where_served(url)
-                download(
-                    url,
-                    archive,
-                    checksum=expected[contrast],
-                    idle_timeout_s=idle_timeout_s,
-                    tries=tries,
-                    backoff_s=backoff_s,
-                    room=2.0,
-                    progress=progress,
-                )
-                _unpack(archive, contrast, expected[contrast], url, progress)
-                if not keep_archive:
-                    archive.unlink()
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise ResourceError(
-            f"the folder cannot be written ({error.strerror})", where=out, do="Choose another folder."
-        ) from error
+    with lock(out):
+        if not (out / "README.txt").exists():
+            write_text(out / "README.txt", _README)
+        for contrast in missing:
+            archive = out / f"IXI-{contrast}.tar"
+            url = f"{base_url.rstrip('/')}/{archive.name}"
+            _require_free_name(out / archive.stem)
+            if not archive.exists():
+                url = https_where_served(url)
+            download(
+                url,
+                archive,
+                checksum=expected[contrast],
+                idle_timeout_s=idle_timeout_s,
+                tries=tries,
+                backoff_s=backoff_s,
+                room=2.0,
+                progress=progress,
+            )
+            _unpack(archive, contrast, expected[contrast], url, progress)
+            if not keep_archive:
+                archive.unlink()
     return out
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from unscanned.errors import DatasetError
+from unscanned.settings import Layout
 
 __all__ = [
     "Inventory",
@@ -24,7 +24,6 @@ __all__ = [
     "take_inventory",
 ]
 
-Layout = Literal["auto", "bids", "ixi", "csv"]
 
 _BIDS_NAME = re.compile(
     r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"

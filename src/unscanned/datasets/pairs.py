@@ -43,7 +43,7 @@ class Finding:
         case: The case it is about, as in `Pair.case`, or "dataset".
         severity: An error makes the case unusable; a warning does not.
         fault: "missing-partner", "ambiguous", "grid", "nonfinite", "constant", "4d", "duplicate", "spacing",
-            "header", "unreadable" or "name".
+            "header", "head", "unreadable" or "name".
         message: What was found, for a person.
         path: The file.
     """

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from unscanned.errors import DownloadError, ResourceError, SettingsError
-from unscanned.files import read_json, write_json
+from unscanned.errors import DownloadError, SettingsError
+from unscanned.files import read_json, write_json, writing
 from unscanned.progress import Progress
 
 __all__ = ["Part", "digest_of", "new_digest"]
@@ -61,8 +60,9 @@ class Part:
     def begin(self, headers: Any, length: int | None) -> None:
         """Start from the first byte. The facts go first and come last: without them a .part is not gone on with."""
         self.forget()
-        self.data.parent.mkdir(parents=True, exist_ok=True)
-        self.data.write_bytes(b"")
+        with writing(self.data):
+            self.data.parent.mkdir(parents=True, exist_ok=True)
+            self.data.write_bytes(b"")
         self.digest, self.size, self.in_one_go = new_digest(self.checksum), 0, True
         self.etag, self.modified, self.length = headers.get("ETag"), headers.get("Last-Modified"), length
         write_json(
@@ -84,17 +84,8 @@ class Part:
         Raises:
             ResourceError: The disk is full.
         """
-        try:
-            with open(self.data, "ab") as file:
-                file.write(chunk)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ResourceError(
-                "the disk is full",
-                where=self.data,
-                do="Free some space and run the same command again: it goes on from there.",
-            ) from error
+        with writing(self.data), open(self.data, "ab") as file:
+            file.write(chunk)
         self.digest.update(chunk)
         self.size += len(chunk)
 

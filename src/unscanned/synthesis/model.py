@@ -124,7 +124,7 @@ class Model:
             ResourceError: Memory does not hold a single patch.
         """
         how = how or self.how(**changes)
-        mask = head_mask(volume.array)
+        mask = head_mask(volume.array, volume.affine)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         notes: list[str] = []
         where = self._frame(volume, mask, how.crop, notes.append)

@@ -81,7 +81,7 @@ def describe(
             mean=target.mean,
             std=target.std,
             percentile=constants.percentile,
-            source_scale=head_scale(volume.array, head_mask(volume.array), constants.percentile),
+            source_scale=head_scale(volume.array, head_mask(volume.array, volume.affine), constants.percentile),
         ),
         environment=environment(model.device),
         input_contrast_verified=checked.verified,

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from unscanned.contrast.appearance import measure_appearance
+from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.progress import Progress
 from unscanned.settings import Prepare
-from unscanned.volumes.grid import Frame, frame, onto_grid
-from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
+from unscanned.volumes.grid import Frame, frame
+from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair"]
@@ -112,20 +113,15 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         return case
     case = Case(pair.case, pair.subject, case.folder)  # without what it knew of an older cache
     source, target = read_volume(pair.source), read_volume(pair.target)
-    target_array = onto_grid(source, target, pair.case, resample=settings.resample)
-    mask = head_mask(source.array)
-    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=mask)
-    heads = {"source": mask, "target": head_mask(target_array)}
-    whole = {"source": source.array, "target": target_array}
-    scales = {
-        name: head_scale(array, heads[name], settings.percentile, where=getattr(pair, name))
-        for name, array in whole.items()
-    }
+    aligned = align(pair, source, target, resample=settings.resample, percentile=settings.percentile)
+    head = aligned.head
+    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head)
     appearance = measure_appearance(source.array, source.affine)
     arrays: dict[str, np.ndarray] = {
-        name: where.forward(array) / np.float32(scales[name]) for name, array in whole.items()
+        "source": where.forward(aligned.source) / np.float32(aligned.source_scale),
+        "target": where.forward(aligned.target) / np.float32(aligned.target_scale),
+        "head": where.forward(head.astype(np.float32)) > 0.5,
     }
-    arrays["head"] = where.forward(mask.astype(np.float32)) > 0.5
     # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.
     with contextlib.suppress(OSError):
         (case.folder / "case.json").unlink()
@@ -137,12 +133,12 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         session=pair.session,
         source=ScanFile(name=pair.source.name, sha256=str(source.sha256)),
         target=ScanFile(name=pair.target.name, sha256=str(target.sha256)),
-        source_scale=scales["source"],
-        target_scale=scales["target"],
+        source_scale=aligned.source_scale,
+        target_scale=aligned.target_scale,
         appearance=appearance,
         settings=known,
         frame=where.to_json(),
-        head_left_out=_left_out(mask, source, where, arrays["head"]),
+        head_left_out=_left_out(head, source, where, arrays["head"]),
         warnings=[*source.warnings, *target.warnings],
         bytes={name: (case.folder / f"{name}.npy").stat().st_size for name in arrays},
         key=key,

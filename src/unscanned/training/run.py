@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import torch
 
-from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.datasets.check import Content, contents_of, refuse_copies
+from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.errors import DatasetError, TrainingError, UnscannedError
-from unscanned.files import check_apart, lock, remove_partials, sha256
+from unscanned.files import check_apart, lock, remove_partials
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
 from unscanned.machine.memory import keep_freed_memory_in_process
@@ -143,7 +143,8 @@ def train(
             progress=interruptible(progress, should_stop, folder),
         )
         failures = {**found.ambiguous, **refused}
-        _refuse_copies(prepared, [pair for pair in found.pairs if pair.subject in split["test"]])
+        tested = [pair for pair in found.pairs if pair.subject in split["test"]]
+        refuse_copies([*(content for case in prepared for content in _contents(case)), *contents_of(tested)])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -185,25 +186,6 @@ def _maps_a_case(settings: Settings) -> int:
     return 3 + contexts
 
 
-def _refuse_copies(prepared: list[Case], test: list[Pair]) -> None:
-    """Refuse a file that two subjects have, or a target that is its own source: any score would be worthless."""
-    found = [
-        (getattr(case.facts, scan).sha256, case.subject, case.name, scan)
-        for case in prepared
-        for scan in ("source", "target")
-    ]
-    for pair in test:
-        for name, path in (("source", pair.source), ("target", pair.target)):
-            if path is not None:
-                with contextlib.suppress(OSError):  # a scan that cannot be read is told of where it is synthesized
-                    found.append((sha256(path), pair.subject, pair.case, name))
-    first: dict[str, tuple[str, str, str]] = {}
-    for content, subject, case, name in found:
-        other, earlier, what = first.setdefault(content, (subject, case, name))
-        if other != subject or (earlier == case and what != name):
-            raise DatasetError(
-                "one file is the scan of two subjects, or both scans of one",
-                where=f"the {name} of {case}",
-                found=f"the same content as the {what} of {earlier}",
-                do="`unscanned check` lists all copies. Remove what is wrong.",
-            )
+def _contents(case: Case) -> list[Content]:
+    scans = {"source": case.facts.source, "target": case.facts.target}
+    return [Content(case.subject, case.name, what, Path(file.name), file.sha256) for what, file in scans.items()]

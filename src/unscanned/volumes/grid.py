@@ -12,11 +12,15 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.errors import DatasetError
-from unscanned.volumes.nifti import Volume, grid_difference, ras_grid
+from unscanned.volumes.nifti import Volume, grid_difference
+from unscanned.volumes.orientation import from_ras, ras_grid, to_ras
 
 __all__ = ["Frame", "frame", "onto_grid"]
 
 Triple = tuple[int, int, int]
+
+_TIE = 1e-6
+"Voxels: what lies exactly between two voxels goes the same way, whatever its last digits are."
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +46,20 @@ class Frame:
     @property
     def resampled(self) -> bool:
         """Whether the working grid has another spacing than the scan."""
-        return self.working_shape != ras_grid(self.shape, self.affine)[0] or not np.allclose(
-            self.working_affine, ras_grid(self.shape, self.affine)[1]
-        )
+        shape, affine = ras_grid(self.shape, self.affine)
+        return self.working_shape != shape or not np.allclose(self.working_affine, affine)
 
     def holds(self, head: np.ndarray) -> bool:
         """Return whether the crop holds the bounding box of a head, a mask on the scan's grid."""
         if not head.any():
             return True
-        corners = nib.affines.apply_affine(
-            np.linalg.inv(self.working_affine) @ ras_grid(self.shape, self.affine)[1], _box(head, self.affine)
-        )
-        return bool((corners[0] >= np.subtract(self.start, 0.5)).all()) and bool(
-            (corners[1] <= np.add(self.start, self.crop) - 0.5).all()
-        )
+        to_working = np.linalg.inv(self.working_affine) @ ras_grid(self.shape, self.affine)[1]
+        first, last = nib.affines.apply_affine(to_working, _box(head, self.affine)) - self.start
+        return bool((first >= -0.5 - _TIE).all() and (last <= np.array(self.crop) - 0.5 + _TIE).all())
 
     def forward(self, array: np.ndarray) -> np.ndarray:
         """Bring an array on the scan's grid to the model's grid; outside the scan it is 0."""
-        array = _to_ras(array, self.affine)
+        array = to_ras(array, self.affine)
         if self.resampled:
             affine = ras_grid(self.shape, self.affine)[1]
             array = _resample(array, affine, self.working_shape, self.working_affine)
@@ -71,7 +71,7 @@ class Frame:
         shape, affine = ras_grid(self.shape, self.affine)
         if self.resampled:
             array = _resample(array, self.working_affine, shape, affine)
-        return _from_ras(array, self.affine)
+        return from_ras(array, self.affine)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that `from_json` reads back."""
@@ -104,25 +104,22 @@ def frame(
         pads: Whether the crop may reach beyond the scan. If not, it is moved inside, and no axis is longer than the
             scan's.
     """
-    native = volume.shape
-    grid_shape, affine = ras_grid(native, volume.affine)
+    grid_shape, affine = ras_grid(volume.shape, volume.affine)
+    zoom = np.ones(3)
     if spacing_mm is not None:
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        zoom = spacing / spacing_mm
-        grid_shape = tuple(max(1, int(np.ceil(n * z - 1e-6))) for n, z in zip(grid_shape, zoom, strict=True))  # type: ignore[assignment]
+        zoom = np.linalg.norm(affine[:3, :3], axis=0) / spacing_mm
+        grid_shape = _triple(np.maximum(1, np.ceil(np.multiply(grid_shape, zoom) - _TIE)))
         affine = affine @ np.diag([*(1 / zoom), 1.0])
     start, crop = (0, 0, 0), grid_shape
     if shape is not None:
-        centre = [(n - 1) / 2 for n in grid_shape]
+        centre = np.subtract(grid_shape, 1) / 2
         if head is not None and head.any():
-            middle = np.append(_box(head, volume.affine).mean(0), 1)
-            centre = list((np.linalg.inv(affine) @ ras_grid(native, volume.affine)[1] @ middle)[:3])
-        start = tuple(int(np.floor(c - (n - 1) / 2 + 0.5)) for c, n in zip(centre, shape, strict=True))  # type: ignore[assignment]
-        crop = shape
+            centre = _box(head, volume.affine).mean(0) * zoom
+        start, crop = _triple(np.floor(centre - np.subtract(shape, 1) / 2 + 0.5 + _TIE)), shape
     if not pads:
-        crop = tuple(min(n, m) for n, m in zip(crop, grid_shape, strict=True))  # type: ignore[assignment]
-        start = tuple(min(max(0, s), n - m) for s, n, m in zip(start, grid_shape, crop, strict=True))  # type: ignore[assignment]
-    return Frame(native, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
+        crop = _triple(np.minimum(crop, grid_shape))
+        start = _triple(np.clip(start, 0, np.subtract(grid_shape, crop)))
+    return Frame(volume.shape, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
 
 
 def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = False) -> np.ndarray:
@@ -138,9 +135,9 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
         DatasetError: The grids differ by more than 1 mm at a corner and `resample` is not set.
     """
     difference = grid_difference(source, target)
-    target_ras = _to_ras(target.array, target.affine)
+    target_ras = to_ras(target.array, target.affine)
     if difference is None:
-        return _from_ras(target_ras, source.affine)
+        return from_ras(target_ras, source.affine)
     if not resample:
         raise DatasetError(
             "source and target lie on different grids",
@@ -150,22 +147,18 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
         )
     shape, affine = ras_grid(source.shape, source.affine)
     _, target_affine = ras_grid(target.shape, target.affine)
-    return _from_ras(_resample(target_ras, target_affine, shape, affine), source.affine)
+    return from_ras(_resample(target_ras, target_affine, shape, affine), source.affine)
+
+
+def _triple(numbers: np.ndarray) -> Triple:
+    i, j, k = (int(number) for number in numbers)
+    return i, j, k
 
 
 def _box(head: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the first and the last voxel of a mask along each axis in RAS+ order, (2, 3)."""
-    [extent] = ndimage.find_objects(_to_ras(head, affine), max_label=1)
+    [extent] = ndimage.find_objects(to_ras(head, affine), max_label=1)
     return np.array([[along.start, along.stop - 1] for along in extent]).T
-
-
-def _to_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    return nib.orientations.apply_orientation(array, nib.io_orientation(affine))
-
-
-def _from_ras(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    ras = np.array([[0, 1], [1, 1], [2, 1]], float)
-    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, nib.io_orientation(affine)))
 
 
 def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: np.ndarray) -> np.ndarray:

@@ -12,9 +12,14 @@ import numpy as np
 
 from unscanned.errors import VolumeError
 
-__all__ = ["HEADER_BYTES", "Header", "corner_distance_mm", "parse_header"]
+__all__ = ["HEADER_BYTES", "IMPLAUSIBLE", "Header", "check_size", "corner_distance_mm", "parse_header"]
 
 HEADER_BYTES = 348
+IMPLAUSIBLE = "the size of the voxels is not that of a scan of a head"
+
+_VOXEL_MM, _FIELD_MM = (0.05, 20.0), 1000.0
+"Far beyond what any scanner makes of a head; memory and time for a scan grow with its field of view."
+_UNITS = {1: "metres", 3: "micrometres"}
 
 _FIRST_VOXEL_BYTE = 352
 _TRANSFORM_CODES = 6
@@ -44,6 +49,7 @@ class Header:
         slope: Factor from the stored to the true intensity; 1 where the file states none.
         intercept: Added after the factor; 0 where the file states none.
         affine: float64 (4, 4), voxel to world, mm, RAS+.
+        unit: The unit that the header states where that is not millimetres.
         warnings: What is odd and was accepted.
     """
 
@@ -53,6 +59,7 @@ class Header:
     slope: float
     intercept: float
     affine: np.ndarray
+    unit: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -76,6 +83,9 @@ def parse_header(block: bytes) -> Header:
     shape = _shape(fields)
     slope, intercept = _scaling(fields)
     affine, warnings = _affine(fields, shape)
+    unit = _UNITS.get(int(fields["xyzt_units"]) & 7)
+    if unit:
+        warnings += (f"the header says {unit}; its numbers are taken as millimetres, as other software does",)
     return Header(
         shape=shape,
         dtype=_dtype(fields),
@@ -83,7 +93,33 @@ def parse_header(block: bytes) -> Header:
         slope=slope,
         intercept=intercept,
         affine=affine,
-        warnings=(*warnings, *_unit_warnings(fields)),
+        unit=unit,
+        warnings=warnings,
+    )
+
+
+def check_size(header: Header) -> None:
+    """Refuse voxels and fields of view that no scan of a head has, with the unit that their numbers are likely in.
+
+    Raises:
+        VolumeError: A voxel's edge or the field of view is far too long or short.
+    """
+    shape, stated = header.shape, header.unit
+    spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
+    if _is_plausible(spacing, shape):
+        return
+    in_mm = {"metres": 1e3, "centimetres": 10.0, "micrometres": 1e-3, "nanometres": 1e-6}
+    likely = [unit for unit, factor in in_mm.items() if _is_plausible(spacing * factor, shape)]
+    unit = stated if stated in likely else next(iter(likely), None)
+    do = "Export the scan again with its true voxel size."
+    if unit is not None:
+        says = "the header says so" if unit == stated else "they are likely in that unit"
+        do = f"Write the numbers in millimetres: as {unit} ({says}) they are {_times(spacing * in_mm[unit])} mm."
+    raise VolumeError(
+        IMPLAUSIBLE,
+        found=f"voxels of {_times(spacing)} mm, a field of view of {_times(spacing * shape[:3])} mm",
+        expected=f"voxels of {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm, at most {_FIELD_MM:g} mm in all",
+        do=do,
     )
 
 
@@ -166,9 +202,13 @@ def _scaling(fields: nibabel.Nifti1Header) -> tuple[float, float]:
     return slope, intercept
 
 
-def _unit_warnings(fields: nibabel.Nifti1Header) -> tuple[str, ...]:
-    unit = {1: "metres", 3: "micrometres"}.get(int(fields["xyzt_units"]) & 7)
-    return (f"the header says {unit}; its numbers are taken as millimetres, as other software does",) if unit else ()
+def _is_plausible(spacing_mm: np.ndarray, shape: tuple[int, ...]) -> bool:
+    low, high = _VOXEL_MM
+    return bool(spacing_mm.min() >= low and spacing_mm.max() <= high and (spacing_mm * shape[:3]).max() <= _FIELD_MM)
+
+
+def _times(numbers: np.ndarray) -> str:
+    return " x ".join(f"{number:.3g}" for number in numbers)
 
 
 def _affine(fields: nibabel.Nifti1Header, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:

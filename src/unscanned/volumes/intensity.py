@@ -8,11 +8,12 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.errors import VolumeError
+from unscanned.volumes.orientation import from_ras, to_ras
 
 __all__ = ["Contrast", "Normalization", "head_mask", "head_scale"]
 
 
-def head_mask(array: np.ndarray) -> np.ndarray:
+def head_mask(array: np.ndarray, affine: np.ndarray | None = None) -> np.ndarray:
     """Return the voxels of the head: the largest bright component, closed and filled.
 
     The threshold is a tenth of the 99th percentile of the smoothed positive intensities: air and its Rician noise lie
@@ -21,10 +22,14 @@ def head_mask(array: np.ndarray) -> np.ndarray:
 
     Args:
         array: (i, j, k), any intensity scale, background near 0.
+        affine: (4, 4), voxel to world; the mask is then the same in whatever order the axes are stored. None takes them
+            as being in RAS+ order.
 
     Returns:
         Boolean array of the same shape; all False where nothing is brighter than the background.
     """
+    if affine is not None:
+        return from_ras(head_mask(to_ras(array, affine)), affine)
     # Work on a coarse copy of large volumes: the mask is smooth, and this is 8 times less work.
     step = tuple(2 if n >= 96 else 1 for n in array.shape)
     coarse = ndimage.gaussian_filter(np.asarray(array[:: step[0], :: step[1], :: step[2]], np.float32), 1.0)

@@ -23,7 +23,8 @@ import numpy as np
 from unscanned import files
 from unscanned.errors import ResourceError, VolumeError
 from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
-from unscanned.volumes.header import HEADER_BYTES, Header, corner_distance_mm, parse_header
+from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
+from unscanned.volumes.orientation import orientation, ras_grid
 
 __all__ = [
     "CONSTANT",
@@ -32,7 +33,6 @@ __all__ = [
     "NONFINITE",
     "Volume",
     "grid_difference",
-    "ras_grid",
     "read_volume",
     "write_volume",
 ]
@@ -80,7 +80,7 @@ class Volume:
     @property
     def orientation(self) -> str:
         """Directions in which i, j, k grow, such as "LPS"."""
-        return "".join(axis or "?" for axis in nibabel.aff2axcodes(self.affine))
+        return "".join(nibabel.orientations.ornt2axcodes(orientation(self.affine)))
 
 
 def read_volume(
@@ -118,6 +118,7 @@ def read_volume(
         header = _read_header(stream)
         index = _choose(header.shape, volume_index, path.name)
         _check_budget(header, limit_bytes)
+        check_size(header)
         stored = _read_voxels(stream, header, index)
         warnings = [*header.warnings, *_read_rest(stream)]
         array = _scale(stored.reshape(header.shape[:3], order="F"), header)
@@ -157,18 +158,6 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, *, des
         sink.write(header + b"\0\0\0\0")
         for k in range(stored.shape[2]):
             sink.write(stored[:, :, k].tobytes("F"))
-
-
-def ras_grid(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Return shape and affine of a grid once its axes are put into RAS+ order and direction; no voxel moves in space.
-
-    Args:
-        shape: Voxels along i, j, k.
-        affine: (4, 4), voxels to mm.
-    """
-    orientation = nibabel.io_orientation(affine)
-    i, j, k = (shape[axis] for axis in np.argsort(orientation[:, 0]))
-    return (i, j, k), affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
 
 
 def grid_difference(first: Volume, second: Volume, *, tolerance_mm: float = 1.0) -> str | None:
