@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import unscanned.machine.threads
-from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.rounds import timed
+from unscanned.benchmark.workload import PATCH
 from unscanned.machine.memory import keep_freed_memory_in_process
 from unscanned.machine.threads import set_process_threads
 from unscanned.models.generators import FastGenerator

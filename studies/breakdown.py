@@ -22,9 +22,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from unscanned.benchmark.floor import floor
-from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.machine import machine
 from unscanned.benchmark.training import step_of
+from unscanned.benchmark.workload import PATCH
 from unscanned.machine.memory import keep_freed_memory_in_process
 from unscanned.models import folding, spectral
 from unscanned.models.generators import FastGenerator

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.training import step_of
 from unscanned.benchmark.worker import Worker
+from unscanned.benchmark.workload import PATCH
 from unscanned.machine.threads import set_process_threads
 
 

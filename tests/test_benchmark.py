@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unscanned.benchmark import benchmark, check_plot, plot, table
 from unscanned.benchmark import inference as inference_module
 from unscanned.benchmark.floor import direct_operations, spectral_cost
 from unscanned.benchmark.inference import CONTENDERS, Network, noise
+from unscanned.benchmark.run import benchmark
+from unscanned.benchmark.show import check_plot, plot, table
+from unscanned.benchmark.workload import Workload
 from unscanned.errors import SettingsError
 from unscanned.machine.precision import available
 from unscanned.models.nie import NieGenerator
 from unscanned.models.spectral import kernel_spectrum
+from unscanned.schema import read
 
 
 @pytest.mark.slow
@@ -32,12 +35,7 @@ def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_p
     }
     seen: list[tuple[int, int, str]] = []
     result = benchmark(
-        network="small",
-        edge=40,
-        repeats=1,
-        batch=2,
-        patches=(1, 2),
-        volumes=(16,),
+        Workload(network="small", edge=40, repeats=1, batch=2, patches=(1, 2), volumes=(16,)),
         edges=(8,),
         layers=((9, 2, 4, 2),),
         progress=lambda *step: seen.append(step),
@@ -97,7 +95,7 @@ def test_bfloat16_is_not_timed_on_a_processor_without_it_and_the_reason_is_told(
 )
 def test_a_benchmark_of_nothing_is_refused_before_any_work(argument: str, value: int) -> None:
     with pytest.raises(SettingsError, match=argument):
-        benchmark(**{argument: value})
+        read(Workload, {argument: value})
 
 
 def test_a_plot_of_no_known_format_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
+from unscanned.benchmark.workload import PATCH, STRIDE
 from unscanned.machine.precision import autocast, available, set_process_precision
 from unscanned.models import generators
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.volumes.patches import starts
 
-__all__ = ["CONTENDERS", "PATCH", "STRIDE", "Network", "inference", "noise"]
+__all__ = ["CONTENDERS", "Network", "inference", "noise"]
 
-PATCH, STRIDE = 32, 8
 Mapping = Callable[[np.ndarray], np.ndarray]
 
 

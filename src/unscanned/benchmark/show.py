@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.benchmark.inference import STRIDE
+from unscanned.benchmark.workload import STRIDE
 from unscanned.errors import SettingsError
 from unscanned.files import atomic_path
 
@@ -37,74 +37,63 @@ def table(result: dict[str, Any]) -> str:
     Ratios are plain PyTorch's time over each one's: of seconds with their range, and of CPU seconds.
     """
     machine, inference, training, floor = (result[part] for part in ("machine", "inference", "training", "floor"))
-    count = inference["patches"]
-    contenders = [
-        (name, f"{row['seconds'] / count:.3f}", *_ratios(row), f"{row['relative_difference']:.1e}", _mib(row))
-        for name, row in inference["contenders"].items()
-    ]
+    count, empty = inference["patches"], [""] * 5
     least = max(floor["seconds_operations"], floor["seconds_bytes"])
-    steps = [
-        (name, f"{row['seconds']:.2f}", *_ratios(row), f"{row['gradient_error']:.1e}", _mib(row))
-        for name, row in training["contenders"].items()
-    ]
     lines = [
         f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}; "
         f"matrix products {machine['gigaflop_per_second']:.0f} GFLOP/s, "
         f"copies {machine['copied_gigabyte_per_second']:.0f} GB/s",
         *_rows(
-            (f"{count} patches, stride {STRIDE}", "s a patch", "ratio", "range", "CPU", "difference", "MiB"),
-            *contenders,
-            (f"floor: {floor['gigaflop']:.1f} GFLOP, {floor['gigabyte']:.2f} GB", f"{least:.3f}", *5 * [""]),
-            *((name, f"not measured: {reason}", *5 * [""]) for name, reason in inference["missing"].items()),
+            f"{count} patches, stride {STRIDE} | s a patch | ratio | range | CPU | difference | MiB",
+            *(
+                (name, f"{row['seconds'] / count:.3f}", *_ratios(row), f"{row['relative_difference']:.1e}", _mib(row))
+                for name, row in inference["contenders"].items()
+            ),
+            (f"floor: {floor['gigaflop']:.1f} GFLOP, {floor['gigabyte']:.2f} GB", f"{least:.3f}", *empty),
+            *((name, f"not measured: {reason}", *empty) for name, reason in inference["missing"].items()),
         ),
         *_rows(
-            (
-                f"training step, {training['batch']} patches",
-                "s a step",
-                "ratio",
-                "range",
-                "CPU",
-                "gradient error",
-                "MiB",
+            f"training step, {training['batch']} patches | s a step | ratio | range | CPU | gradient error | MiB",
+            *(
+                (name, f"{row['seconds']:.2f}", *_ratios(row), f"{row['gradient_error']:.1e}", _mib(row))
+                for name, row in training["contenders"].items()
             ),
-            *steps,
         ),
         *_size(result["size"]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _rows(*rows: Sequence[str]) -> list[str]:
-    """Return the lines of a Markdown table, the first row its head, with an empty line before."""
-    head, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return ["", head, f"|{' --- |' * len(rows[0])}", *others]
+def _rows(head: str, *rows: Sequence[str]) -> list[str]:
+    """Return the lines of a Markdown table, with an empty line before."""
+    rule = " --- |" * (head.count("|") + 1)
+    return ["", f"| {head} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _size(size: dict[str, Any]) -> list[str]:
-    rows = [("size", "seconds", "each")]
+    rows = []
     for row in size["patches"]:
         count = "1 patch" if row["patches"] == 1 else f"{row['patches']} patches"
         rows.append((count, f"{row['seconds']:.2f}", f"{row['seconds'] / row['patches']:.3f} a patch"))
     for row in size["volumes"]:
         each = row["seconds"] / (row["edge"] ** 3 / 1e6)
         rows.append((f"{row['edge']}³ voxels, mode volume", f"{row['seconds']:.1f}", f"{each:.1f} a million voxels"))
-    lines = _rows(*rows)
-    for title, measured, name in (
-        ("one patch of", size["edges"], _edge),
-        ("layer: kernel, channels, grid, patches", size["layers"], _layer),
-    ):
-        lines += _rows(
-            (title, "frequency domain, inference", "range", "forward and backward", "range"),
-            *((name(row), *_times(row["forward"]), *_times(row["forward_backward"])) for row in measured),
+    columns = "frequency domain, inference | range | forward and backward | range"
+    measured = {"one patch of": "edges", "layer: kernel, channels, grid, patches": "layers"}
+    return _rows("size | seconds | each", *rows) + [
+        line
+        for title, kind in measured.items()
+        for line in _rows(
+            f"{title} | {columns}",
+            *((_named(row), *_times(row["forward"]), *_times(row["forward_backward"])) for row in size[kind]),
         )
-    return lines
+    ]
 
 
-def _edge(row: dict[str, Any]) -> str:
-    return f"{row['edge']}³"
-
-
-def _layer(row: dict[str, Any]) -> str:
+def _named(row: dict[str, Any]) -> str:
+    """Return what a patch or a layer is."""
+    if "edge" in row:
+        return f"{row['edge']}³"
     return f"{row['kernel']}³, {row['channels']}, {row['grid']}³, {row['patches']}"
 
 
@@ -143,7 +132,7 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     counted.set(xlabel="patches of 32³ voxels", ylabel="seconds", title="Patches")
     voxels.loglog([row["edge"] ** 3 for row in size["volumes"]], [row["seconds"] for row in size["volumes"]], "o-")
     voxels.set(xlabel="voxels", ylabel="seconds", title="Mode volume")
-    names = [_layer(row) for row in size["layers"]]
+    names = [_named(row) for row in size["layers"]]
     for pass_, marker in (("forward", "o"), ("forward_backward", "s")):
         values = [row[pass_]["seconds_ratio"] for row in size["layers"]]
         ratios.semilogx(values, range(len(values)), marker, label=pass_.replace("_", " and "))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.rounds import rounds, timed
+from unscanned.benchmark.workload import PATCH, Workload
 from unscanned.models import generators
 from unscanned.models.spectral import kernel_spectrum, spectral_convolution
 from unscanned.synthesis.reconstruct import default_batch
@@ -31,20 +32,13 @@ LAYERS = (
 
 
 def size(
-    network: Network,
-    repeats: int,
-    patches: Sequence[int],
-    volumes: Sequence[int],
-    edges: Sequence[int],
-    layers: Sequence[tuple[int, int, int, int]],
+    network: Network, workload: Workload, edges: Sequence[int], layers: Sequence[tuple[int, int, int, int]]
 ) -> dict[str, Any]:
     """Time against the number of patches, the volume, a patch's edge, and what makes a layer.
 
     Args:
         network: The generator.
-        repeats: Rounds of edges and layers; patches and volumes are mapped once.
-        patches: Numbers of patches.
-        volumes: Edges of cubic volumes, in voxels.
+        workload: Numbers of patches and edges of volumes, which are mapped once, and rounds of edges and layers.
         edges: Of single patches, in voxels.
         layers: Kernel, channels, grid and patches of each.
     """
@@ -52,19 +46,19 @@ def size(
     size = default_batch(torch.device(network.device))
     x = torch.from_numpy(noise(network.seed, size, 1, PATCH, PATCH, PATCH)).to(network.device)
     fast(x)  # its spectra are at hand after it
-    for count in patches:
+    for count in workload.patches:
         row = timed(lambda count=count: [fast(x[: count - done]) for done in range(0, count, size)])  # type: ignore[misc]
         counted.append({"patches": count, **row})
     whole = []
-    for edge in volumes:
+    for edge in workload.volumes:
         volume = noise(network.seed, 1, edge, edge, edge)
         row = timed(partial(map_volume, volume, network.build("auto"), device=network.device))
         whole.append({"edge": edge, **row})
     return {
         "patches": counted,
         "volumes": whole,
-        "edges": [_edge(network, repeats, edge) for edge in edges],
-        "layers": [_layer(torch.device(network.device), repeats, *layer) for layer in layers],
+        "edges": [_edge(network, workload.repeats, edge) for edge in edges],
+        "layers": [_layer(torch.device(network.device), workload.repeats, *layer) for layer in layers],
     }
 
 

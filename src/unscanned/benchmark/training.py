@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from unscanned.benchmark.inference import PATCH, Network, noise
+from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
+from unscanned.benchmark.workload import PATCH
 from unscanned.machine.precision import autocast, set_process_precision
 from unscanned.settings import resolve
 from unscanned.training.stage import build_step

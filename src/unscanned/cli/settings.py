@@ -11,14 +11,18 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from unscanned import settings
+from unscanned.benchmark.workload import Workload
 from unscanned.errors import SettingsError
 from unscanned.schema import Schema
 
-__all__ = ["HowOptions", "Options", "named_folders", "overrides", "resolve"]
+__all__ = ["HowOptions", "Options", "WorkloadOptions", "named_folders", "overrides", "resolve"]
 
 
-def _optional(schema: type[Schema]) -> Any:
-    """Return a twin of a schema as options of the command line; its values are None until given."""
+def _optional(schema: type[Schema], *, shows_defaults: bool = False) -> Any:
+    """Return a twin of a schema as options of the command line.
+
+    Its values are None until given, so that a preset can stand behind them, or what the schema has.
+    """
     fields: list[tuple[str, Any, Any]] = []
     for name, field in schema.model_fields.items():
         hint = field.annotation
@@ -26,9 +30,13 @@ def _optional(schema: type[Schema]) -> Any:
             twin = _optional(hint)
             fields.append((name, twin, dataclasses.field(default_factory=twin)))
         elif name != "preset":
-            negative = None if hint is bool else ()
-            option = Parameter(help=field.description, negative=negative)
-            fields.append((name, Annotated[typing.cast(Any, hint) | None, option], None))
+            option = Parameter(
+                help=field.description,
+                negative=None if hint is bool else (),
+                consume_multiple=Ellipsis in typing.get_args(hint),
+            )
+            default = field.default if shows_defaults else None
+            fields.append((name, Annotated[typing.cast(Any, hint) | None, option], default))
     # Without a module of its own, cyclopts takes the class for a built-in type and does not look inside.
     return dataclasses.make_dataclass(schema.__name__, fields, namespace={"__module__": __name__})
 
@@ -38,6 +46,10 @@ Options: Any = _optional(settings.Settings)
 
 HowOptions: Any = _optional(settings.Synthesis)
 """The table `synthesis` as options, such as `--stride 4`."""
+
+
+WorkloadOptions: Any = _optional(Workload, shows_defaults=True)
+"""What the benchmark times as options, such as `--edge 64`."""
 
 
 def overrides(given: Any) -> dict[str, Any]:

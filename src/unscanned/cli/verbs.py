@@ -10,10 +10,11 @@ from cyclopts import App, Parameter
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.settings import HowOptions, Options
+from unscanned.cli.settings import HowOptions, Options, WorkloadOptions
 from unscanned.datasets.split import read_split
 from unscanned.machine.provenance import version
 from unscanned.progress import interruptible
+from unscanned.schema import read
 from unscanned.settings import Layout
 
 __all__ = ["app"]
@@ -35,6 +36,7 @@ Preset = Annotated[str, Parameter(name=["--preset", "-p"])]
 File = Annotated[Path | None, Parameter(name="--settings")]
 Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
 How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
+Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative="")]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
@@ -600,69 +602,31 @@ def reproduce(
 
 
 @app.command
-def benchmark(
-    *,
-    device: str = "cpu",
-    threads: int | None = None,
-    edge: int = 48,
-    repeats: int = 3,
-    batch: int = 7,
-    steps: int = 1,
-    patches: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (1, 8, 64),
-    volumes: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (64, 96, 128),
-    network: str = "nie",
-    json: Json = None,
-    plot: Path | None = None,
-) -> None:
-    """Time inference and training on this machine beside plain PyTorch, MONAI and ONNX Runtime, in one run.
+def benchmark(*, workload: Load | None = None, json: Json = None, plot: Path | None = None) -> None:
+    """Time inference and training on this machine beside plain PyTorch, MONAI, ONNX Runtime and OpenVINO, in one run.
 
     Example: `unscanned benchmark --json benchmark.json --plot benchmark.png`
 
     Parameters
     ----------
-    device
-        cpu, cuda or cuda:N.
-    threads
-        CPU threads.
-    edge
-        Edge of the cubic volume whose stride-8 patches are mapped; 48 has 27 of them.
-    repeats
-        Rounds; the contenders take turns in each.
-    batch
-        Patches of a training step.
-    steps
-        Rounds of training; a plain step takes about a minute on two cores.
-    patches
-        Numbers of patches for mode patches.
-    volumes
-        Edges of the cubic volumes for mode volume.
-    network
-        nie or small.
+    workload
+        What is timed.
     json
         Also write all figures to this file.
     plot
         Also draw the cost against size into this image file.
     """
-    from unscanned import benchmark as module
+    from unscanned.benchmark import run, show
+    from unscanned.benchmark.workload import Workload
     from unscanned.files import write_json
 
+    asked = read(Workload, options.overrides(workload))
     if plot is not None:
-        module.check_plot(plot)
+        show.check_plot(plot)
     with running.progress() as progress:
-        result = module.benchmark(
-            network=network,
-            device=device,
-            threads=threads,
-            edge=edge,
-            repeats=repeats,
-            batch=batch,
-            steps=steps,
-            patches=patches,
-            volumes=volumes,
-            progress=progress,
-        )
-    terminal.say(module.table(result))
+        result = run.benchmark(asked, progress=progress)
+    terminal.say(show.table(result))
     if json is not None:
         write_json(json, result)
     if plot is not None:
-        module.plot(result, plot)
+        show.plot(result, plot)
