@@ -79,6 +79,13 @@ def test_what_is_compared_on_a_gpu_maps_the_same_function(name: str) -> None:
     assert difference < (0.05 if "bfloat16" in name else 1e-5)
 
 
+def test_on_a_gpu_cudnn_chooses_its_algorithms_for_bfloat16(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(inference_module, "reconstruct", lambda *_, **__: seen.append(torch.backends.cudnn.enabled))
+    CONTENDERS["plain PyTorch, bfloat16"].make(Network("small", 0, "cpu"))(noise(0, 32, 32, 32))
+    assert seen == [True]
+
+
 def test_bfloat16_is_not_timed_on_a_processor_without_it_and_the_reason_is_told(monkeypatch) -> None:
     pytest.importorskip("monai")
     names = ("plain PyTorch", "MONAI sliding window, bfloat16")

@@ -67,7 +67,8 @@ def _bfloat16(network: Network) -> Mapping:
     averaged = _averaged(network, plain)
 
     def run(volume: np.ndarray) -> np.ndarray:
-        with torch.backends.cudnn.flags(benchmark=True), autocast("bfloat16", network.device):
+        # without `enabled`, this would turn cuDNN off
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True), autocast("bfloat16", network.device):
             return averaged(volume)
 
     return run
