@@ -283,7 +283,7 @@ def test_where_a_gpu_does_not_hold_a_patch_the_cpu_takes_over_and_says_so(model,
         return chain(*arguments, device=device, **options)
 
     monkeypatch.setattr("unscanned.synthesis.model.chain", crowded)
-    monkeypatch.setattr("unscanned.machine.precision.choose", lambda *_, **__: None)
+    monkeypatch.setattr("unscanned.synthesis.model.check_precision", lambda *_, **__: None)
     monkeypatch.setattr(Model, "device", torch.device("cuda"))
     monkeypatch.setattr(Model, "to", lambda self, device: moves.append(str(device)))
     made = model.synthesize(scan)

@@ -16,8 +16,9 @@ from unscanned.benchmark.worker import Worker
 from unscanned.machine.precision import autocast, set_process_precision
 from unscanned.settings import resolve
 from unscanned.training.stage import build_step
+from unscanned.training.step import Step
 
-__all__ = ["training"]
+__all__ = ["step_of", "training"]
 
 
 MODES = {
@@ -54,13 +55,17 @@ def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
 
 
 def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str, float]]:
-    """Return a step of that many patches, with networks that begin alike whatever their name."""
+    """Return a step of that many patches."""
     source, target = (
         torch.from_numpy(noise(network.seed + number, batch, 1, PATCH, PATCH, PATCH)).to(network.device)
         for number in (1, 2)
     )
     set_process_precision("float32", network.device)
-    convolution, precision = MODES[name]
+    return partial(step_of(network, *MODES[name]), source, target)
+
+
+def step_of(network: Network, convolution: str, precision: str) -> Step:
+    """Return a step as training with the preset adv-gdl takes it, with networks that begin alike whatever the way."""
     settings = resolve(
         "adv-gdl",
         overrides={
@@ -70,7 +75,7 @@ def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str,
         },
     )
     torch.manual_seed(network.seed)
-    return partial(build_step(settings, 1, network.device), source, target)
+    return build_step(settings, 1, network.device)
 
 
 def _gradient_errors(network: Network, names: Sequence[str]) -> dict[str, float]:

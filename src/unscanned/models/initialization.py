@@ -1,4 +1,4 @@
-"""How a network's weights begin: one of the report's open points."""
+"""How a network's weights begin: which the reference leaves open."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Layers = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 
 
 class NieGenerator(GeneratorBase):
-    """The nine-layer fully convolutional generator of Nie et al. (IEEE TBME 2018, fig. 2) as the report has it.
+    """The nine-layer fully convolutional generator of Nie et al. (IEEE TBME 2018, fig. 2) as the reference has it.
 
     Kernels 9, 3, 3, 3, 9, 3, 3, 7, 3; dilation 1 in the first and last layer, 2 in the seven between; same padding;
     batch norm and LeakyReLU after each but the last, which is linear. No pooling. The receptive field is 59 voxels a

@@ -17,7 +17,7 @@ Filters = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], F
 
 
 class NieDiscriminator(DiscriminatorBase):
-    """The conditional discriminator of the report, section III, after Nie et al. (IEEE TBME 2018).
+    """The conditional discriminator of the reference, section III, after Nie et al. (IEEE TBME 2018).
 
     Three stages of convolution, batch norm, LeakyReLU and max-pooling, a convolution, three fully connected layers. The
     loss has the last sigmoid: it takes logits.

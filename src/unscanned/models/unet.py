@@ -11,7 +11,7 @@ __all__ = ["UNetGenerator"]
 
 
 class UNetGenerator(GeneratorBase):
-    """MONAI's residual 3D U-Net (Kerfoot et al., STACOM 2018): the strong baseline, not part of the report's method.
+    """MONAI's residual 3D U-Net (Kerfoot et al., STACOM 2018): the strong baseline, not part of the reference.
 
     Its strided convolutions see where a window starts, so it has no `reach` and no exact tiling.
 

@@ -30,7 +30,7 @@ class Wrapper(nn.Module):
 
 
 class Residual(Wrapper):
-    """ResGAN: the source is added voxel by voxel to the output of the last convolution (report, section VII)."""
+    """ResGAN: the source is added voxel by voxel to the output of the last convolution (the reference, section VII)."""
 
     def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the source."""
@@ -59,7 +59,7 @@ OUTPUTS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "batch_norm": lambda: nn.BatchNorm3d(1),
 }
-"Layers after the last convolution. The report names none."
+"Layers after the last convolution. The reference names none."
 
 
 def inner(network: nn.Module) -> nn.Module:

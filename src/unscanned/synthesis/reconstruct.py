@@ -1,4 +1,4 @@
-"""A volume from overlapping patches: each is mapped by the generator, overlaps are averaged (report, section V)."""
+"""A volume from overlapping patches: each is mapped, and overlaps are averaged (the reference, section V)."""
 
 from __future__ import annotations
 
