@@ -265,7 +265,7 @@ def prepare(
         cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
     options.say(f"{len(cases)} cases are prepared in {out}")
     options.complain_of_incomplete(found.incomplete)
-    _raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))
+    _raise_partial({**found.refused, **failures}, len(found.pairs) + len(found.refused))
     return None
 
 

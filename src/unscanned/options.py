@@ -19,7 +19,7 @@ from cyclopts import Parameter
 
 from unscanned import settings as config
 from unscanned.datasets.split import read_split
-from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError
+from unscanned.errors import DatasetError, Interrupted, PartialFailure, SettingsError, listed
 from unscanned.files import write_json
 from unscanned.machine.provenance import version
 from unscanned.progress import Progress
@@ -306,7 +306,7 @@ def say_findings(
         raise DatasetError(
             "some cases are unusable" if usable else "no case is usable",
             where=dataset,
-            found=", ".join(unusable) or "no pair",
+            found=listed(unusable) or "no pair",
             do="Mend or remove them; training leaves out what it cannot use and says so.",
         )
 

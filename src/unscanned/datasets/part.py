@@ -45,7 +45,8 @@ class Part:
             checksum, etag, modified, length = (facts[key] for key in ("checksum", "etag", "modified", "length"))
         except (OSError, ValueError, KeyError, TypeError):
             return
-        if checksum == self.checksum and self.data.exists():
+        is_sound = {type(etag), type(modified)} <= {str, type(None)} and type(length) in (int, type(None))
+        if is_sound and checksum == self.checksum and self.data.exists():
             self.etag, self.modified, self.length = etag, modified, length
             self.digest, self.size = digest_of(self.data, checksum, self.progress), self.data.stat().st_size
 

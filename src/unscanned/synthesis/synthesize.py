@@ -62,10 +62,10 @@ def list_inputs(
     scans: list[tuple[Path, str | None]] = []
     failures: dict[str, UnscannedError] = {}
     for entry in map(Path, inputs):
-        if entry.is_dir() or entry.suffix.lower() in (".csv", ".tsv"):
+        if os.path.isdir(entry) or entry.suffix.lower() in (".csv", ".tsv"):
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
-            failures |= {str(error.where): error for error in found.ambiguous.values()}
+            failures |= {str(error.where): error for error in found.refused.values()}
         else:
             scans.append((entry, None))
     return scans, failures

@@ -248,9 +248,10 @@ def _left_out(mask: np.ndarray, source: Volume, where: Frame, kept: np.ndarray) 
 def _stamp(path: Path) -> str:
     try:
         status = path.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise VolumeError(
-            f"the file cannot be read: {error.strerror}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
         ) from error
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
