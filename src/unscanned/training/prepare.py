@@ -18,7 +18,7 @@ import numpy as np
 from unscanned.contrast.appearance import Appearance, measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, write_sealed
 from unscanned.progress import Progress
 from unscanned.settings import Prepare, short_digest
@@ -100,6 +100,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     Raises:
         VolumeError: A scan is refused, or is not there.
         DatasetError: The target is missing, or source and target lie on different grids.
+        SettingsError: The model's grid has more voxels than the budget for one volume.
         ResourceError: The disk is full.
     """
     if pair.target is None:
@@ -175,7 +176,7 @@ def prepare(
             progress(index, len(pairs), pair.case)
         try:
             cases.append(prepare_pair(pair, folder, settings))
-        except ResourceError:
+        except (ResourceError, SettingsError):
             raise
         except UnscannedError as error:
             failures[pair.case] = error
