@@ -213,7 +213,7 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
         "ContentQualification": "RESEARCH",
         "Modality": "MR",
         "SeriesInstanceUID": generate_uid(entropy_srcs=identity),
-        "SeriesNumber": 100 * int(first.get("SeriesNumber") or 0) + 1,
+        "SeriesNumber": _series_number(int(first.get("SeriesNumber") or 0)),
         "SeriesDescription": f"SYNTHETIC {facts['Contrast']} - NOT FOR DIAGNOSIS"[:64],
         "Manufacturer": NAME,
         "ManufacturerModelName": NAME,
@@ -265,6 +265,13 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
         )
         for number, header in enumerate(series.slices)
     ]
+
+
+def _series_number(source: int) -> int:
+    """Return a number after the source's: 201 for 2, as scanners number what they derive, or one beside it."""
+    least, most = -(2**31), 2**31 - 1  # of the value representation IS
+    fitting = (number for number in (100 * source + 1, source + 1, source - 1) if least <= number <= most)
+    return next(fitting, 1)
 
 
 def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: int, uid: str) -> Dataset:
