@@ -38,13 +38,7 @@ class UnscannedError(Exception):
     exit_code = 1
 
     def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        found: object = None,
-        expected: object = None,
-        do: str | None = None,
+        self, what: str, *, where: object = None, found: object = None, expected: object = None, do: str | None = None
     ) -> None:
         self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
         super().__init__(self._message())

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, checksums, JSON; and output folders, theirs alone."""
+"""Files that are either whole or absent: atomic writes, checksums, JSON, and locks on output folders."""
 
 from __future__ import annotations
 

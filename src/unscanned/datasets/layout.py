@@ -1,4 +1,4 @@
-"""Which scans lie where: file names and tables of the layouts that datasets come in, nothing opened but tables."""
+"""Where the scans of a dataset are, by file names or a table; no scan is opened."""
 
 from __future__ import annotations
 

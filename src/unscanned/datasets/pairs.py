@@ -74,12 +74,7 @@ class Selection:
 
 
 def find_pairs(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> list[Pair]:
     """Return the pairs of a dataset, sorted by case; `select_pairs` also says which cases are left out, and why.
 
@@ -105,12 +100,7 @@ def find_pairs(
 
 
 def select_pairs(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> Selection:
     """Return the pairs of a dataset, and each case that is left out with the reason.
 
@@ -137,12 +127,7 @@ def select_pairs(
 
 
 def survey(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> tuple[list[Pair], list[Finding]]:
     """Return the usable pairs of a dataset by its file names, and a finding for each case that is left out.
 

@@ -175,7 +175,7 @@ def _grid(default: Grid, shape: tuple[int, int, int] | None, spacing_mm: float |
 
 
 def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Path]:
-    """List the label maps that the subjects need, after a look into each, so that nothing is written in vain."""
+    """Return the label maps that the subjects need; each is read here, before anything is written."""
     maps, needed = find_label_maps(folder), -(-subjects // per_anatomy)
     if needed > len(maps):
         raise SettingsError(

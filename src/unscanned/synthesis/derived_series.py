@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_dicom"]
 
-# What a derived image shares with its source: the patient, the study, the frame of reference, the slice. Everything
-# else, such as the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
+# What a derived image shares with its source: the patient, the study, the frame of reference, the slice. All other
+# elements, such as the timing of the acquisition and private ones, are not true of a synthetic image and are left out.
 _SHARED = (
     *IDENTITY,
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
@@ -256,13 +256,7 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
     for what in ("Series", "Content", "InstanceCreation"):
         common |= {f"{what}Date": local.strftime("%Y%m%d"), f"{what}Time": local.strftime("%H%M%S")}
     return [
-        _image(
-            header,
-            common,
-            stored[:, :, number].T,
-            number + 1,
-            generate_uid(entropy_srcs=[*identity, str(number)]),
-        )
+        _image(header, common, stored[:, :, number].T, number + 1, generate_uid(entropy_srcs=[*identity, str(number)]))
         for number, header in enumerate(series.slices)
     ]
 

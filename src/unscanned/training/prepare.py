@@ -108,7 +108,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     case = Case(pair.case, pair.subject, Path(folder) / pair.case)
     known = _known(settings)
     key = short_digest(
-        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
+        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT}
     )
     if _cached(case.folder, key):
         return case
@@ -150,11 +150,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
 
 
 def prepare(
-    pairs: Sequence[Pair],
-    folder: str | Path,
-    settings: Prepare = _DEFAULTS,
-    *,
-    progress: Progress | None = None,
+    pairs: Sequence[Pair], folder: str | Path, settings: Prepare = _DEFAULTS, *, progress: Progress | None = None
 ) -> tuple[list[Case], dict[str, UnscannedError]]:
     """Prepare all pairs; one bad pair does not stop the others.
 
