@@ -20,7 +20,6 @@ __all__ = [
     "TrainingError",
     "UnscannedError",
     "VolumeError",
-    "listed",
 ]
 
 
