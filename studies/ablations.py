@@ -21,7 +21,8 @@ from torch import Tensor
 import unscanned.machine.threads
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import timed
-from unscanned.machine.memory import keep_freed_memory
+from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.machine.threads import set_process_threads
 from unscanned.models.generators import FastGenerator
 
 VARIANTS: dict[str, tuple[Any, ...]] = {
@@ -51,12 +52,11 @@ def seconds(
     is_compiled: bool = False,
 ) -> float:
     """Return the seconds a patch that calls take after a first one."""
-    if threads:
-        torch.set_num_threads(threads)
+    set_process_threads(threads)
     if not shares:
         unscanned.machine.threads.LARGEST = 1
     if keeps_memory:
-        keep_freed_memory()
+        keep_freed_memory_in_process()
     generator = Network("nie", 0, "cpu").build(convolution).eval()
     run: Callable[[Tensor], Tensor] = FastGenerator(generator) if is_frozen else generator
     if is_compiled:

@@ -15,7 +15,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -25,9 +25,11 @@ from unscanned.benchmark.floor import floor
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.machine import machine
 from unscanned.benchmark.training import step_of
-from unscanned.machine.memory import keep_freed_memory
-from unscanned.models import discriminators, folding, spectral
+from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.models import folding, spectral
 from unscanned.models.generators import FastGenerator
+from unscanned.models.nie import NieGenerator
+from unscanned.models.nie_discriminator import NieDiscriminator
 
 BATCH, CALLS = 16, 3
 STEP_BATCH, WARM_UPS = 7, 4
@@ -47,7 +49,7 @@ PARTS = {
     "generator: convolutions, backward": (spectral._SpectralConvolution, "backward"),
     "generator: batch norm and LeakyReLU, forward": (folding._NormActivation, "forward"),
     "generator: batch norm and LeakyReLU, backward": (folding._NormActivation, "backward"),
-    "discriminator, three times forward": (discriminators.NieDiscriminator, "forward"),
+    "discriminator, three times forward": (NieDiscriminator, "forward"),
     "both optimizers": (torch.optim.Adam, "step"),
 }
 OTHER = "discriminator, three times backward; losses, folding"
@@ -92,7 +94,7 @@ def timed_parts() -> dict[str, float]:
 def training() -> None:
     """Time the parts of a step of both networks, and print them and the operations."""
     spent = timed_parts()
-    step = step_of(Network("nie", 0, "cpu").build("auto"), discriminators.build("nie", patch=PATCH), "float32")
+    step = step_of(Network("nie", 0, "cpu"), "auto", "float32")
     source, target = (torch.from_numpy(noise(seed, STEP_BATCH, 1, PATCH, PATCH, PATCH)) for seed in (1, 2))
     with FlopCounterMode(display=False) as counter:
         step(source, target)
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--training", action="store_true", help="of a training step instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    keep_freed_memory_in_process()
     if options.training:
         training()
         return
@@ -149,8 +151,7 @@ def main() -> None:
         print(f"| {label} | {cells} | {sum(kinds.values()) / total:.0%} |")
     products = sum(kinds["products"] for kinds in spent.values())
     here = machine(torch.device("cpu"))
-    least = floor(network, PATCH, BATCH, here)
-    assert least is not None
+    least = floor(cast(NieGenerator, network), PATCH, BATCH, here)
     print(
         f"\nms a patch; {1e3 * total:.0f} in all. Products: {least['gigaflop'] / products:.0f} GFLOP/s, "
         f"a large product of this machine now {here['gigaflop_per_second']:.0f}."

@@ -20,10 +20,11 @@ from unscanned.datasets.pairs import find_pairs
 from unscanned.evaluation.metrics import mae, psnr, seam_index, ssim
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 from unscanned.files import write_json
-from unscanned.machine.device import choose
+from unscanned.machine.device import choose_device
 from unscanned.machine.precision import autocast
 from unscanned.synthesis.context import chain
-from unscanned.synthesis.model import Model, load_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
 from unscanned.volumes.grid import frame, onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume
@@ -89,22 +90,20 @@ def _score(
     constants = model.normalization
     head = head_mask(source.array)
     scale = head_scale(source.array, head, constants.percentile)
-    where = frame(source, spacing_mm=model.settings["prepare"]["spacing_mm"])
+    where = frame(source, spacing_mm=model.settings.prepare.spacing_mm)
     z = constants.source.standardize(where.forward(source.array) / np.float32(scale))
     truth = onto_grid(source, target, case)
     truth = where.forward(truth / np.float32(head_scale(truth, head_mask(truth), constants.percentile)))
     mask = where.forward(head.astype(np.float32)) > 0.5
-    chosen = model.options(**options)
+    how = model.how(**options)
     began = time.perf_counter()
-    with autocast(chosen["precision"], model.device):
+    with autocast(how.precision, model.device):
         synthetic = chain(
             z,
             model.generators,
-            mode=chosen["mode"],
-            context=model.settings["context"]["input"],
-            patch=model.settings["training"]["patch"],
-            stride=chosen["stride"],
-            memory_mib=chosen["memory_mib"],
+            how,
+            context=model.settings.context.input,
+            patch=model.settings.training.patch,
             device=model.device,
         )
     seconds = time.perf_counter() - began
@@ -114,7 +113,7 @@ def _score(
         "ssim": ssim(truth, unit, mask, data_range=1.0),
         "mae": mae(constants.target.standardize(truth), synthetic, mask),
         # Mode volume has no borders; it is asked about those of the smallest stride.
-        "seam_index": seam_index(truth, unit, mask, stride=chosen["stride"] if chosen["mode"] == "patches" else stride),
+        "seam_index": seam_index(truth, unit, mask, stride=how.stride if how.mode == "patches" else stride),
         "seconds": seconds,
     }
     return scores, synthetic
@@ -126,9 +125,9 @@ def _over_subjects(rows: list[dict[str, Any]], ways: list[str]) -> dict[str, Any
     for metric in METRICS:
         means = {way: subject_means((row["subject"], row[metric]) for row in rows if row["way"] == way) for way in ways}
         for way, values in means.items():
-            summary.setdefault(way, {})[metric] = vars(summarize(list(values.values()), of=len(values)))
+            summary.setdefault(way, {})[metric] = dict(summarize(list(values.values()), of=len(values)))
             if way != ways[0]:
-                difference.setdefault(way, {})[metric] = vars(compare(means[ways[0]], values))
+                difference.setdefault(way, {})[metric] = dict(compare(means[ways[0]], values))
     for way in ways:
         summary[way]["largest_error"] = max(row["error"] for row in rows if row["way"] == way)
     return {"summary": summary, "difference": difference}
@@ -159,7 +158,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, required=True, help="file for all scores")
     arguments = parser.parse_args()
-    model = load_model(arguments.model, choose(arguments.device))
+    model = load_model(arguments.model, choose_device(arguments.device))
     content = compare_modes(
         model,
         arguments.dataset,
@@ -168,7 +167,7 @@ def main() -> None:
         precisions=arguments.precisions,
     )
     content["machine"] = f"{os.cpu_count()} cores, {platform.platform()}, {model.device}"
-    content["model"] = {"sha256": model.sha256, "preset": model.settings["preset"]}
+    content["model"] = {"sha256": model.sha256, "preset": model.settings.preset}
     write_json(arguments.json, content)
     print(*table(content), sep="\n")
 

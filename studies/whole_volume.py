@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.rounds import timed
 from unscanned.benchmark.worker import high_water_mib
-from unscanned.machine.memory import keep_freed_memory
+from unscanned.machine.threads import set_process_threads
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.whole_volume import map_volume
 
@@ -26,9 +24,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, help="mode patches instead, with this stride")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    set_process_threads(options.threads)
     before = high_water_mib()
     network, volume = Network("nie", 0, "cpu").build("auto"), noise(0, 1, *options.shape)
     if options.stride:

@@ -14,7 +14,7 @@ import torch
 from unscanned.cli import main
 from unscanned.settings import Settings, resolve, to_toml
 from unscanned.simulation.simulate import simulate
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 
 torch.set_num_threads(1)  # tests run side by side, and a fixed number of threads makes results the same each time
 
@@ -52,7 +52,7 @@ def settings_file(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFact
 def tiny_run(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `tiny_settings`; tests must not change it."""
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    train_run(tiny_dataset, folder, tiny_settings)
+    train(tiny_dataset, folder, tiny_settings)
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
-from unscanned import options
+from unscanned.cli import terminal
 from unscanned.training.log import read_log
 
 VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
@@ -344,7 +344,7 @@ def test_a_loop_of_links_is_refused_by_its_name(tmp_path):
 
 
 def test_a_thread_that_finds_the_disk_full_is_a_warning_in_one_line(capfd, monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", options.complain_of_thread)
+    monkeypatch.setattr(threading, "excepthook", terminal.complain_of_thread)
     for path in ("/dev/full", "/dev/null"):
         thread = threading.Thread(target=lambda path=path: Path(path).write_text("x"))
         thread.start()

@@ -45,7 +45,7 @@ def test_one_call_leads_from_the_dataset_to_models_volumes_scores_and_report(who
     out, result = whole
     split = json.loads((out / "split.json").read_text())
     assert not result.failures
-    assert set(ARMS) <= set(result.evaluation.content["arms"])
+    assert set(ARMS) <= set(result.evaluation.content.arms)
     name = f"sub-{split['test'][0]}/anat/sub-{split['test'][0]}_desc-synthetic_T2w.nii.gz"
     assert set(volumes(out)) == {f"synthetic/{arm}/{name}" for arm in ARMS}
     for arm in ARMS:

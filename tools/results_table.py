@@ -1,70 +1,89 @@
-"""Print the tables of docs/results.md from the folder of a `reproduce` run, so that no figure is typed by hand.
+"""Print the table of docs/results.md from the folder of a `reproduce` run, so that no figure is typed by hand.
 
-python tools/results_table.py runs/pd-t2
+python tools/results_table.py runs/pd-t2 [docs/experiments/scores/NAME-summary.csv]
+
+With a second path, all scores and paired differences, of both regions and every metric, go into that CSV.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
-from typing import Any
 
+from unscanned.evaluation.cases import BASELINES
+from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.tables import mean_sd
 from unscanned.files import read_json
+from unscanned.formats.evaluation import Comparison, EvaluationRecord, read_evaluation
 
-METRICS = {"mae": 3, "psnr_nie": 2, "psnr": 2, "ssim": 3}
+SHOWN = {name: METRICS[name] for name in ("mae", "psnr", "ssim")}
+"""The metrics of the printed table; the CSV holds every metric of the evaluation."""
 
 
-def scores_table(evaluation: dict[str, Any], region: str) -> str:
-    """Return mean (SD) of every arm, and its paired differences in `psnr` from the baselines, as a Markdown table."""
+def scores_table(evaluation: EvaluationRecord, trained: dict[str, str]) -> str:
+    """Return each arm's training, its mean (SD) inside the head, and its paired gains in `psnr`, as Markdown.
+
+    Args:
+        evaluation: The content of evaluation.json.
+        trained: The three cells of each arm that was trained: patches, best epoch, minutes.
+    """
     against = {
-        (row["arm"], row["against"]): row
-        for row in evaluation["comparisons"]
-        if row["region"] == region and row["metric"] == "psnr"
+        (row.arm, row.against): row for row in evaluation.comparisons if row.region == "head" and row.metric == "psnr"
     }
-    lines = [
-        "| arm | MAE | `psnr_nie`, dB | `psnr`, dB | SSIM | n | `psnr` minus the source's | minus the regression's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for arm, regions in evaluation["arms"].items():
-        cells = [_cell(regions[region][name], digits) for name, digits in METRICS.items()]
-        gains = [_gain(against.get((arm, baseline))) for baseline in ("source", "regression")]
-        lines.append(f"| {arm} | {' | '.join([*cells, str(regions[region]['mae']['n']), *gains])} |")
-    return "\n".join(lines)
+    headings = [f"{metric.heading}, {metric.unit}".removesuffix(", ") for metric in SHOWN.values()]
+    header = ["arm", "patches", "best epoch", "minutes", *headings, "PSNR minus the source's", "minus the regression's"]
+    rows = [header, ["---"] * len(header)]
+    for arm, regions in evaluation.arms.items():
+        cells = [mean_sd(regions["head"][name], metric.digits) for name, metric in SHOWN.items()]
+        gains = [_gain(against.get((arm, baseline))) for baseline in BASELINES]
+        rows.append([arm, trained.get(arm, " |  | "), *cells, *gains])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def training_table(run: Path, arms: list[str]) -> str:
-    """Return what each stage of each arm trained on and for how long, as a Markdown table."""
-    lines = ["| arm | patches seen | steps | best epoch | minutes of steps |", "| --- | --- | --- | --- | --- |"]
-    for arm in arms:
-        stages = read_json(run / "arms" / arm / "model" / "model.json")["provenance"]["stages"]
-        for number, stage in enumerate(stages, 1):
-            name = arm if len(stages) == 1 else f"{arm}, stage {number}"
-            best = f"{stage['best']['epoch']}/{stage['epochs']}"
-            lines.append(f"| {name} | {stage['patches']} | {stage['steps']} | {best} | {stage['seconds'] / 60:.0f} |")
-    return "\n".join(lines)
+def trained_cells(run: Path, arm: str) -> str:
+    """Return how many patches each stage of an arm saw, its best epoch, and its minutes of steps, as three cells."""
+    stages = read_json(run / "arms" / arm / "model" / "model.json")["provenance"]["stages"]
+    patches = " + ".join(str(stage["patches"]) for stage in stages)
+    best = ", ".join(f"{stage['best']['epoch']}/{stage['epochs']}" for stage in stages)
+    minutes = " + ".join(f"{stage['seconds'] / 60:.0f}" for stage in stages)
+    return f"{patches} | {best} | {minutes}"
 
 
-def _cell(summary: dict[str, Any], digits: int) -> str:
-    if summary["mean"] is None:
-        return "-"
-    spread = "" if summary["sd"] is None else f" ({summary['sd']:.{digits}f})"
-    return f"{summary['mean']:.{digits}f}{spread}"
+def write_summary(evaluation: EvaluationRecord, path: Path) -> None:
+    """Write a line for each arm, region and metric: mean, SD, n, and the paired gains over both baselines."""
+    against = {(row.arm, row.against, row.region, row.metric): row for row in evaluation.comparisons}
+    gains = [f"minus_{baseline}{end}" for baseline in BASELINES for end in ("", "_low", "_high")]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["arm", "region", "metric", "mean", "sd", "n", *gains])
+        for arm, regions in evaluation.arms.items():
+            for region, metrics in regions.items():
+                for metric, summary in metrics.items():
+                    rows = [against.get((arm, baseline, region, metric)) for baseline in BASELINES]
+                    values = [getattr(row, key, None) for row in rows for key in ("difference", "low", "high")]
+                    numbers = [*map(_number, (summary.mean, summary.sd)), summary.n, *map(_number, values)]
+                    table.writerow([arm, region, metric, *numbers])
 
 
-def _gain(row: dict[str, Any] | None) -> str:
-    if row is None or row["difference"] is None:
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _gain(row: Comparison | None) -> str:
+    if row is None or row.difference is None:
         return ""
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['difference']:+.2f}{interval}"
+    interval = "" if row.low is None else f" [{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{row.difference:+.2f}{interval}"
 
 
-def main(run: Path) -> None:
-    """Print the tables of one run."""
-    evaluation = read_json(run / "evaluation" / "evaluation.json")
-    for region in ("head", "volume"):
-        print(f"{evaluation['regions'][region]}\n\n{scores_table(evaluation, region)}\n")
-    print(training_table(run, list(evaluation["folders"])))
+def main(run: Path, summary: Path | None = None) -> None:
+    """Print the table of one run, and write its summary where a path is given."""
+    evaluation = read_evaluation(run / "evaluation")
+    print(scores_table(evaluation, {arm: trained_cells(run, arm) for arm in evaluation.folders}))
+    if summary is not None:
+        write_summary(evaluation, summary)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

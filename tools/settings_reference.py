@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import typing
 from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal
+from typing import Any
+
+from pydantic.fields import FieldInfo
 
 from unscanned import settings as config
-from unscanned.options import Options
+from unscanned.schema import Schema, describe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 _HEAD = """\
 # Reference of settings
 
-Written by `python tools/settings_reference.py` from `src/unscanned/config.py`; a test fails where the two differ.
+Written by `python tools/settings_reference.py` from `src/unscanned/settings.py`; a test fails where the two differ.
 
 A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. An unknown
 key is an error that names the nearest known one. `--dry-run` prints the result and stops. The run's folder gets it as
@@ -47,11 +46,7 @@ a form that turns it off: `--generator.residual`, `--generator.no-residual`.
 def reference() -> str:
     """Return the page as Markdown."""
     parts = [_HEAD, _presets()]
-    parts += [
-        _table(name, hint, typing.get_type_hints(Options, include_extras=True)[name])
-        for name, hint in typing.get_type_hints(config.Settings).items()
-        if dataclasses.is_dataclass(hint)
-    ]
+    parts += [_table(name, type(table)) for name, table in config.Settings() if name != "preset"]
     return "\n".join(parts)
 
 
@@ -59,7 +54,7 @@ def _presets() -> str:
     """Return what each preset is for, and what it changes."""
     plain = _flat(config.to_dict(config.Settings()))
     lines = [
-        " Presets",
+        "## Presets",
         "",
         "| preset | what it is | what it changes from the defaults |",
         "| --- | --- | --- |",
@@ -73,32 +68,27 @@ def _presets() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(name: str, settings: Any, options: Any) -> str:
+def _table(name: str, table: type[Schema]) -> str:
     """Return one table of settings."""
-    hints, described = typing.get_type_hints(settings), typing.get_type_hints(options, include_extras=True)
     lines = [
-        f" [{name}]",
+        f"## [{name}]",
         "",
-        settings.__doc__,
+        str(table.__doc__),
         "",
         "| key | type | default | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    for field in dataclasses.fields(settings):
+    for key, field in table.model_fields.items():
         default = "unset" if field.default is None else f"`{json.dumps(field.default)}`"
-        meaning = described[field.name].__metadata__[0].help
-        lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {default} | {meaning} |")
+        lines.append(f"| `{key}` | {describe(field.annotation)}{_bounds(field)} | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
-def _type(hint: Any) -> str:
-    if isinstance(hint, UnionType):
-        return " or ".join("unset" if part is type(None) else _type(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(f"`{json.dumps(value)}`" for value in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return f"{len(typing.get_args(hint))} × {_type(typing.get_args(hint)[0])}"
-    return {int: "integer", float: "number", str: "text", bool: "true, false"}[hint]
+def _bounds(field: FieldInfo) -> str:
+    """Return what a number is held to, such as ", above 0"."""
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    found = {name: getattr(bound, name) for bound in field.metadata for name in words if hasattr(bound, name)}
+    return "".join(f", {words[name]} {bound:g}" for name, bound in found.items())
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

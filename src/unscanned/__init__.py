@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from unscanned.reproduce import reproduce
     from unscanned.settings import Settings, resolve
     from unscanned.simulation.simulate import simulate
-    from unscanned.synthesis.model import Model, load_model
+    from unscanned.synthesis.model import Model
+    from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs, synthesize
     from unscanned.training.run import train
     from unscanned.volumes.nifti import Volume, read_volume, write_volume
@@ -64,7 +65,7 @@ _HOMES = {
     "fetch_ixi": "datasets.ixi",
     "find_pairs": "datasets.pairs",
     "list_inputs": "synthesis.synthesize",
-    "load_model": "synthesis.model",
+    "load_model": "synthesis.model_file",
     "read_volume": "volumes.nifti",
     "reproduce": "reproduce",
     "resolve": "settings",

@@ -34,6 +34,8 @@ __all__ = [
     "remove_partials",
     "require_room",
     "sha256",
+    "short_digest",
+    "unsealed",
     "write_bytes",
     "write_json",
     "write_sealed",
@@ -226,15 +228,29 @@ def read_sealed(path: str | Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         ValueError: The file is not what was written.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.pop(_SEAL, None) != digest(content):
+    return unsealed(read_json(path))
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """Return the content of a sealed file without its seal.
+
+    Raises:
+        ValueError: It is not what was written.
+    """
+    inside = {key: value for key, value in content.items() if key != _SEAL} if isinstance(content, dict) else {}
+    if not inside or content.get(_SEAL) != digest(inside):
         raise ValueError("it was changed since it was written")
-    return content
+    return inside
 
 
 def digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of JSON values, as 64 hexadecimal digits; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def short_digest(content: Mapping[str, Any]) -> str:
+    """Return the first 16 digits of `digest`."""
+    return digest(content)[:16]
 
 
 def sha256(path: str | Path) -> str:

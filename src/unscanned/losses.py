@@ -1,4 +1,4 @@
-"""The losses of the report, section IV, and of Nie et al. (IEEE TBME 2018, eq. 1-6), each a function of tensors.
+"""The losses of Nie et al. (IEEE TBME 2018, eq. 1-6) as the reference has them, section IV: functions of tensors.
 
 Tensors are (batch, 1, i, j, k); logits are (batch, 1). Sums run over voxels and means over the batch, unless
 `reduction` is "mean", which divides by the number of voxels too.
@@ -6,13 +6,24 @@ Tensors are (batch, 1, i, j, k); logits are (batch, 1). Sums run over voxels and
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["discriminator_loss", "generator_adversarial_loss", "gradient_difference_loss", "l1_loss"]
+__all__ = [
+    "CRITERIA",
+    "TERMS",
+    "Criterion",
+    "GeneratorLoss",
+    "discriminator_loss",
+    "generator_adversarial_loss",
+    "gradient_difference_loss",
+    "l1_loss",
+]
 
 Reduction = Literal["sum", "mean"]
 
@@ -65,3 +76,60 @@ def gradient_difference_loss(synthetic: Tensor, target: Tensor, reduction: Reduc
 def _reduce(values: Tensor, target: Tensor, reduction: Reduction) -> Tensor:
     total = values.sum() / target.shape[0]
     return total / target[0].numel() if reduction == "mean" else total
+
+
+@dataclass(frozen=True)
+class GeneratorLoss:
+    """The generator's loss but for its adversary: the sum of the `TERMS` by their weights.
+
+    Attributes:
+        weights: By the name of the term; a term without a weight is computed to be logged alone.
+        reduction: Of every term over the voxels.
+    """
+
+    weights: Mapping[str, float]
+    reduction: Reduction = "sum"
+
+    def __call__(self, synthetic: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted sum, and the value of each term per voxel."""
+        total, values = synthetic.new_zeros(()), {}
+        voxels = target[0].numel() if self.reduction == "sum" else 1
+        for name, term in TERMS.items():
+            weight = self.weights.get(name, 0.0)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                value = term(synthetic, target, self.reduction)
+            if weight > 0:
+                total = total + weight * value
+            values[name] = float(value.detach()) / voxels
+        return total, values
+
+
+TERMS: dict[str, Callable[[Tensor, Tensor, Reduction], Tensor]] = {"l1": l1_loss, "gdl": gradient_difference_loss}
+"Terms of the generator's loss; each has a weight of its name in the settings' table `loss`."
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What the adversary's two losses are.
+
+    Attributes:
+        discriminator: Of the logits of acquired and of synthetic patches.
+        generator: Of the logits of synthetic patches, which are to be taken for acquired.
+        boundary: Logit above which a patch is judged to be acquired.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+    boundary: float = 0.0
+
+
+CRITERIA = {
+    "cross_entropy": Criterion(discriminator_loss, generator_adversarial_loss),
+    "least_squares": Criterion(
+        lambda real, fake: (real - 1).square().mean() + fake.square().mean(),
+        lambda fake: (fake - 1).square().mean(),
+        0.5,
+    ),
+    "hinge": Criterion(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
+}
+"""Cross entropy as in the reference; least squares (LSGAN, Mao et al., ICCV 2017, eq. 9); hinge (Lim and Ye 2017)."""

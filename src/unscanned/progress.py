@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from unscanned.errors import Interrupted
 
-__all__ = ["Progress", "interruptible"]
+__all__ = ["Progress", "interruptible", "labelled", "within"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, label)."""
@@ -31,5 +31,34 @@ def interruptible(progress: Progress | None, should_stop: Callable[[], bool], wh
             )
         if progress is not None:
             progress(done, total, label)
+
+    return report
+
+
+def labelled(progress: Progress | None, prefix: str) -> Progress | None:
+    """Return a progress function that puts words in front of each label."""
+    if progress is None or not prefix:
+        return progress
+    return lambda done, total, label: progress(done, total, prefix + label)
+
+
+def within(
+    progress: Progress | None, number: int, count: int, words: Callable[[str], str] = str, *, unit: int | None = None
+) -> Progress | None:
+    """Return a progress function for one of several equal parts of a work.
+
+    Args:
+        progress: Of the whole work.
+        number: Parts done before this one.
+        count: All parts.
+        words: Makes the label of the whole from that of the part.
+        unit: What a part counts in the whole; None takes the total of the part.
+    """
+    if progress is None:
+        return None
+
+    def report(done: int, total: int, label: str) -> None:
+        size = unit or total
+        progress(size * number + size * done // total, size * count, words(label))
 
     return report

@@ -14,14 +14,14 @@ from unscanned.datasets.split import split_subjects
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.evaluate import Evaluation, evaluate
 from unscanned.files import check_apart, write_json
-from unscanned.machine import device as devices
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
-from unscanned.progress import Progress, interruptible
+from unscanned.progress import Progress, interruptible, labelled
 from unscanned.report.page import write_report
 from unscanned.settings import Settings, decisive, resolve, to_dict
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
-from unscanned.training.run import check_settings, train_run
+from unscanned.training.run import check_settings, train
 
 __all__ = ["ARMS", "Reproduced", "reproduce"]
 
@@ -77,7 +77,7 @@ def reproduce(
             is; no subject is left to test on; `out` is the dataset; or as for `check_settings` for any arm. Nothing was
             written.
         DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
-        UnscannedError: As for `train_run`, `evaluate` and `write_report`.
+        UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
     out = Path(out)
     if not arms or len(set(arms)) < len(arms):
@@ -101,13 +101,13 @@ def reproduce(
     }
     for arm, wanted in settings.items():
         began = time.monotonic()
-        trained = train_run(
+        trained = train(
             dataset,
             out / "arms" / arm,
             wanted,
             cache=out / "prepared",
             first_stage=_first_stage(arm, settings, out),
-            progress=_labelled(progress, f"train {arm}"),
+            progress=labelled(progress, f"train {arm}: "),
             should_stop=should_stop,
         )
         failures |= trained.failures
@@ -120,10 +120,10 @@ def reproduce(
     scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
     for arm, wanted in settings.items():
         began = time.monotonic()
-        model = load_model(out / "arms" / arm / "model", devices.choose(wanted.training.device))
+        model = load_model(out / "arms" / arm / "model", choose_device(wanted.training.device))
         # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
         made = synthesize(
-            model, scans, out / "synthetic" / arm, force=True, progress=_labelled(watched, f"synthesize {arm}")
+            model, scans, out / "synthetic" / arm, force=True, progress=labelled(watched, f"synthesize {arm}: ")
         )
         failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
         record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
@@ -138,7 +138,7 @@ def reproduce(
         training=split["train"],
         percentile=first.prepare.percentile,
         resample=first.prepare.resample,
-        progress=_labelled(watched, "score"),
+        progress=labelled(watched, "score: "),
     )
     record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
@@ -147,7 +147,7 @@ def reproduce(
         out / "report.html",
         runs={arm: out / "arms" / arm for arm in settings},
         details={"How this was made": record},
-        progress=_labelled(watched, "report"),
+        progress=labelled(watched, "report: "),
     )
     return Reproduced(evaluation, report, failures, found.incomplete)
 
@@ -207,9 +207,3 @@ def _first_stage(arm: str, settings: Mapping[str, Settings], out: Path) -> Path 
         ):
             return out / "arms" / other / "model"
     return None
-
-
-def _labelled(progress: Progress | None, prefix: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total, label: progress(done, total, f"{prefix}: {label}")

@@ -7,7 +7,9 @@ reference page all follow from that declaration. pydantic does the checking; it 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -37,6 +39,7 @@ def read(
     *,
     where: str = "",
     noun: str = "setting",
+    is_json: bool = False,
     error: type[UnscannedError] = SettingsError,
 ) -> S:
     """Return the value that JSON or TOML content stands for.
@@ -46,6 +49,7 @@ def read(
         content: Nested mappings and plain values.
         where: File or option that it came from, for the message.
         noun: What a key is called in messages.
+        is_json: Whether the content is a JSON file's, in which a dataclass is an object and a tuple is a list.
         error: What to raise.
 
     Raises:
@@ -60,7 +64,7 @@ def read(
         unscanned.errors.SettingsError: widht: unknown setting; expected one of width. Did you mean width?
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate_json(json.dumps(content)) if is_json else kind.model_validate(content)
     except ValidationError as failure:
         first, *others = failure.errors(include_url=False)
         told = _explain(kind, first, noun)
@@ -80,10 +84,14 @@ def describe(hint: Any) -> str:
         return describe(parts[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"list of {describe(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} times {describe(parts[0])}"
+    if origin in (dict, list):
+        return "table" if origin is dict else f"list of {describe(parts[0])}"
     names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "unset"}
-    return names.get(hint) or ("table" if origin is dict or _is_schema(hint) else str(getattr(hint, "__name__", hint)))
+    return names.get(hint) or ("table" if _is_schema(hint) else str(getattr(hint, "__name__", hint)))
 
 
 def near(name: str, known: Iterable[str]) -> str | None:
@@ -97,7 +105,7 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
     bounds, key = failure.get("ctx", {}), str(failure["loc"][-1]) if failure["loc"] else ""
     match failure["type"]:
         case "extra_forbidden":
-            known = list(owner.model_fields)
+            known = [field.alias or name for name, field in owner.model_fields.items()]
             return {"what": f"unknown {noun}", "expected": f"one of {', '.join(known)}", "do": near(key, known)}
         case "missing" if not isinstance(failure["loc"][-1], int):
             return {"what": f"a {noun} is missing", "expected": describe(hint)}
@@ -112,23 +120,32 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
         case "less_than" | "less_than_equal":
             what = f"must be {'below' if 'lt' in bounds else 'at most'} {next(iter(bounds.values()))}"
         case "value_error":
-            return {"what": str(bounds["error"]), "found": repr(failure["input"])}
+            found = repr(failure["input"])
+            return {"what": str(bounds["error"]), "found": found if len(found) < 200 else None}
         case _:
             return {"what": "a value of the wrong kind", "found": repr(failure["input"]), "expected": describe(hint)}
     return {"what": what, "found": failure["input"]}
 
 
 def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[Schema], Any]:
-    """Return the schema that holds a place, and the type declared there, that of a whole tuple for its items."""
-    owner, hint = kind, None
-    for key in place:
-        if isinstance(key, str) and _is_schema(hint):
-            owner, hint = hint, None
-        field = owner.model_fields.get(str(key))
-        if field is None:
+    """Return the innermost schema on the way to a place and the type declared there; for an item, that of the whole."""
+    owner, hint = kind, typing.cast(Any, kind)
+    for number, key in enumerate(place):
+        if not isinstance(key, str) and number == len(place) - 1:
             break
-        hint = field.annotation
-    return (hint, None) if _is_schema(hint) and place and str(place[-1]) not in owner.model_fields else (owner, hint)
+        if typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+            continue
+        inner = [part for part in (hint, *typing.get_args(hint)) if _is_schema(part) or dataclasses.is_dataclass(part)]
+        if not inner or not isinstance(key, str):
+            hint = inner[0] if inner else None
+        elif _is_schema(inner[0]):
+            owner = inner[0]
+            fields = {field.alias or name: field.annotation for name, field in owner.model_fields.items()}
+            hint = fields.get(key)
+        else:
+            hint = typing.get_type_hints(inner[0]).get(key)
+    return owner, hint
 
 
 def _is_schema(hint: Any) -> bool:

@@ -68,9 +68,9 @@ def test_beyond_the_training_intensities_the_curve_is_constant():
     assert (low, high) == pytest.approx((curve.target[0], curve.target[-1]))
 
 
-def test_the_regression_survives_json():
+def test_the_regression_survives_its_curve():
     curve = fit_regression([(draw(0), draw(1), everywhere(draw(0)))])
-    again = Regression.from_json(curve.to_json())
+    again = Regression.from_curve(curve.curve())
     assert np.array_equal(curve.source, again.source)
     assert np.array_equal(curve.target, again.target)
 

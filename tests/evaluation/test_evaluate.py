@@ -2,15 +2,19 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 from cohort import MEAN, SCALE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+from tool import ENVIRONMENT
 
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.evaluation.evaluate import evaluate
-from unscanned.evaluation.metrics import METRICS, mae
+from unscanned.evaluation.metrics import METRICS, Metric, mae
+from unscanned.report.page import write_report
 from unscanned.volumes.intensity import head_mask
 
 SUBJECTS = ("01", "02", "03", "04")
@@ -64,7 +68,7 @@ def test_the_mae_is_that_of_z_scores_with_the_sidecars_constants(evaluated, coho
 
 def test_the_json_holds_summaries_comparisons_and_definitions(evaluated):
     content = json.loads((evaluated.folder / "evaluation.json").read_text())
-    assert content == evaluated.content
+    assert content == evaluated.content.to_json()
     summary = content["arms"]["good"]["head"]["mae"]
     scored = list(values(evaluated, "good", "head", "mae").values())
     assert summary == pytest.approx({"mean": np.mean(scored), "sd": np.std(scored, ddof=1), "n": 3, "of": 3})
@@ -79,11 +83,11 @@ def test_the_json_holds_summaries_comparisons_and_definitions(evaluated):
 
 def test_a_difference_is_that_of_the_arm_minus_what_it_is_compared_with(evaluated):
     row = next(
-        row for row in evaluated.content["comparisons"]
-        if (row["arm"], row["against"], row["region"], row["metric"]) == ("poor", "good", "head", "mae")
+        row for row in evaluated.content.comparisons
+        if (row.arm, row.against, row.region, row.metric) == ("poor", "good", "head", "mae")
     )  # fmt: skip
-    assert row["difference"] > 0
-    assert row["low"] < row["difference"] < row["high"]
+    assert row.difference > 0
+    assert row.low < row.difference < row.high
 
 
 def test_the_tables_read_back(evaluated):
@@ -179,8 +183,8 @@ def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constan
     write_synthetic(tmp_path / "arm", "sub-02", 17 * target, sidecar=False)
     evaluation = evaluate(raw, {"other": tmp_path / "arm"}, tmp_path / "out")
     assert values(evaluation, "other", "head", "mae")["sub-02"] == pytest.approx(0, abs=1e-5)
-    assert any("no intensity constants" in text for text in evaluation.content["warnings"])
-    assert evaluation.content["constants"]["mean"] is None
+    assert any("no intensity constants" in text for text in evaluation.content.warnings)
+    assert evaluation.content.constants.mean is None
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +212,12 @@ def test_an_arm_at_another_percentile_is_refused_and_both_are_named(cli, cohort,
     assert "found first: 97, second: 99.9" in done.stderr
     with pytest.raises(SettingsError, match=r"found first: 97, expected 99\.9, as given"):
         evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=99.9)
-    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content["percentile"] == 97
+    assert evaluate(cohort[0], {"first": at_97}, tmp_path / "out", percentile=97).content.percentile == 97
 
 
 def test_without_a_percentile_in_any_sidecar_it_is_99_9_or_the_one_that_is_given(cohort, evaluated, tmp_path):
-    assert evaluated.content["percentile"] == 99.9
-    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content["percentile"] == 97
+    assert evaluated.content.percentile == 99.9
+    assert evaluate(*cohort, tmp_path / "out", subjects=("02",), percentile=97).content.percentile == 97
 
 
 def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp_path):
@@ -230,11 +234,11 @@ def test_a_volume_that_is_missing_or_broken_does_not_stop_the_others(cohort, tmp
     failed = {failure.case: failure.reason for failure in evaluation.failures}
     assert failed.keys() == {"sub-02", "sub-03", "sub-04"}
     assert str(broken) in failed["sub-02"]
-    assert "cannot be used" in failed["sub-03"]
+    assert "Intensity: scale: must be positive; found 0" in failed["sub-03"]
     assert "missing" in failed["sub-04"]
-    assert evaluation.content["arms"]["odd"]["head"]["mae"]["n"] == 1
-    assert evaluation.content["arms"]["odd"]["head"]["mae"]["of"] == 4
-    assert evaluation.content["arms"]["good"]["head"]["mae"]["n"] == 4
+    assert evaluation.content.arms["odd"]["head"]["mae"].n == 1
+    assert evaluation.content.arms["odd"]["head"]["mae"].of == 4
+    assert evaluation.content.arms["good"]["head"]["mae"].n == 4
     table = (tmp_path / "out" / "scores.csv").read_text()
     assert table.count("failed") == 3
 
@@ -271,7 +275,7 @@ def test_a_perfect_volume_has_no_number_in_json_where_its_psnr_is_infinite(cohor
     write_oriented(tmp_path / "arm" / "sub-02_desc-synthetic_T2w.nii.gz", target)
     evaluation = evaluate(raw, {"same": tmp_path / "arm"}, tmp_path / "out")
     assert values(evaluation, "same", "head", "psnr")["sub-02"] == math.inf
-    assert evaluation.content["arms"]["same"]["head"]["psnr"]["mean"] is None
+    assert evaluation.content.arms["same"]["head"]["psnr"].mean is None
 
 
 def test_a_subject_that_was_trained_on_is_never_scored(cohort, tmp_path):
@@ -292,6 +296,69 @@ def test_folders_without_volumes_are_refused(cohort, tmp_path):
 def test_no_arm_or_an_arm_named_like_a_baseline_is_refused(cohort, tmp_path, arms):
     with pytest.raises(SettingsError):
         evaluate(cohort[0], dict.fromkeys(arms, tmp_path), tmp_path / "out")
+
+
+def test_a_metric_that_one_entry_adds_stands_in_every_table_with_all_that_the_entry_says(
+    cli, cohort, monkeypatch, tmp_path
+):
+    def worst(target, synthetic, mask=None, *, data_range):
+        return float(np.abs(synthetic - target)[... if mask is None else mask].max() / data_range)
+
+    added = Metric(
+        worst,
+        title="Worst voxel",
+        unit="of 2",
+        better="lower",
+        digits=4,
+        definition="largest absolute error in unit scale, divided by 2",
+        words="How far the worst voxel is off.",
+        scale="unit scale",
+        data_range=2.0,
+    )
+    monkeypatch.setitem(METRICS, "worst", added)
+    monkeypatch.setenv("COLUMNS", "160")
+    raw, arms = cohort
+    out = tmp_path / "out"
+    done = cli("evaluate", raw, *(f"{arm}={folder}" for arm, folder in arms.items()), "-o", out)
+    assert done.returncode == 0, done.stderr
+
+    _, target = head_phantom(1)
+    head = head_mask(target)
+    written = nib.load(arms["good"] / "sub-02/anat/sub-02_desc-synthetic_T2w.nii.gz").get_fdata()
+    expected = np.abs(written / SCALE - target / np.percentile(target[head], 99.9))[head].max() / 2
+    with open(out / "scores.csv", newline="") as file:
+        rows = {(row["case"], row["arm"], row["region"]): row for row in csv.DictReader(file)}
+    assert float(rows["sub-02", "good", "head"]["worst"]) == pytest.approx(expected, rel=1e-4)
+
+    content = json.loads((out / "evaluation.json").read_text())
+    scored = [row["values"]["worst"] for row in content["scores"] if (row["arm"], row["region"]) == ("good", "head")]
+    summary = content["arms"]["good"]["head"]["worst"]
+    assert summary == pytest.approx({"mean": np.mean(scored), "sd": np.std(scored, ddof=1), "n": 4, "of": 4})
+    assert content["definitions"]["worst"] == f"{added.definition}; lower is better"
+    [difference] = [
+        row["difference"] for row in content["comparisons"]
+        if (row["arm"], row["against"], row["region"], row["metric"]) == ("poor", "good", "head", "worst")
+    ]  # fmt: skip
+    assert difference > 0
+
+    shown = f"{summary['mean']:.4f} ({summary['sd']:.4f})"
+    assert "Worst voxel ↓" in done.stdout
+    assert "of 2" in done.stdout
+    assert shown in done.stdout
+
+    page = write_report(out, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<th class="num">Worst voxel ↓<small>of 2</small></th>' in page
+    assert shown.replace("(", "<small>(") + "</small>" in page
+    assert f'How far the worst voxel is off. <span class="quiet">{added.definition}; lower is better.</span>' in page
+
+
+def test_a_terminal_without_arrows_has_the_table_without_them(tmp_path):
+    raw, arms = write_cohort(tmp_path, ("01",), {"good": 0.02})
+    call = [sys.executable, "-m", "unscanned", "evaluate", raw, arms["good"], "-o", tmp_path / "out"]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PSNR, Nie" in done.stdout
 
 
 def test_progress_counts_to_its_end(cohort, tmp_path):

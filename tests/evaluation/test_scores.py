@@ -4,7 +4,8 @@ from cohort import head_phantom
 
 from unscanned.errors import DatasetError
 from unscanned.evaluation.metrics import METRICS, mae, psnr
-from unscanned.evaluation.scores import DEFINITIONS, REGIONS, case_constants, score
+from unscanned.evaluation.scores import REGIONS, case_constants, score
+from unscanned.formats.evaluation import Constants
 from unscanned.volumes.intensity import head_mask
 
 
@@ -17,7 +18,8 @@ def volumes():
 def test_every_region_has_every_metric_and_every_metric_is_explained():
     scores = score(*volumes(), mean=0.2, std=0.3)
     assert scores.keys() == REGIONS.keys()
-    assert all(values.keys() == METRICS.keys() == DEFINITIONS.keys() for values in scores.values())
+    assert all(values.keys() == METRICS.keys() for values in scores.values())
+    assert all(metric.title and metric.definition and metric.words for metric in METRICS.values())
 
 
 def test_errors_are_those_of_z_scores_and_psnr_that_of_the_unit_scale():
@@ -44,7 +46,7 @@ def test_without_constants_the_targets_own_in_its_head_make_the_z_scores():
 
     target, _, head = volumes()
     images = Images(target, None, head, {}, (1.0, 1.0, 1.0), {}, [])
-    assert case_constants(images, {"mean": None, "std": None}) == pytest.approx(
+    assert case_constants(images, Constants(mean=None, std=None, origin="")) == pytest.approx(
         (target[head].mean(), target[head].std())
     )
-    assert case_constants(images, {"mean": 0.1, "std": 0.2}) == (0.1, 0.2)
+    assert case_constants(images, Constants(mean=0.1, std=0.2, origin="")) == (0.1, 0.2)

@@ -46,6 +46,13 @@ def test_pairing_sees_a_small_gain_that_the_spread_of_subjects_hides():
     assert 0.4 < result.low < result.difference < result.high < 0.6
 
 
+def test_a_difference_that_is_the_same_for_all_has_an_interval_of_that_point_and_no_warning(recwarn):
+    first = {str(i): float(i) for i in range(8)}
+    result = compare(first, {subject: value + 0.5 for subject, value in first.items()})
+    assert (result.difference, result.low, result.high) == (0.5, 0.5, 0.5)
+    assert not recwarn.list
+
+
 def test_only_subjects_that_both_arms_have_are_compared():
     result = compare({"a": 1.0, "b": 2.0, "c": 9.0}, {"b": 3.0, "c": 11.0, "d": 0.0})
     assert (result.difference, result.n) == (1.5, 2)

@@ -12,9 +12,10 @@ from unscanned.contrast.appearance import measure_appearance
 from unscanned.contrast.check import THRESHOLD, ContrastProfile
 from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
-from unscanned.settings import resolve, to_dict
+from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
-from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import read_volume
 
@@ -44,9 +45,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     )
     training = [read_volume(dataset / f"sub-00{i}" / "anat" / f"sub-00{i}_PDw.nii.gz") for i in (1, 2)]
     profile = ContrastProfile.of([measure_appearance(scan.array, scan.affine) for scan in training])
-    settings = to_dict(
-        resolve("demo", None, {"training": {"patch": 24, "validation_stride": 24}, "synthesis": {"stride": 24}})
-    )
+    settings = resolve("demo", None, {"training": {"patch": 24, "validation_stride": 24}, "synthesis": {"stride": 24}})
     torch.manual_seed(0)
     networks = [generators.build("small", residual=True).eval()]
     constants = Normalization(99.9, Contrast(900.0, 0.2, 0.3), Contrast(800.0, 0.2, 0.3))

@@ -26,9 +26,9 @@ from unscanned.contrast.check import named_contrasts
 from unscanned.datasets.check import check_dataset
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError, VolumeError
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 INVALID = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
@@ -745,6 +745,13 @@ def test_a15_a_path_that_is_too_long_is_refused_like_one_that_is_not_there(tmp_p
     assert done.returncode == 3
 
 
+def test_a15_settings_that_are_nested_too_deeply_are_refused(tmp_path, cli, tiny_dataset):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    done = cli("prepare", tiny_dataset, "-o", tmp_path / "out", "--settings", tmp_path / "deep.toml")
+    assert done.returncode == 2
+    assert "the settings file cannot be read" in done.stderr
+
+
 def test_a15_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii.gz")
     (tmp_path / "folder.nii.gz").mkdir()
@@ -850,7 +857,7 @@ def test_a16_a_read_only_dataset_under_odd_names_is_trained_on_and_synthesized(t
 
         def train_and_synthesize() -> None:
             assert not os.access(dataset, os.W_OK)
-            train_run(dataset, out / "run", tiny_settings)
+            train(dataset, out / "run", tiny_settings)
             scans = list_inputs([dataset], source="PD", target="T2")[0][:1]
             made = synthesize(load_model(out / "run"), scans, out / "synthetic")
             assert made.failures == {}

@@ -1,6 +1,5 @@
 """Section C of the table of faults: training. Each test causes the real fault and is named by its row."""
 
-import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -22,6 +21,7 @@ from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 from storm.storm_training import storm
 from torch import nn
 
+import unscanned
 from unscanned.cli import main
 from unscanned.errors import (
     BusyError,
@@ -32,18 +32,21 @@ from unscanned.errors import (
     TrainingError,
 )
 from unscanned.files import lock, read_json, sha256, write_json
-from unscanned.machine import device as devices
+from unscanned.losses import GeneratorLoss
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import utc_now
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, save_checkpoint
 from unscanned.training.feed import Feed
 from unscanned.training.health import FATAL_AFTER, FATAL_STEPS, count_signs, output_signs, sign_warnings
 from unscanned.training.log import RunLog, read_log
-from unscanned.training.loop import train_stage
+from unscanned.training.loop import Schedule, train_stage
 from unscanned.training.prepare import Case, normalization
-from unscanned.training.run import train_run
+from unscanned.training.run import train
+from unscanned.training.step import Step
 
 PATCH = 8
 RARELY = {"checkpoint_minutes": 5.0}  # so that what is saved within an epoch was saved for the fault
@@ -78,13 +81,23 @@ def batches(cases):
     return PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
 
 
-def train(folder, batches, generator=None, **options):
+def train_networks(folder, batches, generator=None, **options):
     """Train two networks of a few weights for three epochs of four steps, and return the generator."""
-    generator, discriminator = networks(generator)
-    given = {"epochs": 3, "steps_per_epoch": 4, "checkpoint_minutes": 1e-9, "learning_rate": 1e-3}
+    step = step_of(*networks(generator), adversarial=options.pop("adversarial", 0.5))
+    chosen = {"epochs": 3, "steps_per_epoch": 4, "checkpoint_minutes": 1e-9}
+    schedule = Schedule(**{name: options.pop(name, value) for name, value in {**chosen, "workers": 0}.items()})
     validate = options.pop("validate", lambda network: {})
-    train_stage(folder, generator, discriminator, batches, validate, **given | options)
-    return generator
+    train_stage(folder, step, batches, validate, schedule, **options)
+    return step.generator
+
+
+def step_of(generator, discriminator, adversarial=0.5):
+    """Return a step of both networks with Adam."""
+    adversary = Adversary(discriminator, torch.optim.Adam(discriminator.parameters(), 1e-3, (0.5, 0.999), fused=True))
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-3, (0.5, 0.999), fused=True)
+    if adversarial == 0:
+        adversary = None
+    return Step(generator, optimizer, GeneratorLoss({"l1": 1.0, "gdl": 1.0}), adversary, adversarial=adversarial)
 
 
 def stop_after(step):
@@ -131,22 +144,22 @@ def test_c01_killed_at_random_moments_every_resume_equals_the_uninterrupted_run(
 
 
 def test_c01_another_number_of_workers_on_resume_changes_nothing(tmp_path, batches):
-    train(tmp_path / "whole", batches)
+    train_networks(tmp_path / "whole", batches)
     with pytest.raises(Interrupted):
-        train(tmp_path / "parts", batches, should_stop=stop_after(6))
-    train(tmp_path / "parts", batches, workers=2)
+        train_networks(tmp_path / "parts", batches, should_stop=stop_after(6))
+    train_networks(tmp_path / "parts", batches, workers=2)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert course(tmp_path / "parts") == course(tmp_path / "whole")
 
 
 def test_c02_what_a_kill_during_a_write_leaves_is_passed_over(tmp_path, batches):
-    train(tmp_path / "whole", batches)
+    train_networks(tmp_path / "whole", batches)
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", batches, should_stop=stop_after(6))
+        train_networks(tmp_path / "cut", batches, should_stop=stop_after(6))
     folder = tmp_path / "cut" / "checkpoints"
     (folder / "step-00000007.safetensors").write_bytes(b"half of it")
     (folder / ".partial-x.json").write_text('{"step": 7')
-    train(tmp_path / "cut", batches)
+    train_networks(tmp_path / "cut", batches)
     assert (
         weights(tmp_path / "cut")["step-00000012.safetensors"]
         == weights(tmp_path / "whole")["step-00000012.safetensors"]
@@ -156,7 +169,7 @@ def test_c02_what_a_kill_during_a_write_leaves_is_passed_over(tmp_path, batches)
 def test_c03_a_disk_full_at_a_checkpoint_is_exit_7_with_the_bytes_and_the_last_one_loads(small_disk, batches):
     heavy = nn.Sequential(nn.Conv3d(1, 64, 3, padding=1), nn.Conv3d(64, 64, 3, padding=1), nn.Conv3d(64, 1, 1))
     with pytest.raises(ResourceError, match=r"the disk is full; found [\d,]+ bytes free, expected [\d,]+") as refusal:
-        train(small_disk / "run", batches, generator=heavy)
+        train_networks(small_disk / "run", batches, generator=heavy)
     assert refusal.value.exit_code == 7
     kept = load_checkpoint(small_disk / "run" / "checkpoints", {})
     assert kept is not None
@@ -189,7 +202,7 @@ def test_c04_a_pickle_is_refused_and_never_run(tmp_path, batches):
     folder.mkdir(parents=True)
     (folder / "last.pt").write_bytes(pickle.dumps(Bomb(trace)))
     with pytest.raises(CheckpointError, match=r"last\.pt: pickled checkpoints are not read.*\. Remove it") as refusal:
-        train(tmp_path / "run", batches)
+        train_networks(tmp_path / "run", batches)
     assert refusal.value.exit_code == 5
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb(trace)))
     with pytest.raises(CheckpointError, match=r"model\.pt.*Give the folder"):
@@ -240,12 +253,12 @@ def flip(path):
 
 
 def test_c05_one_flipped_bit_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path, batches):
-    train(tmp_path / "whole", batches)
+    train_networks(tmp_path / "whole", batches)
     with pytest.raises(Interrupted):
-        train(tmp_path / "flipped", batches, should_stop=stop_after(6))
+        train_networks(tmp_path / "flipped", batches, should_stop=stop_after(6))
     flip(tmp_path / "flipped" / "checkpoints" / "step-00000006.safetensors")
     with pytest.warns(UserWarning, match="step-00000006 passed over: its hash differs"):
-        train(tmp_path / "flipped", batches)
+        train_networks(tmp_path / "flipped", batches)
     assert weights(tmp_path / "flipped") == weights(tmp_path / "whole")
     warnings = [event for event in read_log(tmp_path / "flipped" / "log.jsonl") if event["event"] == "warning"]
     assert "passed over" in warnings[0]["message"]
@@ -253,24 +266,24 @@ def test_c05_one_flipped_bit_falls_back_to_the_previous_checkpoint_with_a_warnin
 
 @pytest.mark.parametrize("change", [(b'"step": 6', b'"step": 7'), (b'"seconds": ', b'"seconds": 1')])
 def test_c05_a_changed_manifest_falls_back_to_the_previous_checkpoint(tmp_path, batches, change):
-    train(tmp_path / "whole", batches)
+    train_networks(tmp_path / "whole", batches)
     with pytest.raises(Interrupted):
-        train(tmp_path / "changed", batches, should_stop=stop_after(6))
+        train_networks(tmp_path / "changed", batches, should_stop=stop_after(6))
     manifest = tmp_path / "changed" / "checkpoints" / "step-00000006.json"
     assert manifest.read_bytes().count(change[0]) == 1
     manifest.write_bytes(manifest.read_bytes().replace(*change))
     with pytest.warns(UserWarning, match="step-00000006 passed over: it was changed since it was written"):
-        train(tmp_path / "changed", batches)
+        train_networks(tmp_path / "changed", batches)
     assert weights(tmp_path / "changed") == weights(tmp_path / "whole")
 
 
 def test_c05_where_no_checkpoint_is_whole_training_says_so_and_exits_5(tmp_path, batches):
     with pytest.raises(Interrupted):
-        train(tmp_path, batches, should_stop=stop_after(6))
+        train_networks(tmp_path, batches, should_stop=stop_after(6))
     for path in (tmp_path / "checkpoints").glob("*.safetensors"):
         flip(path)
     with pytest.raises(CheckpointError, match="no checkpoint is readable") as refusal:
-        train(tmp_path, batches)
+        train_networks(tmp_path, batches)
     assert refusal.value.exit_code == 5
 
 
@@ -433,11 +446,11 @@ def test_c08_a_signal_during_validation_saves_before_it_and_validates_on_resume(
         raise Interrupted("interrupted")
 
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", batches, validate=interrupted)
+        train_networks(tmp_path / "cut", batches, validate=interrupted)
     seen = []
     scores = {"psnr": 20.0}
-    train(tmp_path / "cut", batches, validate=lambda network: seen.append(1) or scores)
-    train(tmp_path / "whole", batches, validate=lambda network: scores)
+    train_networks(tmp_path / "cut", batches, validate=lambda network: seen.append(1) or scores)
+    train_networks(tmp_path / "whole", batches, validate=lambda network: scores)
     assert len(seen) == 3
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
@@ -448,7 +461,7 @@ def test_c09_a_device_that_is_not_there_is_exit_7_and_auto_takes_the_cpu(tmp_pat
     code = main(["synthesize", str(tiny_run / "model"), "scan.nii.gz", "-o", str(tmp_path), "--device", "cuda"])
     assert code == 7
     assert "the device is not there; found 0 CUDA devices, expected cuda" in capsys.readouterr().err
-    assert devices.choose("auto").type == "cpu"
+    assert choose_device("auto").type == "cpu"
     assert main(["synthesize", str(tiny_run / "model"), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path)]) == 3
     assert "PyTorch sees no CUDA device, so the CPU is used" in capsys.readouterr().err
     assert main(["synthesize", str(tiny_run), str(tmp_path / "scan.nii"), "-o", str(tmp_path), "--device", "cpu"]) == 3
@@ -464,7 +477,7 @@ def train_wide(folder, cases, **options):
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
     batches = PatchBatches(cases, normalization(cases), patch=16, batch=256)
-    train(folder, batches, generator=wide, adversarial=0.0, epochs=1, **options)
+    train_networks(folder, batches, generator=wide, adversarial=0.0, epochs=1, **options)
 
 
 def train_until_memory_is_short(folder, cases):
@@ -516,19 +529,19 @@ def test_c10_synthesis_out_of_memory_takes_fewer_patches_says_so_and_gives_the_s
 
 def test_c11_another_number_of_threads_on_resume_is_told(tmp_path, batches):
     with pytest.raises(Interrupted):
-        train(tmp_path, batches, should_stop=stop_after(6))
+        train_networks(tmp_path, batches, should_stop=stop_after(6))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
         with pytest.warns(UserWarning, match=rf"threads was {threads}, is {threads + 1}\).*statistically, not bit"):
-            train(tmp_path, batches)
+            train_networks(tmp_path, batches)
     finally:
         torch.set_num_threads(threads)
 
 
 def test_c11_two_runs_of_the_same_settings_are_equal(tmp_path, batches):
-    train(tmp_path / "one", batches)
-    train(tmp_path / "two", batches)
+    train_networks(tmp_path / "one", batches)
+    train_networks(tmp_path / "two", batches)
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
 
 
@@ -560,7 +573,7 @@ def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_what_is_kept_goes_on(t
     damage(cases[1])
     pattern = rf"step 5, .*{cases[1].name} at .*\(0, 0, 0\).*discriminator's loss or gradient is not finite"
     with pytest.warns(UserWarning, match="went back to step 2"), pytest.raises(TrainingError, match=pattern) as refusal:
-        train(tmp_path / "run", batches, **options)
+        train_networks(tmp_path / "run", batches, **options)
     assert refusal.value.exit_code == 6
     for folder in ("checkpoints", "best"):
         kept = load_checkpoint(tmp_path / "run" / folder, {})
@@ -568,9 +581,9 @@ def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_what_is_kept_goes_on(t
         assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
 
     np.save(cases[1].folder / "target.npy", whole)
-    train(tmp_path / "run", batches, **options)
+    train_networks(tmp_path / "run", batches, **options)
     with pytest.warns(UserWarning, match="went back to step 2"):
-        train(tmp_path / "passing", Once(batches, 3), **options)
+        train_networks(tmp_path / "passing", Once(batches, 3), **options)
     assert weights(tmp_path / "run") == weights(tmp_path / "passing")
 
 
@@ -578,10 +591,10 @@ def test_c12_after_a_passing_fault_training_goes_on_from_the_epoch_in_another_or
     batches = Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
     first = batches.chosen(6).tolist()
     with pytest.warns(UserWarning, match="went back to step 4 and another order"):
-        generator = train(tmp_path / "run", batches)
+        generator = train_networks(tmp_path / "run", batches)
     assert batches.chosen(6).tolist() != first
     assert all(torch.isfinite(tensor).all() for tensor in generator.state_dict().values())
-    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).facts["record"]["rolled_back_from"] == 6
+    assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).facts.record["rolled_back_from"] == 6
     steps = [event["step"] for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "step"]
     assert steps == list(range(1, 13))
 
@@ -591,11 +604,11 @@ def test_c12_a_resume_after_a_roll_back_equals_the_run_that_was_not_interrupted(
         return Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
 
     with pytest.warns(UserWarning, match="went back"):
-        train(tmp_path / "whole", fresh())
+        train_networks(tmp_path / "whole", fresh())
     interrupted = fresh()
     with pytest.warns(UserWarning, match="went back"), pytest.raises(Interrupted):
-        train(tmp_path / "cut", interrupted, should_stop=stop_after(8))
-    train(tmp_path / "cut", interrupted, workers=0)
+        train_networks(tmp_path / "cut", interrupted, should_stop=stop_after(8))
+    train_networks(tmp_path / "cut", interrupted, workers=0)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
@@ -610,7 +623,7 @@ def test_c12_an_infinite_weight_is_stopped_before_the_next_step(tmp_path, batche
         return False
 
     with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match="not finite"):
-        train_stage(tmp_path, generator, discriminator, batches, lambda n: {}, epochs=2, should_stop=spoil)
+        train_stage(tmp_path, step_of(generator, discriminator), batches, lambda n: {}, Schedule(2), should_stop=spoil)
 
 
 def test_c12_the_best_epoch_of_a_failed_training_is_written_as_a_model(tmp_path, tiny_dataset, tiny_settings):
@@ -623,11 +636,10 @@ def test_c12_the_best_epoch_of_a_failed_training_is_written_as_a_model(tmp_path,
                 np.save(path, np.full_like(np.load(path), np.nan))
         return False
 
-    training = dataclasses.replace(tiny_settings.training, epochs=60)
-    wanted = dataclasses.replace(tiny_settings, training=training)
+    wanted = tiny_settings.change(training={"epochs": 60})
     pattern = r"not finite.*The best epoch so far is the model"
     with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match=pattern):
-        train_run(tiny_dataset, run, wanted, should_stop=spoil)
+        train(tiny_dataset, run, wanted, should_stop=spoil)
     model = load_model(run)
     assert model.provenance["stages"][0]["best"]["epoch"] >= 1
     assert "not finite" in model.provenance["stages"][0]["ended"]
@@ -680,7 +692,7 @@ def test_c13_a_generator_that_makes_a_constant_ends_with_exit_6_and_its_best_epo
         pytest.warns(UserWarning, match="next to no contrast"),
         pytest.raises(TrainingError, match="has collapsed") as refusal,
     ):
-        train(
+        train_networks(
             tmp_path,
             batches,
             generator=Constant(),
@@ -751,10 +763,10 @@ class Failing(PatchBatches):
 def test_c14_a_worker_lost_while_training_costs_no_step(tmp_path, batches, number, message):
     failing = Failing(batches, 6, number, tmp_path / "failed")
     with pytest.raises(ResourceError, match=rf"step 6, sub-.* at .*: {message}"):
-        train(tmp_path / "run", failing, workers=1, **RARELY)
+        train_networks(tmp_path / "run", failing, workers=1, **RARELY)
     assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).step == 6
-    train(tmp_path / "run", failing, workers=1, **RARELY)
-    train(tmp_path / "whole", batches, **RARELY)
+    train_networks(tmp_path / "run", failing, workers=1, **RARELY)
+    train_networks(tmp_path / "whole", batches, **RARELY)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
@@ -768,13 +780,13 @@ def test_c14_a_scan_that_vanishes_while_training_is_named_and_the_state_is_saved
     with pytest.raises(
         DatasetError, match=rf"step {first}, {cases[1].name} at .*: a batch cannot be cut; found"
     ) as refusal:
-        train(tmp_path / "run", batches, workers=workers, **RARELY)
+        train_networks(tmp_path / "run", batches, workers=workers, **RARELY)
     assert refusal.value.exit_code == 3
     assert "Traceback" not in str(refusal.value)
     assert load_checkpoint(tmp_path / "run" / "checkpoints", {}).step == first
     away.rename(cases[1].folder / "source.npy")
-    train(tmp_path / "run", batches, workers=workers, **RARELY)
-    train(tmp_path / "whole", batches, **RARELY)
+    train_networks(tmp_path / "run", batches, workers=workers, **RARELY)
+    train_networks(tmp_path / "whole", batches, **RARELY)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
@@ -798,5 +810,5 @@ def test_c17_stamps_are_utc_and_durations_never_come_from_the_wall_clock(monkeyp
         time.tzset()
     assert stamp.endswith("Z")
     assert stamp[:13] == time.strftime("%Y-%m-%dT%H", now)
-    sources = Path(devices.__file__).parent.rglob("*.py")
+    sources = Path(unscanned.__file__).parent.rglob("*.py")
     assert not [path for path in sources if "time.time()" in path.read_text() or ".now()" in path.read_text()]

@@ -1,5 +1,6 @@
 """Section F of the table of faults: a synthetic image mistaken for an acquired one, or for another synthetic one."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from unscanned.cli import main
 from unscanned.datasets.layout import sidecar_path
 from unscanned.files import read_json, read_sealed, sha256, write_json, write_sealed
 from unscanned.machine.provenance import version
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -66,7 +67,7 @@ def test_f_what_was_odd_about_the_scan_and_the_work_stands_in_the_sidecar(scan, 
     with open(odd, "ab") as file:
         file.write(bytes(10))
     model = load_model(tiny_run)
-    model.settings["prepare"] = {**model.settings["prepare"], "shape": [16, 16, 16]}
+    model = dataclasses.replace(model, settings=model.settings.change(prepare={"shape": [16, 16, 16]}))
     (made,) = synthesize(model, [(odd, None)], tmp_path / "out", crop="always").written
     said = read_json(sidecar_path(made))["Warnings"]
     assert any("10 bytes follow the last voxel" in text for text in said)

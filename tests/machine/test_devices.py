@@ -3,19 +3,17 @@
 The CPU's turn is the check that the tests themselves work; `make gpu` gives a GPU its turn.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from unscanned.machine import precision
-from unscanned.models.generators import NieGenerator
-from unscanned.synthesis.model import load_model
+from unscanned.machine.precision import set_process_precision
+from unscanned.models.nie import NieGenerator
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.synthesis.verify import TOLERANCE, verify
 from unscanned.training.log import read_log
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
@@ -40,7 +38,7 @@ def values(generator, x, cotangent):
 
 
 def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
-    precision.choose("float32", torch.device(device))
+    set_process_precision("float32", torch.device(device))
     torch.manual_seed(1)
     x, cotangent = torch.randn(2, 1, 16, 16, 16), torch.randn(2, 1, 16, 16, 16)
     truth = values(network("plain", torch.float64), x.double(), cotangent.double())
@@ -56,12 +54,11 @@ def test_outputs_and_gradients_are_as_good_as_those_of_conv3d(device):
 
 def test_a_run_trains_and_resumes(device, tiny_dataset, tiny_settings, tiny_run, tmp_path):
     def settings(epochs):
-        training = dataclasses.replace(tiny_settings.training, device=device, epochs=epochs)
-        return dataclasses.replace(tiny_settings, training=training)
+        return tiny_settings.change(training={"device": device, "epochs": epochs})
 
     run = tmp_path / "run"
-    train_run(tiny_dataset, run, settings(1))
-    train_run(tiny_dataset, run, settings(2))
+    train(tiny_dataset, run, settings(1))
+    train(tiny_dataset, run, settings(2))
     steps, expected = (
         [e for e in read_log(folder / "log.jsonl") if e["event"] == "step"] for folder in (run, tiny_run)
     )

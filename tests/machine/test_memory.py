@@ -1,9 +1,17 @@
 """What is taken for a lack of memory, and what is tried then."""
 
+import ctypes
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 
-from unscanned.machine.memory import is_out_of_memory, largest_that_fits
+from unscanned.machine.memory import is_out_of_memory, keep_freed_memory_in_process, largest_that_fits
+from unscanned.models.nie import NieGenerator
+from unscanned.synthesis.reconstruct import reconstruct
+from unscanned.synthesis.whole_volume import map_volume
 
 
 @pytest.mark.parametrize(
@@ -44,3 +52,44 @@ def test_another_error_is_not_swallowed_on_the_way():
 
     with pytest.raises(RuntimeError, match="shapes"):
         largest_that_fits(attempt, 4)
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc tells of its memory, mallinfo(3)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", *"fgvxy")]
+
+
+def is_mapped_anew() -> bool:
+    """Whether glibc maps a block of 64 MiB from the system for itself, as it does by default."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Mallinfo
+    before = mallinfo().hblkhd
+    block = torch.empty(2**24)
+    return mallinfo().hblkhd - before >= block.nbytes
+
+
+def before_and_after(work: str) -> tuple[bool, bool]:
+    network = NieGenerator(filters=(1,), kernels=(1, 1))
+    volume = np.zeros((1, 8, 8, 8), np.float32)
+    before = is_mapped_anew()
+    {
+        "patches": lambda: reconstruct(volume, network, patch=8),
+        "volume": lambda: map_volume(volume, network),
+        "nothing": lambda: None,
+    }[work]()
+    return before, is_mapped_anew()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize(("work", "keeps"), [("nothing", False), ("patches", True), ("volume", True)])
+def test_a_process_keeps_freed_memory_from_its_first_synthesis_on_without_being_told(work, keeps):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        assert fresh.submit(before_and_after, work).result() == (True, not keeps)
+
+
+def test_the_c_library_is_told_once():
+    keep_freed_memory_in_process()
+    told = keep_freed_memory_in_process.cache_info().misses
+    keep_freed_memory_in_process()
+    assert keep_freed_memory_in_process.cache_info().misses == told

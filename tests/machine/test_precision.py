@@ -3,30 +3,30 @@ import torch
 
 from unscanned.errors import SettingsError
 from unscanned.machine import precision
-from unscanned.machine.precision import PRECISIONS, autocast, available, choose
+from unscanned.machine.precision import PRECISIONS, autocast, available, check_precision
 
 CPU = torch.device("cpu")
 
 
 def test_float32_is_always_there_and_changes_nothing():
-    choose("float32", CPU)
+    check_precision("float32", CPU)
     with autocast("float32", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_a_precision_that_the_device_lacks_is_refused_with_those_it_has():
     with pytest.raises(SettingsError, match=r"synthesis\.precision.*tf32 on cpu, expected one of float32"):
-        choose("tf32", CPU, where="synthesis.precision")
+        check_precision("tf32", CPU, where="synthesis.precision")
     with pytest.raises(SettingsError, match="no such precision"):
-        choose("float8", CPU)
+        check_precision("float8", CPU)
 
 
 def test_bfloat16_follows_the_processor():
     if "bfloat16" not in available(CPU):
         with pytest.raises(SettingsError, match="expected one of float32"):
-            choose("bfloat16", CPU)
+            check_precision("bfloat16", CPU)
         return
-    choose("bfloat16", CPU)
+    check_precision("bfloat16", CPU)
     with autocast("bfloat16", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
@@ -56,7 +56,7 @@ def test_on_cuda_validation_has_its_own_arithmetic_within_a_training(name, allow
 def test_the_frequency_domain_takes_float32_alone(name, monkeypatch):
     monkeypatch.setattr(precision, "available", lambda device: PRECISIONS)  # as on a GPU
     with pytest.raises(SettingsError, match="auto or plain"):
-        choose(name, CPU, convolution="spectral")
+        check_precision(name, CPU, convolution="spectral")
 
 
 def test_the_settings_know_the_same_precisions():

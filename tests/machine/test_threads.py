@@ -13,7 +13,7 @@ from torch import Tensor
 from unscanned.machine import threads
 from unscanned.machine.threads import for_each
 from unscanned.models import spectral
-from unscanned.models.generators import NieGenerator
+from unscanned.models.nie import NieGenerator
 from unscanned.models.spectral import ValidKernel, kernel_spectrum, spectral_convolution
 from unscanned.synthesis.whole_volume import map_volume
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.discriminators import NieDiscriminator, build
+from unscanned.models.discriminators import build, check_patch
+from unscanned.models.nie_discriminator import NieDiscriminator
 
 
 def test_the_parameter_count_is_that_of_the_specification() -> None:
@@ -71,3 +72,17 @@ def test_negative_values_between_layers_shrink_to_a_fifth() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="nie"):
         build("patchgan")
+
+
+def test_options_of_its_own_make_another_network() -> None:
+    discriminator = build("small", patch=8, options={"filters": [2, 3, 4, 5]})
+    assert [layer.out_channels for layer in discriminator.modules() if is_convolution(layer)] == [2, 3, 4, 5]
+    with pytest.raises(SettingsError, match=r"discriminator\.options: filters: .*expected 4 times integer"):
+        build("small", options={"filters": [2, 3]})
+
+
+def test_a_patch_that_it_does_not_halve_three_times_is_refused() -> None:
+    discriminator = build("nie", patch=16)
+    check_patch(discriminator, name="nie", patch=16)
+    with pytest.raises(SettingsError, match=r"training\.patch: the discriminator halves .*found 12 .* multiple of 8"):
+        check_patch(discriminator, name="nie", patch=12)

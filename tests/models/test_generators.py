@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
-from unscanned.models import generators
+from unscanned.models import nie
+from unscanned.models.base import GeneratorBase
 from unscanned.models.folding import fold, polyphase, spectra_bytes, unfold
-from unscanned.models.generators import GENERATORS, FastGenerator, NieGenerator, Residual, build, inner
+from unscanned.models.generators import GENERATORS, FastGenerator, build, check_patch
 from unscanned.models.initialization import initialize
+from unscanned.models.nie import NieGenerator
+from unscanned.models.wrappers import Residual, inner
 from unscanned.synthesis.whole_volume import map_volume
 
 NARROW = (3, 4, 3, 4, 5, 4, 3, 4)
@@ -247,16 +251,16 @@ def test_auto_takes_the_frequency_domain_for_large_kernels_on_large_patches_only
 def test_auto_takes_the_plain_way_where_the_spectra_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = NieGenerator(filters=(2, 2, 3), kernels=(5, 3, 7, 3)).eval()
     x = torch.randn(1, 1, 16, 16, 16)
-    prepared = FastGenerator(generator)
+    prepared = generator.fast()
     prepared(x)
-    (layers,) = prepared._layers.values()
+    (layers,) = prepared.layers.values()
     needed = sum(kernel.spectrum.nbytes for kernel in layers.kernels)
     assert spectra_bytes(generator.layers[0], x.shape[2:]) == needed
     for memory, is_taken in ((3 * needed, True), (3 * needed - 3, False), (None, True)):
-        monkeypatch.setattr(generators, "machine_bytes", lambda memory=memory: memory)
+        monkeypatch.setattr(nie, "machine_bytes", lambda memory=memory: memory)
         assert generator.takes_spectral(x) == is_taken
     generator.convolution = "spectral"
-    monkeypatch.setattr(generators, "machine_bytes", lambda: 0)
+    monkeypatch.setattr(nie, "machine_bytes", lambda: 0)
     assert generator.takes_spectral(x)
 
 
@@ -289,8 +293,63 @@ def test_a_polyphase_kernel_has_every_tap_once_for_each_output_parity(kernel: in
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [({"name": "ni"}, "nie"), ({"name": "nie", "convolution": "fft"}, "spectral")]
+    ("arguments", "named"),
+    [
+        ({"name": "ni"}, "nie"),
+        ({"name": "nie", "convolution": "fft"}, "spectral"),
+        ({"name": "unet", "convolution": "spectral"}, "no pass through .*expected auto or plain"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(arguments: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         build(**arguments)
+
+
+def test_options_of_its_own_make_another_network() -> None:
+    options = {"filters": [4, 4], "kernels": [3, 5, 3]}
+    generator = build("nie", options=options)
+    assert [c.kernel_size[0] for c in generator.convolutions] == [3, 5, 3]
+    assert [c.out_channels for c in generator.convolutions] == [4, 4, 1]
+    assert generator.reach == 1 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("nie", {"filtres": [4]}, r"generator\.options: filtres: unknown option; .*Did you mean filters\?"),
+        ("small", {"filters": [8, 0, 8]}, r"generator\.options: filters: must be positive; found 0"),
+        ("small", {"filters": "wide"}, r"filters: .*found 'wide', expected list of integer"),
+        ("nie", {"kernels": [3, 4, 3], "filters": [4, 4]}, "kernels must be odd, and one more than filters"),
+        ("nie", {"kernels": [3, 3]}, "kernels must be odd, and one more than filters"),
+        ("unet", {"width": 3}, r"generator\.options: this architecture has no options of its own; found width"),
+    ],
+)
+def test_options_that_a_generator_does_not_have_or_take_are_refused(name, options, reason) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        build(name, options=options)
+
+
+class Doubling(GeneratorBase):
+    """The least that a generator needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x[:, :1]
+
+
+def test_a_generator_that_declares_nothing_is_built_mapped_and_refused_as_such(monkeypatch) -> None:
+    monkeypatch.setitem(GENERATORS, "doubling", Doubling)
+    generator, x = build("doubling", residual=True), torch.randn(2, 1, 5, 5, 5)
+    assert torch.equal(FastGenerator(generator)(x), 3 * x)
+    check_patch(generator, name="doubling", patch=5, margin=1)
+    with pytest.raises(SettingsError, match="found volume with Doubling, expected patches"):
+        map_volume(x[0].numpy(), generator)
+    with pytest.raises(SettingsError, match="expected auto or plain"):
+        build("doubling", convolution="spectral")
+
+
+def test_a_generator_with_a_reach_alone_maps_whole_volumes(monkeypatch) -> None:
+    monkeypatch.setattr(Doubling, "reach", 0)
+    generator = Doubling()
+    generator.layer = nn.Conv3d(1, 1, 1)  # memory is planned by convolutions
+    x = np.ones((1, 5, 6, 7), np.float32)
+    assert np.array_equal(map_volume(x, generator), 2 * x[0])

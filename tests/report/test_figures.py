@@ -6,7 +6,8 @@ from cohort import SPACING_MM, head_phantom
 from PIL import Image
 
 from unscanned.errors import DatasetError
-from unscanned.report.figures import STAMP, case_figure, patch_sheet, patch_starts, slice_image, strip
+from unscanned.formats.sidecar import STAMP
+from unscanned.report.figures import case_figure, patch_sheet, patch_starts, slice_image, strip
 from unscanned.volumes.intensity import head_mask
 
 
@@ -99,7 +100,7 @@ def test_every_synthetic_slice_of_a_strip_is_stamped_whole_and_no_acquired_one(w
 
 
 def test_the_stamp_says_what_it_must():
-    assert STAMP == "SYNTHETIC - not for diagnosis"
+    assert STAMP == "SYNTHETIC - NOT FOR DIAGNOSIS"
 
 
 def test_the_case_figure_stamps_the_arms_and_only_them():

@@ -62,9 +62,9 @@ def test_the_page_has_the_table_the_figures_and_the_browser_of_each_case(page):
 
 
 def test_the_scores_of_the_page_are_those_of_the_evaluation(page, evaluated):
-    summary = evaluated.content["arms"]["good"]["head"]
-    assert f"{summary['mae']['mean']:.3f} <small>({summary['mae']['sd']:.3f})</small>" in page
-    assert f"{summary['psnr']['mean']:.2f} <small>({summary['psnr']['sd']:.2f})</small>" in page
+    summary = evaluated.content.arms["good"]["head"]
+    assert f"{summary['mae'].mean:.3f} <small>({summary['mae'].sd:.3f})</small>" in page
+    assert f"{summary['psnr'].mean:.2f} <small>({summary['psnr'].sd:.2f})</small>" in page
     assert "1 of 2" in page
 
 

@@ -22,9 +22,9 @@ from storm.storm_training import settings
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import VolumeError
 from unscanned.files import read_json, sha256
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume
 
 STRIDES = (8, 4)
@@ -110,7 +110,7 @@ def storm(root: Path, kills: int, seed: int) -> Outcome:
         seed: Of their moments.
     """
     dataset, out = small_dataset(root / "dataset"), root / "synthetic"
-    live(partial(train_run, dataset, root / "run", settings(epochs=1, steps=2)), None)
+    live(partial(train, dataset, root / "run", settings(epochs=1, steps=2)), None)
     model = root / "run" / "model"
     truth: dict[str, set[str]] = {}
     for stride in STRIDES:

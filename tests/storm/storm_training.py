@@ -19,7 +19,7 @@ from storm.life import fresh, live, moments, small_dataset
 from unscanned.files import read_json, sha256, write_json
 from unscanned.settings import Settings, resolve
 from unscanned.training.log import read_log
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 
 WORKERS = 2
 
@@ -84,7 +84,7 @@ def train_uninterrupted(dataset: Path, folder: Path, wanted: Settings) -> dict[s
                     seen[f"{kind} {facts['step']}"] = facts["sha256"]
             return False
 
-        train_run(dataset, folder, wanted, should_stop=look)
+        train(dataset, folder, wanted, should_stop=look)
         look()
         write_json(folder / "hashes.json", seen)
 
@@ -139,7 +139,7 @@ def storm(root: Path, kills: int, seed: int, *, latest: float = 2.5) -> Outcome:
     while min(outcome.kills, outcome.resumes) < kills:
         seconds, group = moment()
         found = last_step(folder)
-        finished = live(partial(train_run, dataset, folder, wanted), seconds, group=group)
+        finished = live(partial(train, dataset, folder, wanted), seconds, group=group)
         outcome.resumes += 0 < found < last_step(folder)
         inspect(folder, truth, outcome)
         if (outcome.kills + outcome.runs) % 10 == 9:

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from unscanned.models import generators
+from unscanned.settings import Synthesis
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.reconstruct import reconstruct
 
@@ -21,15 +22,17 @@ def source():
 
 def test_a_chain_of_one_is_plain_reconstruction(networks, source):
     expected = reconstruct(source[None], networks[0], patch=16, stride=8)
-    assert np.array_equal(chain(source, networks[:1], context="volume", patch=16, stride=8), expected)
-    np.testing.assert_allclose(chain(source, networks[:1], context="patch", patch=16, stride=8), expected, atol=1e-5)
+    assert np.array_equal(chain(source, networks[:1], Synthesis(stride=8), context="volume", patch=16), expected)
+    np.testing.assert_allclose(
+        chain(source, networks[:1], Synthesis(stride=8), context="patch", patch=16), expected, atol=1e-5
+    )
 
 
 def test_each_stage_sees_the_source_and_the_whole_volume_of_the_one_before(networks, source):
     expected = reconstruct(source[None], networks[0], patch=16, stride=8)
     for network in networks[1:]:
         expected = reconstruct(np.stack([source, expected]), network, patch=16, stride=8)
-    assert np.array_equal(chain(source, networks, context="volume", patch=16, stride=8), expected)
+    assert np.array_equal(chain(source, networks, Synthesis(stride=8), context="volume", patch=16), expected)
 
 
 def test_on_patches_each_stage_sees_the_output_of_the_one_before_on_the_same_patch(networks):
@@ -43,15 +46,15 @@ def test_on_patches_each_stage_sees_the_output_of_the_one_before_on_the_same_pat
 
 def test_a_chain_on_patches_averages_the_outputs_of_the_last_stage_alone(networks, source):
     expected = reconstruct(source[None], PatchChain(networks), patch=16, stride=8)
-    made = chain(source, networks, context="patch", patch=16, stride=8)
+    made = chain(source, networks, Synthesis(stride=8), context="patch", patch=16)
     np.testing.assert_allclose(made, expected, atol=1e-5)
-    assert not np.allclose(made, chain(source, networks, context="volume", patch=16, stride=8), atol=1e-3)
+    assert not np.allclose(made, chain(source, networks, Synthesis(stride=8), context="volume", patch=16), atol=1e-3)
 
 
 @pytest.mark.parametrize(("context", "stages"), [("volume", 3), ("patch", 1)])
 def test_progress_runs_once_from_nothing_to_all_over_the_stages(networks, source, context, stages):
     told = []
-    chain(source, networks, context=context, patch=16, stride=16, progress=lambda *now: told.append(now))
+    chain(source, networks, Synthesis(stride=16), context=context, patch=16, progress=lambda *now: told.append(now))
     done = [now[0] for now in told]
     assert done == [8 * stage for stage in range(1, stages + 1)]  # fewer patches than are mapped at a time on a CPU
     assert {now[1] for now in told} == {8 * stages}

@@ -13,7 +13,7 @@ from unscanned.cli import main
 from unscanned.errors import DatasetError
 from unscanned.files import read_json, write_json
 from unscanned.synthesis.derived_series import write_dicom
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.volumes.nifti import read_volume, write_volume
 

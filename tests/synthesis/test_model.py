@@ -13,7 +13,8 @@ from unscanned.files import read_sealed, write_sealed
 from unscanned.models import generators
 from unscanned.settings import resolve, to_dict
 from unscanned.synthesis.context import chain
-from unscanned.synthesis.model import Model, load_model, save_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.verify import TOLERANCE
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask
 from unscanned.volumes.nifti import Volume
@@ -27,16 +28,13 @@ OVERRIDES = {
 }
 
 
-REST = {"spacing_mm": None, "resample": False, "percentile": 99.9}
-
-
 @pytest.fixture
 def model():
     """A chain of two small generators with fresh weights."""
     torch.manual_seed(0)
     networks = [generators.build("small", in_channels=n, residual=True).eval() for n in (1, 2)]
     constants = Normalization(99.9, Contrast(500.0, 0.25, 0.3), Contrast(700.0, 0.2, 0.35))
-    return Model(networks, to_dict(resolve("resgan-acm", overrides=OVERRIDES)), constants, {"made": "for a test"})
+    return Model(networks, resolve("resgan-acm", overrides=OVERRIDES), constants, {"made": "for a test"})
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def small_grid(model):
     """The model with a grid that the head of `scan` does not fill along i and j, and does along k."""
 
     def of(*shape):
-        return dataclasses.replace(model, settings={**model.settings, "prepare": {"shape": list(shape), **REST}})
+        return dataclasses.replace(model, settings=model.settings.change(prepare={"shape": list(shape)}))
 
     return of
 
@@ -228,7 +226,7 @@ def test_facts_that_do_not_fit_are_refused(model, tmp_path, facts):
 
 def test_weights_of_another_architecture_are_refused(model, tmp_path):
     save_model(model, tmp_path)
-    settings = json.loads(json.dumps(model.settings))
+    settings = to_dict(model.settings)
     settings["generator"]["name"] = "nie"
     change(tmp_path, settings=settings)
     with pytest.raises(CheckpointError, match="size mismatch"):
@@ -285,7 +283,7 @@ def test_where_a_gpu_does_not_hold_a_patch_the_cpu_takes_over_and_says_so(model,
         return chain(*arguments, device=device, **options)
 
     monkeypatch.setattr("unscanned.synthesis.model.chain", crowded)
-    monkeypatch.setattr("unscanned.machine.precision.choose", lambda *_, **__: None)
+    monkeypatch.setattr("unscanned.synthesis.model.check_precision", lambda *_, **__: None)
     monkeypatch.setattr(Model, "device", torch.device("cuda"))
     monkeypatch.setattr(Model, "to", lambda self, device: moves.append(str(device)))
     made = model.synthesize(scan)

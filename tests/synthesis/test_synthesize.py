@@ -17,7 +17,7 @@ from torch import nn
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import DatasetError, SettingsError, VolumeError
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, output_path, synthesize
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import read_volume, write_volume

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.generators import FastGenerator, NieGenerator, Residual, small
-from unscanned.models.streaming import Stream
+from unscanned.models.generators import FastGenerator
+from unscanned.models.nie import NieGenerator, SmallGenerator
+from unscanned.models.wrappers import Residual
+from unscanned.settings import Synthesis
 from unscanned.synthesis.context import PatchChain, chain
 from unscanned.synthesis.whole_volume import check_network, map_volume, plan
 
@@ -87,7 +89,7 @@ def test_a_chain_maps_volume_after_volume():
     source = volume(12, 14, 16)
     by_hand = untiled(second, np.stack([source, untiled(first, source[None])]))
     for context in ("volume", "patch"):
-        result = chain(source, [first, second], mode="volume", context=context)
+        result = chain(source, [first, second], Synthesis(mode="volume"), context=context)
         assert relative(result, by_hand) < 1e-5
     patches = PatchChain([first, second])
     with torch.inference_mode():
@@ -107,7 +109,7 @@ def test_progress_ends_with_all_voxels_done():
 
 def test_a_smaller_memory_gives_smaller_tiles_and_too_little_says_how_much_would_do():
     network, shape = NieGenerator(), (256, 256, 256)
-    for stream in (None, Stream(network)):
+    for stream in (None, network.stream(torch.zeros(1, 1, 2, 2, 2))):
         cuts = [plan(network, shape, 1, memory_mib=mib, stream=stream) for mib in (1000, 2000, 20_000)]
         sizes = [(np.prod(cut.tile), np.prod(cut.brick or 0)) for cut in cuts]
         assert sizes == sorted(sizes)
@@ -132,7 +134,7 @@ def peak_mib_of(program):
     prologue = """
         from pathlib import Path
         import numpy as np, torch
-        from unscanned.models.generators import NieGenerator
+        from unscanned.models.nie import NieGenerator
         from unscanned.synthesis.reconstruct import reconstruct
         from unscanned.synthesis.whole_volume import map_volume
         torch.set_num_threads(1)
@@ -195,7 +197,7 @@ def test_the_memory_of_the_average_does_not_grow_with_the_number_of_patches():
 
 
 def test_bfloat16_is_another_rounding_of_the_same_volume():
-    network, source = small().eval(), volume(1, 24, 24, 24)
+    network, source = SmallGenerator().eval(), volume(1, 24, 24, 24)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = map_volume(source, network)
     error = relative(rounded, untiled(network, source))

@@ -1,6 +1,5 @@
 """What the stages of a run see and are scored on, where no two strides and modes are the same."""
 
-import dataclasses
 import json
 import shutil
 
@@ -11,28 +10,22 @@ import torch
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.models import generators
 from unscanned.synthesis.context import PatchChain
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.whole_volume import map_volume
 from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
 from unscanned.training.prepare import Case
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.grid import frame
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume
 
 
-def change(settings, **tables):
-    values = {name: dataclasses.replace(getattr(settings, name), **changes) for name, changes in tables.items()}
-    return dataclasses.replace(settings, **values)
-
-
 @pytest.fixture(scope="module")
 def brief(tiny_settings):
     """One epoch of two steps, two training and two validation subjects, and a stride of its own for each purpose."""
-    return change(
-        tiny_settings,
+    return tiny_settings.change(
         split={"train": 2, "validation": 2, "test": 0},
         training={"epochs": 1, "steps_per_epoch": 2, "validation_stride": 16},
         context={"stages": 2, "stride": 12},
@@ -43,7 +36,7 @@ def brief(tiny_settings):
 @pytest.fixture(scope="module")
 def run(tiny_dataset, brief, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain") / "run"
-    train_run(tiny_dataset, folder, brief)
+    train(tiny_dataset, folder, brief)
     return folder
 
 
@@ -124,7 +117,7 @@ def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_
 
 def test_a_third_stage_sees_what_the_second_makes_also_out_of_fold(brief, tiny_dataset, tmp_path):
     longer = tmp_path / "run"
-    train_run(tiny_dataset, longer, change(brief, context={"stages": 3}))
+    train(tiny_dataset, longer, brief.change(context={"stages": 3}))
     model = load_model(longer)
     assert [network.generator.convolutions[0].in_channels for network in model.generators] == [1, 2, 2]
     case = cases_of(longer, "validation")[0]
@@ -140,8 +133,8 @@ def test_a_third_stage_sees_what_the_second_makes_also_out_of_fold(brief, tiny_d
 
 @pytest.mark.parametrize("context", [{"stages": 1}, {"stages": 2, "input": "patch", "training_input": "in_sample"}])
 def test_in_mode_volume_epochs_are_scored_on_whole_volumes(context, brief, tiny_dataset, tmp_path):
-    settings = change(brief, context=context, synthesis={"mode": "volume"})
-    train_run(tiny_dataset, tmp_path / "run", settings)
+    settings = brief.change(context=context, synthesis={"mode": "volume"})
+    train(tiny_dataset, tmp_path / "run", settings)
     networks = load_model(tmp_path / "run").generators
     network = networks[0] if len(networks) == 1 else PatchChain(networks).eval()
     made = []
@@ -153,8 +146,8 @@ def test_in_mode_volume_epochs_are_scored_on_whole_volumes(context, brief, tiny_
 
 
 def test_what_lies_around_a_patch_reaches_the_generator_of_a_run(brief, tiny_dataset, tmp_path):
-    settings = change(brief, context={"stages": 1}, training={"margin": 3})
-    train_run(tiny_dataset, tmp_path / "run", settings)
+    settings = brief.change(context={"stages": 1}, training={"margin": 3})
+    train(tiny_dataset, tmp_path / "run", settings)
     seed = 1000 * brief.training.seed + 1
     normalization = load_model(tmp_path / "run").normalization
     batches = PatchBatches(
@@ -189,8 +182,8 @@ def test_two_sessions_of_a_subject_stay_on_one_side_of_a_fold(brief, tiny_datase
             path = dataset / f"sub-{subject}" / f"ses-{session}" / "anat" / f"{name}_{contrast}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(scan, path)
-    settings = change(brief, split={"train": 2, "validation": 0})
-    train_run(dataset, tmp_path / "run", settings)
+    settings = brief.change(split={"train": 2, "validation": 0})
+    train(dataset, tmp_path / "run", settings)
     for fold in (1, 2):
         folder = tmp_path / "run" / "stage-1" / f"fold-{fold}" / "best"
         cases = json.loads(max(folder.glob("*.json")).read_text())["identity"]["training subjects"]["cases"]

@@ -60,9 +60,9 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
 
 def test_facts_and_step_are_read_back(tmp_path):
     best = {"epoch": 2, "psnr": 30.5}
-    save_checkpoint(tmp_path, 12, state(*learner()), {"best": best, "seconds": 1.5}, identity=IDENTITY)
+    save_checkpoint(tmp_path, 12, state(*learner()), {"best": best, "record": {"seconds": 1.5}}, identity=IDENTITY)
     checkpoint = load_checkpoint(tmp_path, IDENTITY)
-    assert (checkpoint.step, checkpoint.facts["best"], checkpoint.facts["seconds"]) == (12, best, 1.5)
+    assert (checkpoint.step, checkpoint.facts.best, checkpoint.facts.record["seconds"]) == (12, best, 1.5)
     assert checkpoint.warnings == ()
 
 

@@ -1,17 +1,22 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from unscanned.datasets.pairs import Pair
+from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
-from unscanned.models.generators import small
+from unscanned.models.nie import SmallGenerator
 from unscanned.settings import Prepare
+from unscanned.training import optimizers
+from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
-from unscanned.training.loop import train_stage
+from unscanned.training.loop import Schedule, train_stage
 from unscanned.training.prepare import prepare_pair
+from unscanned.training.step import Step
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import write_volume
 
@@ -42,16 +47,13 @@ def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
 
 def train(folder, batches, precision="float32"):
     torch.manual_seed(0)
-    generator = small()
-    result = train_stage(
-        folder,
-        generator,
-        discriminators.build("small", patch=16),
-        batches,
-        lambda network: {},
-        epochs=1,
-        precision=precision,
-    )
+    generator = SmallGenerator()
+    discriminator = discriminators.build("small", patch=16)
+    with_adam = partial(optimizers.build, "adam", learning_rate=1e-4, betas=(0.5, 0.999))
+    adversary = Adversary(discriminator, with_adam(discriminator), precision)
+    loss = GeneratorLoss({"l1": 1.0, "gdl": 1.0})
+    step = Step(generator, with_adam(generator), loss, adversary, adversarial=0.5, precision=precision)
+    result = train_stage(folder, step, batches, lambda network: {}, Schedule(1))
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return generator, result, [event for event in events if event["event"] == "step"]
 
@@ -63,7 +65,7 @@ def test_the_losses_see_the_centre_and_the_generator_the_margin(tmp_path):
         batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=margin)
         _, _, steps[margin] = train(tmp_path / str(margin), batches)
     torch.manual_seed(0)
-    network, wide = small(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
+    network, wide = SmallGenerator(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
     around, target = wide(0)
     with torch.no_grad():
         centre = network(around)[..., 8:-8, 8:-8, 8:-8]

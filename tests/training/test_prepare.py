@@ -8,7 +8,8 @@ from nifti_files import write_nifti
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError, ResourceError, SettingsError
-from unscanned.settings import Prepare, short_digest
+from unscanned.files import short_digest
+from unscanned.settings import Prepare
 from unscanned.training.prepare import Case, _known, normalization, prepare, prepare_pair
 from unscanned.volumes.grid import Frame
 from unscanned.volumes.intensity import head_mask
@@ -66,7 +67,7 @@ def test_a_case_is_sent_to_another_process_without_its_voxels(cases):
 def test_each_step_is_undone_exactly_on_the_grid_of_the_scan(pairs, tmp_path):
     case = prepare_pair(pairs[0], tmp_path, Prepare(shape=(48, 48, 48)))
     scan = read_volume(pairs[0].target)
-    back = Frame.from_json(case.facts["frame"]).inverse(np.asarray(case.target)) * case.facts["target_scale"]
+    back = Frame.from_json(case.facts.frame).inverse(np.asarray(case.target)) * case.facts.target_scale
     assert back.shape == scan.shape
     np.testing.assert_allclose(back, scan.array, rtol=1e-6)
 
@@ -74,10 +75,10 @@ def test_each_step_is_undone_exactly_on_the_grid_of_the_scan(pairs, tmp_path):
 def test_source_target_and_head_stay_voxel_by_voxel_aligned(pairs, cases):
     for pair, case in zip(pairs, cases, strict=True):
         source, target = read_volume(pair.source), read_volume(pair.target)
-        where = Frame.from_json(case.facts["frame"])
+        where = Frame.from_json(case.facts.frame)
         assert np.array_equal(where.forward(head_mask(source.array)), case.head)
         np.testing.assert_allclose(
-            where.forward(target.array), np.asarray(case.target) * case.facts["target_scale"], rtol=1e-5, atol=1e-4
+            where.forward(target.array), np.asarray(case.target) * case.facts.target_scale, rtol=1e-5, atol=1e-4
         )
 
 
@@ -93,9 +94,9 @@ def test_what_is_there_already_is_not_made_again(pairs, tmp_path):
     "other", [{"shape": (32, 32, 40)}, {"shape": SHAPE, "spacing_mm": 4.0}, {"shape": SHAPE, "percentile": 99.0}]
 )
 def test_other_settings_make_the_cache_anew(pairs, tmp_path, other):
-    first = prepare_pair(pairs[0], tmp_path, Prepare(shape=SHAPE)).facts["key"]
+    first = prepare_pair(pairs[0], tmp_path, Prepare(shape=SHAPE)).facts.key
     again = prepare_pair(pairs[0], tmp_path, Prepare(**other))
-    assert again.facts["key"] != first
+    assert again.facts.key != first
     assert again.source.shape == other["shape"]
 
 
@@ -106,7 +107,7 @@ def test_the_key_of_a_cache_is_that_of_earlier_releases(pairs, tmp_path):
         f"{path.resolve()}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in (pair.source, pair.target)
     ]
     key = short_digest({"settings": known, "files": stamps, "content": 3})
-    assert prepare_pair(pair, tmp_path, Prepare(shape=SHAPE)).facts["key"] == key
+    assert prepare_pair(pair, tmp_path, Prepare(shape=SHAPE)).facts.key == key
 
 
 def test_a_setting_that_was_added_later_counts_only_where_it_is_not_at_its_default(monkeypatch):
@@ -118,11 +119,11 @@ def test_a_setting_that_was_added_later_counts_only_where_it_is_not_at_its_defau
 def test_a_changed_scan_makes_the_cache_anew(own, tmp_path):
     pair = find_pairs(own)[0]
     before = prepare_pair(pair, tmp_path / "cache", Prepare(shape=SHAPE))
-    scale, old = before.facts["source_scale"], np.array(before.source)
+    scale, old = before.facts.source_scale, np.array(before.source)
     scan = read_volume(pair.source)
     write_volume(pair.source, scan.array[::-1] * 2, scan.affine)
     after = prepare_pair(pair, tmp_path / "cache", Prepare(shape=SHAPE))
-    assert after.facts["source_scale"] == pytest.approx(2 * scale)
+    assert after.facts.source_scale == pytest.approx(2 * scale)
     assert not np.array_equal(after.source, old)
 
 
@@ -182,11 +183,11 @@ def test_a_grid_that_leaves_out_part_of_a_head_is_said_with_how_much(pairs, tmp_
         cases, _ = prepare(pairs, tmp_path / "narrow", Prepare(shape=(16, 32, 32)))
     for case, pair in zip(cases, pairs, strict=True):
         head = head_mask(read_volume(pair.source).array)
-        assert case.facts["head_left_out"] == pytest.approx(1 - case.head.sum() / head.sum())
+        assert case.facts.head_left_out == pytest.approx(1 - case.head.sum() / head.sum())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cases, _ = prepare(pairs, tmp_path / "wide", Prepare(shape=(48, 48, 48)))
-    assert [case.facts["head_left_out"] for case in cases] == [0.0] * 4
+    assert [case.facts.head_left_out for case in cases] == [0.0] * 4
 
 
 def test_a_target_on_another_grid_is_refused_or_resampled_onto_that_of_the_source(cli, tmp_path):
@@ -213,11 +214,11 @@ def test_a_target_on_another_grid_is_refused_or_resampled_onto_that_of_the_sourc
     assert cli("check", tmp_path / "raw", "--resample").returncode == 0
     (case,), failures = prepare(pairs, tmp_path / "cache", Prepare(shape=SHAPE, resample=True))
     assert not failures
-    assert case.facts["settings"]["resample"] is True
-    where = Frame.from_json(case.facts["frame"])
+    assert case.facts.settings["resample"] is True
+    where = Frame.from_json(case.facts.frame)
     inside = np.stack(np.meshgrid(*[np.arange(8, 24)] * 3, indexing="ij"), -1) + np.array(where.start)
     world = inside @ where.working_affine[:3, :3].T + where.working_affine[:3, 3]
-    found = case.target[8:24, 8:24, 8:24] * case.facts["target_scale"]
+    found = case.target[8:24, 8:24, 8:24] * case.facts.target_scale
     np.testing.assert_allclose(found, ramp(world), rtol=1e-4)
 
 
@@ -268,7 +269,7 @@ def test_the_constants_are_those_of_the_voxels_of_the_cases_given(cases):
         voxels = np.concatenate([np.ravel(getattr(case, name)) for case in cases[:3]]).astype(float)
         assert contrast.mean == pytest.approx(voxels.mean())
         assert contrast.std == pytest.approx(voxels.std())
-        assert contrast.scale == np.median([case.facts[f"{name}_scale"] for case in cases[:3]])
+        assert contrast.scale == np.median([getattr(case.facts, f"{name}_scale") for case in cases[:3]])
         z = np.concatenate([np.ravel(contrast.standardize(getattr(case, name))) for case in cases[:3]]).astype(float)
         assert (z.mean(), z.std()) == pytest.approx((0, 1), abs=1e-4)
     assert constants.percentile == 99.0

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import resource
 import shutil
@@ -16,22 +15,16 @@ from unscanned.errors import CheckpointError, DatasetError, Interrupted, Resourc
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
 from unscanned.settings import resolve, to_dict, to_toml
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
-from unscanned.training.run import train_run
+from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 
-def change(settings, **tables):
-    """Return the settings with other values in some tables."""
-    values = {name: dataclasses.replace(getattr(settings, name), **changes) for name, changes in tables.items()}
-    return dataclasses.replace(settings, **values)
-
-
 def chained(settings, **context):
-    return change(settings, context={"stages": 2, **context})
+    return settings.change(context={"stages": 2, **context})
 
 
 def weights(run):
@@ -98,13 +91,13 @@ def test_the_first_losses_are_the_sum_that_the_settings_weigh(tiny_run, tiny_set
 
 
 def test_the_same_settings_train_the_same_model_bit_for_bit(tiny_run, tiny_dataset, tiny_settings, tmp_path):
-    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    train(tiny_dataset, tmp_path / "run", tiny_settings)
     assert_same_training(tmp_path / "run", tiny_run)
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
 def test_another_seed_trains_another_model(tiny_run, tiny_dataset, tiny_settings, tmp_path):
-    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"seed": 2}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"seed": 2}))
     assert weights(tmp_path / "run") != weights(tiny_run)
 
 
@@ -119,7 +112,7 @@ def test_the_python_interface_trains_the_same(tiny_run, tiny_dataset, tiny_setti
 def test_a_finished_run_is_left_as_it_is(tiny_run, tiny_dataset, tiny_settings, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     before = (tmp_path / "run" / "model" / "model.json").read_bytes()
-    trained = train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    trained = train(tiny_dataset, tmp_path / "run", tiny_settings)
     assert (tmp_path / "run" / "model" / "model.json").read_bytes() == before
     assert trained.stages[0]["best"] == load_model(tiny_run).provenance["stages"][0]["best"]
     assert events(tmp_path / "run") == events(tiny_run)
@@ -139,22 +132,21 @@ def test_after_a_scan_was_corrected_the_stages_that_the_messages_name_make_the_m
     stages, tiny_dataset, tiny_settings, tmp_path
 ):
     dataset, run = shutil.copytree(tiny_dataset, tmp_path / "dataset"), tmp_path / "run"
-    settings = change(
-        tiny_settings,
+    settings = tiny_settings.change(
         context={"stages": stages},
         split={"train": 3, "validation": 1, "test": 0},
         training={"epochs": 1, "steps_per_epoch": 2},
     )
-    train_run(dataset, run, settings)
+    train(dataset, run, settings)
     before = weights(run)
     correct_a_scan(dataset, json.loads((run / "split.json").read_text())["train"][0])
     for _ in range(1 if stages == 1 else 4):
         with pytest.raises(CheckpointError, match="remove this stage's folder") as refusal:
-            train_run(dataset, run, settings)
+            train(dataset, run, settings)
         for name in ("checkpoints", "best"):  # what this stage made of the scans, and its folds, are left there
             shutil.rmtree(refusal.value.where.parent.parent / name)
-    train_run(dataset, run, settings)
-    train_run(dataset, tmp_path / "new", settings)
+    train(dataset, run, settings)
+    train(dataset, tmp_path / "new", settings)
     assert weights(run) == weights(tmp_path / "new") != before
     remade, new = (load_model(path).provenance["training_cases"] for path in (run, tmp_path / "new"))
     assert remade == new
@@ -166,23 +158,23 @@ def test_after_a_scan_was_corrected_the_stages_that_the_messages_name_make_the_m
 def test_a_model_that_was_damaged_is_written_again_from_the_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
-    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    train(tiny_dataset, tmp_path / "run", tiny_settings)
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
 @pytest.mark.parametrize("stop", [2, 5, 9])
 def test_an_interrupted_run_goes_on_to_the_same_end(tiny_run, tiny_dataset, tiny_settings, tmp_path, stop):
     with pytest.raises(Interrupted):
-        train_run(tiny_dataset, tmp_path / "run", tiny_settings, should_stop=StopAfter(stop))
+        train(tiny_dataset, tmp_path / "run", tiny_settings, should_stop=StopAfter(stop))
     assert not (tmp_path / "run" / "model").exists()
-    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"workers": 1}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"workers": 1}))
     assert_same_training(tmp_path / "run", tiny_run)
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dataset, tiny_settings, tmp_path):
-    longer = change(tiny_settings, training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
+    longer = tiny_settings.change(training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
     (tmp_path / "settings.toml").write_text(to_toml(longer))
     command = ["train", tiny_dataset, "--preset", "demo", "--settings", tmp_path / "settings.toml"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -195,7 +187,7 @@ def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dat
         assert not (killed / "model").exists()
     done = tool.run(*command, "-o", killed, "--training.workers", 2)
     assert done.returncode == 0, done.stderr
-    train_run(tiny_dataset, whole, longer)
+    train(tiny_dataset, whole, longer)
     assert_same_training(killed, whole)
     assert weights(killed) == weights(whole)
 
@@ -203,8 +195,8 @@ def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dat
 @pytest.mark.filterwarnings("ignore:.*(further from the target|discriminator is always right)")
 def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tiny_settings, tmp_path):
     """A learning rate that ruins the generator makes an early epoch the best."""
-    ruinous = change(tiny_settings, training={"epochs": 3, "steps_per_epoch": 1, "learning_rate": 1.0, "seed": 0})
-    trained = train_run(tiny_dataset, tmp_path / "run", ruinous)
+    ruinous = tiny_settings.change(training={"epochs": 3, "steps_per_epoch": 1, "learning_rate": 1.0, "seed": 0})
+    trained = train(tiny_dataset, tmp_path / "run", ruinous)
     validations = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "validation"]
     best = max(validations, key=lambda event: event["psnr"])
     assert best["epoch"] < 3
@@ -217,15 +209,15 @@ def test_the_model_is_the_best_epoch_on_the_validation_subject(tiny_dataset, tin
 
 
 def test_without_validation_subjects_the_last_epoch_is_the_model(tiny_dataset, tiny_settings, tmp_path):
-    trained = train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"validation": 0}))
+    trained = train(tiny_dataset, tmp_path / "run", tiny_settings.change(split={"validation": 0}))
     assert trained.stages[0]["best"]["epoch"] == 2
     assert training_curves({"run": tmp_path / "run"}).startswith(b"\x89PNG")
 
 
 def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, tiny_settings, tmp_path):
-    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, training={"epochs": 1}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"epochs": 1}))
     short = weights(tmp_path / "run")
-    train_run(tiny_dataset, tmp_path / "run", tiny_settings)
+    train(tiny_dataset, tmp_path / "run", tiny_settings)
     assert_same_training(tmp_path / "run", tiny_run)
     assert weights(tmp_path / "run") == weights(tiny_run) != short
 
@@ -233,9 +225,9 @@ def test_epochs_added_later_are_those_of_a_longer_run(tiny_run, tiny_dataset, ti
 def test_fewer_epochs_than_a_run_has_had_are_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"beyond the last epoch; found step 6, expected at most 3"):
-        train_run(tiny_dataset, run, change(tiny_settings, training={"epochs": 1}))
+        train(tiny_dataset, run, tiny_settings.change(training={"epochs": 1}))
     assert weights(run) == weights(tiny_run)
-    train_run(tiny_dataset, run, tiny_settings)
+    train(tiny_dataset, run, tiny_settings)
     assert_same_training(run, tiny_run)
 
 
@@ -247,7 +239,7 @@ def test_a_damaged_file_of_the_run_is_refused_by_its_name(
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / name).write_text(content)
     with pytest.raises(CheckpointError, match=r"cannot be read|on other subjects|other settings"):
-        train_run(tiny_dataset, run, tiny_settings)
+        train(tiny_dataset, run, tiny_settings)
 
 
 @pytest.mark.parametrize(
@@ -267,25 +259,25 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(
     names = ("split.json", "log.jsonl", "model/model.json", "model/model.safetensors")
     before = [(tmp_path / "run" / name).read_bytes() for name in names]
     with pytest.raises(CheckpointError, match=words):
-        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert [(tmp_path / "run" / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.parametrize("tables", [{"generator": {"name": "nei"}}, {"discriminator": {"name": "patchgan"}}])
 def test_a_network_that_is_not_known_leaves_no_folder_behind(tiny_dataset, tiny_settings, tmp_path, tables):
     with pytest.raises(SettingsError, match="nie, small"):
-        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert not (tmp_path / "run").exists()
 
 
 def test_patches_that_a_u_net_cannot_halve_are_refused_before_any_work(tiny_dataset, tiny_settings, tmp_path):
     pytest.importorskip("monai")
-    odd = change(tiny_settings, generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
+    odd = tiny_settings.change(generator={"name": "unet"}, training={"patch": 12, "validation_stride": 12})
     with pytest.raises(SettingsError, match=r"training\.patch: .*found 12 with .*expected a multiple of 8"):
-        train_run(tiny_dataset, tmp_path / "run", odd)
-    wide = change(tiny_settings, generator={"name": "unet"}, training={"patch": 16, "context": 3})
+        train(tiny_dataset, tmp_path / "run", odd)
+    wide = tiny_settings.change(generator={"name": "unet"}, training={"patch": 16, "context": 3})
     with pytest.raises(SettingsError, match=r"found 16 and 3 around it with .*expected a multiple of 8 in all"):
-        train_run(tiny_dataset, tmp_path / "run", wide)
+        train(tiny_dataset, tmp_path / "run", wide)
     assert not (tmp_path / "run").exists()
 
 
@@ -302,13 +294,13 @@ def test_a_way_to_convolve_that_cannot_be_is_refused_before_any_work(
     if tables["generator"].get("name") == "unet":
         pytest.importorskip("monai")
     with pytest.raises(SettingsError, match=reason):
-        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, **tables))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(**tables))
     assert not (tmp_path / "run").exists()
 
 
 def test_too_few_subjects_are_refused_with_their_number(tiny_dataset, tiny_settings, tmp_path):
     with pytest.raises(DatasetError, match="4 subjects"):
-        train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, split={"train": 9}))
+        train(tiny_dataset, tmp_path / "run", tiny_settings.change(split={"train": 9}))
 
 
 def test_a_subject_that_is_refused_is_left_out_and_named(tiny_dataset, tiny_settings, tiny_run, tmp_path):
@@ -316,7 +308,7 @@ def test_a_subject_that_is_refused_is_left_out_and_named(tiny_dataset, tiny_sett
     bad = json.loads((tiny_run / "split.json").read_text())["train"][0]
     scan = next((tmp_path / "dataset").rglob(f"sub-{bad}_PDw.nii.gz"))
     scan.write_bytes(scan.read_bytes()[:3000])
-    trained = train_run(tmp_path / "dataset", tmp_path / "run", tiny_settings)
+    trained = train(tmp_path / "dataset", tmp_path / "run", tiny_settings)
     assert list(trained.failures) == [f"sub-{bad}"]
     provenance = load_model(tmp_path / "run").provenance
     assert [case["case"] for case in provenance["training_cases"]] != []
@@ -329,7 +321,7 @@ def test_a_subject_whose_file_is_not_there_is_left_out_and_named(tiny_dataset, t
     (scan,) = dataset.rglob(f"sub-{lost}_T2w.nii.gz")
     scan.unlink()
     scan.symlink_to(dataset / "not-fetched")  # as in a dataset of git-annex
-    trained = train_run(dataset, tmp_path / "run", tiny_settings)
+    trained = train(dataset, tmp_path / "run", tiny_settings)
     assert list(trained.failures) == [f"sub-{lost}"]
     assert scan.name in str(trained.failures[f"sub-{lost}"])
 
@@ -342,19 +334,19 @@ def test_validation_subjects_that_are_all_refused_end_it_before_hours_of_work(
     (scan,) = dataset.rglob(f"sub-{bad}_T2w.nii.gz")
     scan.write_bytes(scan.read_bytes()[:3000])
     with pytest.raises(DatasetError, match=rf"no validation subject is usable.*{scan.name}.*split\.validation to 0"):
-        train_run(dataset, tmp_path / "run", tiny_settings)
+        train(dataset, tmp_path / "run", tiny_settings)
 
 
 def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(
     tiny_dataset, tiny_settings, tmp_path, monkeypatch
 ):
-    brief = change(tiny_settings, training={"epochs": 1, "steps_per_epoch": 1})
+    brief = tiny_settings.change(training={"epochs": 1, "steps_per_epoch": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-        train_run(tiny_dataset, tmp_path / "run", brief)
+        train(tiny_dataset, tmp_path / "run", brief)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 3 * 3 + 256  # three volumes of three cases
-        train_run(tiny_dataset, tmp_path / "chain", chained(brief))
+        train(tiny_dataset, tmp_path / "chain", chained(brief))
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 4 * 3 + 256
 
         def refuse(*limits):
@@ -363,14 +355,14 @@ def test_more_files_than_may_be_open_are_allowed_or_refused_with_their_number(
         monkeypatch.setattr(resource, "getrlimit", lambda _: (200, 200))
         monkeypatch.setattr(resource, "setrlimit", refuse)
         with pytest.raises(ResourceError, match=r"as many open files.*found 200 open files, and no more, expected 265"):
-            train_run(tiny_dataset, tmp_path / "other", brief)
+            train(tiny_dataset, tmp_path / "other", brief)
     finally:
         monkeypatch.undo()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_settings, tmp_path):
-    train_run(tiny_dataset, tmp_path / "run", change(tiny_settings, loss={"adversarial": 0.0}))
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(loss={"adversarial": 0.0}))
     assert not any(name.startswith("discriminator") for name in last_checkpoint(tmp_path / "run"))
     assert not {"d_loss", "adversarial"} & set(events(tmp_path / "run")[0])
 
@@ -379,7 +371,7 @@ def test_training_without_the_adversary_has_no_discriminator(tiny_dataset, tiny_
 def chain_run(tiny_dataset, tiny_settings, tmp_path_factory):
     """A chain of two stages, the second on volumes out of fold."""
     folder = tmp_path_factory.mktemp("chain") / "run"
-    train_run(tiny_dataset, folder, chained(tiny_settings))
+    train(tiny_dataset, folder, chained(tiny_settings))
     return folder
 
 
@@ -430,24 +422,24 @@ def test_the_second_stage_trains_on_source_and_context_and_the_model_holds_both(
     assert len([event for event in events(chain_run / "stage-2") if event["event"] == "step"]) == 6
 
 
-@pytest.mark.parametrize("options", [{}, {"input": "patch"}])
+@pytest.mark.parametrize("options", [{}, {"input": "patch", "training_input": "in_sample"}])
 def test_a_stage_does_not_go_on_with_what_another_first_stage_makes(options, tiny_dataset, tiny_settings, tmp_path):
     settings = chained(tiny_settings, **options)
     run, longer = tmp_path / "run", tmp_path / "longer"
-    train_run(tiny_dataset, run, settings)
-    train_run(tiny_dataset, longer, change(settings, training={"epochs": 1}))
+    train(tiny_dataset, run, settings)
+    train(tiny_dataset, longer, settings.change(training={"epochs": 1}))
     facts = [json.loads((folder / "model" / "model.json").read_text()) for folder in (run, longer)]
     assert [model["provenance"]["stages"][0]["best"]["epoch"] for model in facts] == [2, 1]
     with pytest.raises(CheckpointError, match=r"earlier stages'.* now .*remove this stage's folder"):
-        train_run(tiny_dataset, longer, settings)
+        train(tiny_dataset, longer, settings)
     shutil.rmtree(longer / "stage-2")
-    train_run(tiny_dataset, longer, settings)
+    train(tiny_dataset, longer, settings)
     assert weights(longer) == weights(run)
 
 
 def test_in_sample_takes_the_volumes_of_the_first_stage_and_trains_no_fold(tiny_dataset, tiny_settings, tmp_path):
     run = tmp_path / "run"
-    train_run(tiny_dataset, run, chained(tiny_settings, training_input="in_sample"))
+    train(tiny_dataset, run, chained(tiny_settings, training_input="in_sample"))
     assert not list((run / "stage-1").glob("fold-*"))
     case = "sub-" + json.loads((run / "split.json").read_text())["train"][0]
     expected = reconstruct(prepared_source(run, case), load_model(run).generators[0], patch=16, stride=16)
@@ -456,7 +448,7 @@ def test_in_sample_takes_the_volumes_of_the_first_stage_and_trains_no_fold(tiny_
 
 def test_context_on_patches_needs_no_volume_between_the_stages(tiny_dataset, tiny_settings, tmp_path):
     run = tmp_path / "run"
-    train_run(tiny_dataset, run, chained(tiny_settings, input="patch", training_input="in_sample"))
+    train(tiny_dataset, run, chained(tiny_settings, input="patch", training_input="in_sample"))
     assert not (run / "stage-1" / "context").exists()
     assert not list((run / "stage-1").glob("fold-*"))
     first, _ = load_model(run).generators
@@ -468,7 +460,7 @@ def test_context_on_patches_needs_no_volume_between_the_stages(tiny_dataset, tin
 def test_a_first_stage_that_is_there_already_is_the_one_that_would_be_trained(
     chain_run, tiny_run, tiny_dataset, tiny_settings, tmp_path
 ):
-    train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings), first_stage=tiny_run / "model")
+    train(tiny_dataset, tmp_path / "run", chained(tiny_settings), first_stage=tiny_run / "model")
     assert not (tmp_path / "run" / "stage-1" / "log.jsonl").exists()
     assert weights(tmp_path / "run") == weights(chain_run)
     assert_same_training(tmp_path / "run" / "stage-2", chain_run / "stage-2")
@@ -476,9 +468,9 @@ def test_a_first_stage_that_is_there_already_is_the_one_that_would_be_trained(
 
 @pytest.mark.parametrize("tables", [{"training": {"seed": 2}}, {"split": {"seed": 5}}, {"loss": {"gdl": 0.0}}])
 def test_a_first_stage_of_another_training_is_refused(tiny_run, tiny_dataset, tiny_settings, tmp_path, tables):
-    other = chained(change(tiny_settings, **tables))
+    other = chained(tiny_settings.change(**tables))
     with pytest.raises(CheckpointError, match="first stage"):
-        train_run(tiny_dataset, tmp_path / "run", other, first_stage=tiny_run / "model")
+        train(tiny_dataset, tmp_path / "run", other, first_stage=tiny_run / "model")
 
 
 @pytest.mark.parametrize("stop", [8, 28])
@@ -486,8 +478,8 @@ def test_a_chain_that_was_interrupted_anywhere_goes_on_to_the_same_end(
     chain_run, tiny_dataset, tiny_settings, tmp_path, stop
 ):
     with pytest.raises(Interrupted):
-        train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings), should_stop=StopAfter(stop))
-    train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings))
+        train(tiny_dataset, tmp_path / "run", chained(tiny_settings), should_stop=StopAfter(stop))
+    train(tiny_dataset, tmp_path / "run", chained(tiny_settings))
     assert weights(tmp_path / "run") == weights(chain_run)
     for stage in ("stage-1", "stage-1/fold-1", "stage-1/fold-2", "stage-2"):
         assert_same_training(tmp_path / "run" / stage, chain_run / stage)
@@ -495,7 +487,7 @@ def test_a_chain_that_was_interrupted_anywhere_goes_on_to_the_same_end(
 
 def test_more_folds_than_subjects_are_refused_with_what_to_do(tiny_dataset, tiny_settings, tmp_path):
     with pytest.raises(DatasetError, match=r"context\.folds lower"):
-        train_run(tiny_dataset, tmp_path / "run", chained(tiny_settings, folds=3))
+        train(tiny_dataset, tmp_path / "run", chained(tiny_settings, folds=3))
 
 
 def test_the_batches_of_a_run_are_those_of_its_seed(tiny_run, tiny_settings):

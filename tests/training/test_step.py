@@ -5,10 +5,18 @@ import torch
 from torch import nn
 
 from unscanned.errors import TrainingError
-from unscanned.losses import discriminator_loss, generator_adversarial_loss, gradient_difference_loss, l1_loss
+from unscanned.losses import (
+    GeneratorLoss,
+    discriminator_loss,
+    generator_adversarial_loss,
+    gradient_difference_loss,
+    l1_loss,
+)
 from unscanned.models import discriminators, generators
 from unscanned.training.adversary import Adversary
 from unscanned.training.step import Step
+
+LOSS = GeneratorLoss({"l1": 1.0, "gdl": 1.0})
 
 
 @pytest.mark.parametrize("order", ["discriminator_first", "generator_first"])
@@ -21,9 +29,7 @@ def test_the_generator_learns_from_the_discriminator_as_it_is_after_or_before_it
     synthetic = generator(source).detach()
     old = copy.deepcopy(discriminator)
     first = discriminator_loss(old(source, target), old(source, synthetic)).item()
-    take_step = Step(
-        generator, optimizer, adversary, None, "float32", adversarial=0.5, l1=1.0, gdl=1.0, reduction="sum", order=order
-    )
+    take_step = Step(generator, optimizer, LOSS, adversary, adversarial=0.5, order=order)
     losses = take_step(source, target)
     new, old = (generator_adversarial_loss(network(source, synthetic)).item() for network in (discriminator, old))
     seen, unseen = (new, old) if order == "discriminator_first" else (old, new)
@@ -67,7 +73,7 @@ def test_each_term_has_its_own_weight(reduction):
     weight = generator.weight.detach().clone().requires_grad_()
     synthetic = weight * source
     take_step = Step(
-        generator, optimizer, adversary, None, "float32", adversarial=30.0, l1=2.0, gdl=5.0, reduction=reduction
+        generator, optimizer, GeneratorLoss({"l1": 2.0, "gdl": 5.0}, reduction), adversary, adversarial=30.0
     )
     losses = take_step(source, target)
     adversarial = generator_adversarial_loss(adversary.discriminator(source, synthetic))  # as it is after its step
@@ -94,9 +100,7 @@ def test_the_context_on_a_patch_is_what_the_earlier_stages_make_of_the_source():
     source, target = torch.randn(2, 2, 1, 4, 4, 4)
     generator, optimizer, _ = parts(Recording(), Judge())
     previous = Scaled(3.0)
-    Step(generator, optimizer, None, previous, "float32", adversarial=0.0, l1=1.0, gdl=1.0, reduction="sum")(
-        source, target
-    )
+    Step(generator, optimizer, LOSS, previous=previous)(source, target)
     (given,) = seen
     assert torch.equal(given, torch.cat([source, 3.0 * source], 1))
     assert previous.weight.grad is None
@@ -125,9 +129,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_weights_move(broken
     generator, optimizer, adversary = parts(*((Fragile(), Judge()) if broken == "generator" else (Scaled(), Fragile())))
     faulty = generator if broken == "generator" else adversary.discriminator
     before = faulty.weight.item()
-    take_step = Step(
-        generator, optimizer, adversary, None, "float32", adversarial=0.5, l1=1.0, gdl=1.0, reduction="sum"
-    )
+    take_step = Step(generator, optimizer, LOSS, adversary, adversarial=0.5)
     with pytest.raises(TrainingError, match=f"the {broken}'s loss or gradient is not finite.*gradient norm (inf|nan)"):
         take_step(source, target)
     assert faulty.weight.item() == before

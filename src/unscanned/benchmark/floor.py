@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from unscanned.models.folding import PARITIES, polyphase
-from unscanned.models.generators import NieGenerator
+from unscanned.models.nie import NieGenerator
 
 __all__ = ["direct_operations", "floor", "spectral_cost"]
 
@@ -39,11 +37,11 @@ def direct_operations(network: NieGenerator, edge: int) -> int:
     return sum(2 * edge**3 * convolution.weight.numel() for convolution in network.layers[0])
 
 
-def floor(network: nn.Module, edge: int, patches: int, machine: dict[str, Any]) -> dict[str, float] | None:
+def floor(network: NieGenerator, edge: int, patches: int, machine: dict[str, Any]) -> dict[str, float]:
     """Return what one patch costs at least.
 
     Args:
-        network: The generator; None is returned for one that has no pass through the frequency domain.
+        network: The generator.
         edge: Of the patch, even.
         patches: At a time: they share the reading of the kernels' spectra.
         machine: As `benchmark.machine` returns it.
@@ -52,8 +50,6 @@ def floor(network: nn.Module, edge: int, patches: int, machine: dict[str, Any]) 
         Operations of both paths in GFLOP, bytes in GB, and the seconds that each takes at the machine's peak; a patch
         takes at least the larger of `seconds_operations` and `seconds_bytes`.
     """
-    if not isinstance(network, NieGenerator):
-        return None
     operations = moved = 0
     convolutions = network.layers[0]
     for number, convolution in enumerate(convolutions):
@@ -62,11 +58,10 @@ def floor(network: nn.Module, edge: int, patches: int, machine: dict[str, Any]) 
             weight, batch = polyphase(weight), patches
         cost = spectral_cost(edge // 2, weight.shape[2], weight.shape[1], weight.shape[0], batch)
         operations, moved = operations + cost[0], moved + cost[1]
-    plain = direct_operations(network, edge)
     gigaflop, gigabyte = operations / patches / 1e9, moved / patches / 1e9
     return {
         "patches": patches,
-        "plain_gigaflop": plain / 1e9,
+        "plain_gigaflop": direct_operations(network, edge) / 1e9,
         "gigaflop": gigaflop,
         "gigabyte": gigabyte,
         "seconds_operations": gigaflop / machine["gigaflop_per_second"],

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
-from unscanned.machine import precision as precisions
-from unscanned.machine.precision import autocast
+from unscanned.machine.precision import autocast, available, set_process_precision
 from unscanned.models import generators
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.volumes.patches import starts
 
-__all__ = ["PATCH", "STRIDE", "Network", "inference", "noise"]
+__all__ = ["CONTENDERS", "PATCH", "STRIDE", "Network", "inference", "noise"]
 
 PATCH, STRIDE = 32, 8
 Mapping = Callable[[np.ndarray], np.ndarray]
@@ -56,35 +55,25 @@ def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def _plain(network: Network) -> Mapping:
-    generator = network.build("plain")
+def _averaged(network: Network, mapped: nn.Module, batch: int | None = None) -> Mapping:
     return lambda volume: reconstruct(
-        volume[None], generator, patch=PATCH, stride=STRIDE, batch=1, device=network.device
+        volume[None], mapped, patch=PATCH, stride=STRIDE, batch=batch, device=network.device
     )
-
-
-def _unscanned(network: Network) -> Mapping:
-    generator = network.build("auto")
-    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
-
-
-def _frequency_domain(network: Network) -> Mapping:
-    generator = network.build("spectral")
-    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
 
 
 def _bfloat16(network: Network) -> Mapping:
     """As one would run the plain network on a GPU: many patches at a time, cuDNN choosing its algorithms."""
-    generator = network.build("plain").to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    plain = network.build("plain").to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    averaged = _averaged(network, plain)
 
     def run(volume: np.ndarray) -> np.ndarray:
         with torch.backends.cudnn.flags(benchmark=True), autocast("bfloat16", network.device):
-            return reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, device=network.device)
+            return averaged(volume)
 
     return run
 
 
-def _monai(network: Network) -> Mapping:
+def _monai(network: Network, precision: str = "float32") -> Mapping:
     from monai.inferers import sliding_window_inference  # MONAI takes seconds to import, and is optional
 
     generator = network.build("plain").eval()
@@ -92,59 +81,88 @@ def _monai(network: Network) -> Mapping:
     @torch.inference_mode()
     def run(volume: np.ndarray) -> np.ndarray:
         source = torch.from_numpy(volume[None, None]).to(network.device)
-        mapped = sliding_window_inference(
-            source, (PATCH,) * 3, 1, generator, overlap=1 - STRIDE / PATCH, mode="constant"
-        )
-        return cast(Tensor, mapped)[0, 0].cpu().numpy()
+        with autocast(precision, network.device):
+            mapped = sliding_window_inference(
+                source, (PATCH,) * 3, 1, generator, overlap=1 - STRIDE / PATCH, mode="constant"
+            )
+        return cast(Tensor, mapped)[0, 0].float().cpu().numpy()
 
     return run
 
 
-class _OnnxNetwork(nn.Module):
-    """The plain network as ONNX Runtime runs it."""
+class _Runtime(nn.Module):
+    """The plain network as another library than PyTorch runs it, a patch at a time."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        program = torch.onnx.export(
-            network.eval(), (torch.zeros(1, 1, PATCH, PATCH, PATCH),), dynamo=True, verbose=False
-        )
-        assert program is not None
-        self.session = onnxruntime.InferenceSession(
-            program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.run = run
 
     def forward(self, x: Tensor) -> Tensor:
-        (name,) = (each.name for each in self.session.get_inputs())
-        return torch.from_numpy(self.session.run(None, {name: x.numpy()})[0])
+        return torch.from_numpy(self.run(x.numpy()))
+
+
+def _onnx_program(network: Network) -> bytes:
+    """Return the plain network for one patch, in ONNX."""
+    example = torch.zeros(1, 1, PATCH, PATCH, PATCH)
+    program = torch.onnx.export(network.build("plain").eval(), (example,), dynamo=True, verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _onnx(network: Network) -> Mapping:
-    generator = _OnnxNetwork(network.build("plain"))
-    return lambda volume: reconstruct(volume[None], generator, patch=PATCH, stride=STRIDE, batch=1)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(_onnx_program(network), options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return _averaged(network, _Runtime(lambda x: session.run(None, {given.name: x})[0]), batch=1)
 
 
-CONTENDERS: dict[str, Callable[[Network], Mapping]] = {
-    "plain PyTorch": _plain,
-    "unscanned": _unscanned,
-    "MONAI sliding window": _monai,
-    "ONNX Runtime": _onnx,
-    "frequency domain": _frequency_domain,
-    "plain PyTorch, bfloat16": _bfloat16,
+def _openvino(network: Network) -> Mapping:
+    """In float32: where the processor has bfloat16, OpenVINO would take that by itself."""
+    import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(core.read_model(_onnx_program(network)), "CPU", options)
+    return _averaged(network, _Runtime(lambda x: compiled(x)[0]), batch=1)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared.
+
+    Attributes:
+        make: Returns what maps a volume.
+        kinds: Of devices on which it is compared.
+        precision: Of its arithmetic; without it in hardware, it is left out.
+        imports: What it imports; its memory is not counted.
+    """
+
+    make: Callable[[Network], Mapping]
+    kinds: tuple[str, ...] = ("cpu", "cuda")
+    precision: str = "float32"
+    imports: tuple[str, ...] = ()
+
+
+CONTENDERS: dict[str, Contender] = {
+    "plain PyTorch": Contender(lambda network: _averaged(network, network.build("plain"), batch=1)),
+    "unscanned": Contender(lambda network: _averaged(network, network.build("auto"))),
+    "MONAI sliding window": Contender(_monai, imports=("monai.inferers",)),
+    "MONAI sliding window, bfloat16": Contender(
+        partial(_monai, precision="bfloat16"), precision="bfloat16", imports=("monai.inferers",)
+    ),
+    "ONNX Runtime": Contender(_onnx, kinds=("cpu",), imports=("onnxruntime", "onnxscript")),
+    "OpenVINO": Contender(_openvino, kinds=("cpu",), imports=("openvino", "onnxscript")),
+    # on a CPU, this is what unscanned takes
+    "frequency domain": Contender(lambda network: _averaged(network, network.build("spectral")), kinds=("cuda",)),
+    "plain PyTorch, bfloat16": Contender(_bfloat16, kinds=("cuda",), precision="bfloat16"),
 }
-
-ONLY_ON = {"ONNX Runtime": "cpu", "frequency domain": "cuda", "plain PyTorch, bfloat16": "cuda"}
-"Contenders that are compared on one kind of device: on a CPU, the frequency domain is what unscanned takes."
-
-IMPORTS = {"MONAI sliding window": ("monai.inferers",), "ONNX Runtime": ("onnxruntime", "onnxscript")}
-"What a contender imports; its memory is not counted."
 
 
 def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
-    """Map the stride-8 patches of one volume with every contender that is installed.
+    """Map the stride-8 patches of one volume with every contender that can run here.
 
     Args:
         network: The generator.
@@ -152,15 +170,18 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
         repeats: Rounds.
     """
     volume = noise(network.seed, edge, edge, edge)
-    kind = torch.device(network.device).type
+    device = torch.device(network.device)
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
-        for name in CONTENDERS:
-            if ONLY_ON.get(name, kind) != kind:
+        for name, contender in CONTENDERS.items():
+            if device.type not in contender.kinds:
+                continue
+            if contender.precision not in available(device):
+                missing[name] = f"{device} has no {contender.precision} arithmetic"
                 continue
             try:
-                worker = Worker(_mapping, name, network, volume, imports=IMPORTS.get(name, ()))
+                worker = Worker(_mapping, name, network, volume, imports=contender.imports)
             except ImportError as error:
                 missing[name] = str(error)
             else:
@@ -176,5 +197,5 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
 
 def _mapping(name: str, network: Network, volume: np.ndarray) -> Callable[[], np.ndarray]:
     """Return what maps the volume with a contender."""
-    precisions.choose("float32", torch.device(network.device))
-    return partial(CONTENDERS[name](network), volume)
+    set_process_precision("float32", network.device)
+    return partial(CONTENDERS[name].make(network), volume)

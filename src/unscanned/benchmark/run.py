@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from unscanned.benchmark.floor import floor
 from unscanned.benchmark.inference import PATCH, Network, inference
@@ -11,9 +11,11 @@ from unscanned.benchmark.machine import machine
 from unscanned.benchmark.size import EDGES, LAYERS, size
 from unscanned.benchmark.training import training
 from unscanned.errors import SettingsError
-from unscanned.machine import device as devices
-from unscanned.machine import precision as precisions
-from unscanned.machine.memory import keep_freed_memory
+from unscanned.machine.device import choose_device
+from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.machine.precision import set_process_precision
+from unscanned.machine.threads import set_process_threads
+from unscanned.models.nie import NieGenerator
 from unscanned.progress import Progress
 from unscanned.synthesis.reconstruct import default_batch
 
@@ -39,7 +41,7 @@ def benchmark(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time a generator and its training against the alternatives.
+    """Time a generator and its training against what a user would take instead.
 
     Args:
         network: Name of the generator and of the discriminator: nie or small.
@@ -75,13 +77,15 @@ def benchmark(
         raise SettingsError(
             "the volume is smaller than a patch", where="edge", found=edge, expected=f"at least {PATCH}"
         )
-    place = devices.choose(device, threads=threads)
-    precisions.choose("float32", place)
-    keep_freed_memory()
+    set_process_threads(threads)
+    place = choose_device(device)
+    set_process_precision("float32", place)
+    keep_freed_memory_in_process()
     generator = Network(network, seed, str(place))
+    reference = cast(NieGenerator, generator.build("auto"))
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("machine", lambda: machine(place)),
-        ("floor", lambda: floor(generator.build("auto"), PATCH, default_batch(place), result["machine"])),
+        ("floor", lambda: floor(reference, PATCH, default_batch(place), result["machine"])),
         ("inference", lambda: inference(generator, edge, repeats)),
         ("training", lambda: training(generator, batch, steps)),
         ("size", lambda: size(generator, repeats, patches, volumes, edges, layers)),

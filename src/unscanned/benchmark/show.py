@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,53 +36,67 @@ def table(result: dict[str, Any]) -> str:
 
     Ratios are plain PyTorch's time over each one's: of seconds with their range, and of CPU seconds.
     """
-    machine, inference, training = result["machine"], result["inference"], result["training"]
+    machine, inference, training, floor = (result[part] for part in ("machine", "inference", "training", "floor"))
+    count = inference["patches"]
+    contenders = [
+        (name, f"{row['seconds'] / count:.3f}", *_ratios(row), f"{row['relative_difference']:.1e}", _mib(row))
+        for name, row in inference["contenders"].items()
+    ]
+    least = max(floor["seconds_operations"], floor["seconds_bytes"])
+    steps = [
+        (name, f"{row['seconds']:.2f}", *_ratios(row), f"{row['gradient_error']:.1e}", _mib(row))
+        for name, row in training["contenders"].items()
+    ]
     lines = [
         f"{machine['device']}, {machine['threads']} threads, PyTorch {machine['torch']}; "
         f"matrix products {machine['gigaflop_per_second']:.0f} GFLOP/s, "
         f"copies {machine['copied_gigabyte_per_second']:.0f} GB/s",
-        "",
-        f"| {inference['patches']} patches, stride {STRIDE} | s a patch | ratio | range | CPU | difference | MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *_rows(
+            (f"{count} patches, stride {STRIDE}", "s a patch", "ratio", "range", "CPU", "difference", "MiB"),
+            *contenders,
+            (f"floor: {floor['gigaflop']:.1f} GFLOP, {floor['gigabyte']:.2f} GB", f"{least:.3f}", *5 * [""]),
+            *((name, f"not measured: {reason}", *5 * [""]) for name, reason in inference["missing"].items()),
+        ),
+        *_rows(
+            (
+                f"training step, {training['batch']} patches",
+                "s a step",
+                "ratio",
+                "range",
+                "CPU",
+                "gradient error",
+                "MiB",
+            ),
+            *steps,
+        ),
+        *_size(result["size"]),
     ]
-    for name, row in inference["contenders"].items():
-        each = row["seconds"] / inference["patches"]
-        lines.append(f"| {name} | {each:.3f} | {_ratios(row)} | {row['relative_difference']:.1e} | {_mib(row)} |")
-    if result["floor"] is not None:
-        floor = result["floor"]
-        least = max(floor["seconds_operations"], floor["seconds_bytes"])
-        lines.append(f"| floor: {floor['gigaflop']:.1f} GFLOP, {floor['gigabyte']:.2f} GB | {least:.3f} | | | | | |")
-    lines += [f"| {name} | not measured: {reason} | | | | | |" for name, reason in inference["missing"].items()]
-    lines += [
-        "",
-        f"| training step, {training['batch']} patches | s a step | ratio | range | CPU | gradient error | MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, row in training["contenders"].items():
-        lines.append(f"| {name} | {row['seconds']:.2f} | {_ratios(row)} | {row['gradient_error']:.1e} | {_mib(row)} |")
-    return "\n".join([*lines, *_size(result["size"])]) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def _rows(*rows: Sequence[str]) -> list[str]:
+    """Return the lines of a Markdown table, the first row its head, with an empty line before."""
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return ["", head, f"|{' --- |' * len(rows[0])}", *others]
 
 
 def _size(size: dict[str, Any]) -> list[str]:
-    lines = ["", "| size | seconds | each |", "| --- | --- | --- |"]
+    rows = [("size", "seconds", "each")]
     for row in size["patches"]:
         count = "1 patch" if row["patches"] == 1 else f"{row['patches']} patches"
-        lines.append(f"| {count} | {row['seconds']:.2f} | {row['seconds'] / row['patches']:.3f} a patch |")
+        rows.append((count, f"{row['seconds']:.2f}", f"{row['seconds'] / row['patches']:.3f} a patch"))
     for row in size["volumes"]:
         each = row["seconds"] / (row["edge"] ** 3 / 1e6)
-        lines.append(f"| {row['edge']}³ voxels, mode volume | {row['seconds']:.1f} | {each:.1f} a million voxels |")
-    for title, rows, name in (
+        rows.append((f"{row['edge']}³ voxels, mode volume", f"{row['seconds']:.1f}", f"{each:.1f} a million voxels"))
+    lines = _rows(*rows)
+    for title, measured, name in (
         ("one patch of", size["edges"], _edge),
         ("layer: kernel, channels, grid, patches", size["layers"], _layer),
     ):
-        lines += [
-            "",
-            f"| {title} | frequency domain, inference | range | forward and backward | range |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for row in rows:
-            cells = [_times(row[pass_]) for pass_ in ("forward", "forward_backward")]
-            lines.append(f"| {name(row)} | {' | '.join(cells)} |")
+        lines += _rows(
+            (title, "frequency domain, inference", "range", "forward and backward", "range"),
+            *((name(row), *_times(row["forward"]), *_times(row["forward_backward"])) for row in measured),
+        )
     return lines
 
 
@@ -97,14 +112,14 @@ def _mib(row: dict[str, Any]) -> str:
     return "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
 
 
-def _times(row: dict[str, Any]) -> str:
+def _times(row: dict[str, Any]) -> tuple[str, str]:
     low, high = row["seconds_ratio_range"]
-    return f"{row['seconds_ratio']:.1f} times plain | {low:.1f} to {high:.1f}"
+    return f"{row['seconds_ratio']:.1f} times plain", f"{low:.1f} to {high:.1f}"
 
 
-def _ratios(row: dict[str, Any]) -> str:
+def _ratios(row: dict[str, Any]) -> tuple[str, str, str]:
     low, high = row["seconds_ratio_range"]
-    return f"{row['seconds_ratio']:.1f} | {low:.1f} to {high:.1f} | {row['cpu_seconds_ratio']:.1f}"
+    return f"{row['seconds_ratio']:.1f}", f"{low:.1f} to {high:.1f}", f"{row['cpu_seconds_ratio']:.1f}"
 
 
 def plot(result: dict[str, Any], path: str | Path) -> None:
@@ -121,7 +136,6 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     from matplotlib.figure import Figure  # takes a second to import
 
     check_plot(Path(path))
-
     size = result["size"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     counted, voxels, ratios = figure.subplots(1, 3)

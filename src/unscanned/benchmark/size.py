@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,30 +55,29 @@ def size(
     for count in patches:
         row = timed(lambda count=count: [fast(x[: count - done]) for done in range(0, count, size)])  # type: ignore[misc]
         counted.append({"patches": count, **row})
-    whole: list[dict[str, Any]] = []
+    whole = []
     for edge in volumes:
         volume = noise(network.seed, 1, edge, edge, edge)
         row = timed(partial(map_volume, volume, network.build("auto"), device=network.device))
         whole.append({"edge": edge, **row})
-    timed_edges = [_edge(network, repeats, edge) for edge in edges]
-    timed_layers = [_layer(torch.device(network.device), repeats, *layer) for layer in layers]
-    return {"patches": counted, "volumes": whole, "edges": timed_edges, "layers": timed_layers}
+    return {
+        "patches": counted,
+        "volumes": whole,
+        "edges": [_edge(network, repeats, edge) for edge in edges],
+        "layers": [_layer(torch.device(network.device), repeats, *layer) for layer in layers],
+    }
 
 
 def _edge(network: Network, repeats: int, edge: int) -> dict[str, Any]:
     """Time the network on a single patch of that edge in evaluation, and forward and backward, both ways."""
     x = torch.from_numpy(noise(network.seed, 1, 1, edge, edge, edge)).to(network.device)
     plain, spectral = network.build("plain"), network.build("spectral")
-    frozen = {"plain": generators.FastGenerator(plain), "spectral": generators.FastGenerator(spectral)}
-    frozen["spectral"](x)  # its spectra are at hand after it
-    forward = rounds({name: partial(timed, partial(each, x)) for name, each in frozen.items()}, repeats)["spectral"]
-    trained = {"plain": plain.train(), "spectral": spectral.train()}
-    both = {name: lambda each=each: each(x).sum().backward() for name, each in trained.items()}  # type: ignore[misc]
-    return {
-        "edge": edge,
-        "forward": forward,
-        "forward_backward": rounds({name: partial(timed, run) for name, run in both.items()}, repeats)["spectral"],
-    }
+    kept = generators.FastGenerator(spectral)
+    kept(x)  # its spectra are at hand after it
+    forward = _compared(repeats, partial(generators.FastGenerator(plain), x), partial(kept, x))
+    plain.train(), spectral.train()
+    both = _compared(repeats, lambda: plain(x).sum().backward(), lambda: spectral(x).sum().backward())
+    return {"edge": edge, "forward": forward, "forward_backward": both}
 
 
 def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid: int, patches: int) -> dict[str, Any]:
@@ -87,16 +86,18 @@ def _layer(device: torch.device, repeats: int, kernel: int, channels: int, grid:
     direct = torch.randn(8 * patches, channels, grid, grid, grid, device=device, requires_grad=True)
     folded = direct.detach().permute(2, 3, 4, 1, 0).contiguous().requires_grad_()
     kept = kernel_spectrum(weight.detach(), None, (grid, grid, grid))
-    row: dict[str, Any] = {"kernel": kernel, "channels": channels, "grid": grid, "patches": patches}
+    plain = partial(F.conv3d, direct, weight, padding=kernel // 2)
     with torch.inference_mode():
-        pair = {
-            "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2),
-            "spectral": lambda: kept(folded),
-        }
-        row["forward"] = rounds({name: partial(timed, run) for name, run in pair.items()}, repeats)["spectral"]
-    both = {
-        "plain": lambda: F.conv3d(direct, weight, padding=kernel // 2).sum().backward(),
-        "spectral": lambda: spectral_convolution(folded, weight).sum().backward(),
-    }
-    row["forward_backward"] = rounds({name: partial(timed, run) for name, run in both.items()}, repeats)["spectral"]
-    return row
+        forward = _compared(repeats, plain, partial(kept, folded))
+    both = _compared(
+        repeats,
+        lambda: plain().sum().backward(),
+        lambda: spectral_convolution(folded, weight).sum().backward(),
+    )
+    sizes = {"kernel": kernel, "channels": channels, "grid": grid, "patches": patches}
+    return {**sizes, "forward": forward, "forward_backward": both}
+
+
+def _compared(repeats: int, plain: Callable[[], Any], spectral: Callable[[], Any]) -> dict[str, Any]:
+    """Return the row of the second of two ways to compute the same."""
+    return rounds({"plain": partial(timed, plain), "spectral": partial(timed, spectral)}, repeats)["spectral"]

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from unscanned.benchmark.inference import PATCH, Network, noise
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
-from unscanned.machine import precision as precisions
-from unscanned.machine.precision import autocast
-from unscanned.models import discriminators
-from unscanned.training import optimizers
-from unscanned.training.adversary import Adversary
+from unscanned.machine.precision import autocast, set_process_precision
+from unscanned.settings import resolve
+from unscanned.training.stage import build_step
 from unscanned.training.step import Step
 
 __all__ = ["step_of", "training"]
@@ -34,18 +32,6 @@ MODES = {
 
 WARM_UP = 10.0
 "Seconds before each timed step: memory that a step needs is kept for the next from the third or fourth on."
-
-
-def step_of(generator: nn.Module, discriminator: nn.Module, precision: str) -> Step:
-    """Return one step of Adv. + GDL with the optimizers of the reference presets."""
-
-    def adam(network: nn.Module) -> torch.optim.Optimizer:
-        return optimizers.build("adam", network, learning_rate=1e-4, betas=(0.5, 0.999))
-
-    adversary = Adversary(discriminator, adam(discriminator))
-    return Step(
-        generator, adam(generator), adversary, None, precision, adversarial=0.5, l1=1.0, gdl=1.0, reduction="sum"
-    )
 
 
 def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
@@ -69,17 +55,27 @@ def training(network: Network, batch: int, steps: int) -> dict[str, Any]:
 
 
 def _prepared(name: str, network: Network, batch: int) -> Callable[[], dict[str, float]]:
-    """Return a step of that many patches, with networks that begin alike whatever their name."""
+    """Return a step of that many patches."""
     source, target = (
         torch.from_numpy(noise(network.seed + number, batch, 1, PATCH, PATCH, PATCH)).to(network.device)
         for number in (1, 2)
     )
-    precisions.choose("float32", torch.device(network.device))
-    convolution, precision = MODES[name]
-    generator = network.build(convolution)
+    set_process_precision("float32", network.device)
+    return partial(step_of(network, *MODES[name]), source, target)
+
+
+def step_of(network: Network, convolution: str, precision: str) -> Step:
+    """Return a step as training with the preset adv-gdl takes it, with networks that begin alike whatever the way."""
+    settings = resolve(
+        "adv-gdl",
+        overrides={
+            "generator": {"name": network.name, "convolution": convolution},
+            "discriminator": {"name": network.name},
+            "training": {"patch": PATCH, "precision": precision},
+        },
+    )
     torch.manual_seed(network.seed)
-    discriminator = discriminators.build(network.name, patch=PATCH).to(network.device)
-    return partial(step_of(generator, discriminator, precision), source, target)
+    return build_step(settings, 1, network.device)
 
 
 def _gradient_errors(network: Network, names: Sequence[str]) -> dict[str, float]:

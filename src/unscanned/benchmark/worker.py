@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unscanned.benchmark.rounds import timed
-from unscanned.machine.memory import keep_freed_memory
+from unscanned.machine.memory import keep_freed_memory_in_process
 
 __all__ = ["Worker", "high_water_mib"]
 
@@ -79,7 +79,7 @@ def _begin(
     make: Callable[..., Callable[[], Any]], arguments: Sequence[Any], imports: Sequence[str], threads: int
 ) -> None:
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    keep_freed_memory_in_process()
     for module in imports:
         importlib.import_module(module)
     _contender["before"] = high_water_mib()

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from unscanned.errors import DatasetError, listed
 from unscanned.files import read_text
+from unscanned.settings import Layout
 
 __all__ = [
     "Inventory",
@@ -27,7 +27,6 @@ __all__ = [
     "take_inventory",
 ]
 
-Layout = Literal["auto", "bids", "ixi", "csv"]
 
 _BIDS_NAME = re.compile(
     r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"

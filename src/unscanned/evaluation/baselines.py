@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from unscanned.errors import DatasetError
+from unscanned.formats.evaluation import Curve
 
 __all__ = ["Regression", "fit_regression", "source_as_target"]
 
@@ -61,14 +61,14 @@ class Regression:
         predicted[mask] = np.interp(source[mask], self.source, self.target)
         return predicted
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values that `from_json` reads back."""
-        return {"source": self.source.tolist(), "target": self.target.tolist()}
+    def curve(self) -> Curve:
+        """Return what an evaluation stores, which `from_curve` reads back."""
+        return Curve(source=self.source.tolist(), target=self.target.tolist())
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Regression:
-        """Return the regression that `to_json` wrote."""
-        return cls(np.array(content["source"], np.float64), np.array(content["target"], np.float64))
+    def from_curve(cls, curve: Curve) -> Regression:
+        """Return the regression that `curve` stands for."""
+        return cls(np.array(curve.source), np.array(curve.target))
 
 
 def fit_regression(pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, bins: int = 256) -> Regression:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,40 +15,16 @@ from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, UnscannedError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.files import read_json
+from unscanned.formats.sidecar import Intensity
+from unscanned.schema import read
 from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = [
-    "BASELINES",
-    "Images",
-    "Intensity",
-    "find_synthetic",
-    "list_volumes",
-    "load_images",
-    "read_intensity",
-    "training_pair",
-]
+__all__ = ["BASELINES", "Images", "find_synthetic", "list_volumes", "load_images", "read_intensity", "training_pair"]
 
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """How the voxels of a synthetic volume become z-scores: z = (voxel / scale - mean) / std.
-
-    Attributes:
-        scale: Voxel that is 1 in unit scale.
-        mean: Mean of the training targets in unit scale.
-        std: Their standard deviation in unit scale.
-        percentile: Percentile inside the head that became 1 in them; None where the sidecar does not say.
-    """
-
-    scale: float
-    mean: float
-    std: float
-    percentile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,24 +95,13 @@ def read_intensity(path: Path) -> Intensity | None:
     sidecar = sidecar_path(path)
     try:
         content = read_json(sidecar)
-        if "Intensity" not in content:
-            return None
-        table = content["Intensity"]
-        scale, mean, std = (float(table[name]) for name in ("scale", "mean", "std"))
-        values = Intensity(scale, mean, std, float(table["percentile"]) if "percentile" in table else None)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
-    finite = all(map(math.isfinite, (scale, mean, std)))
-    if not (finite and scale > 0 and std > 0 and (values.percentile is None or 0 < values.percentile <= 100)):
-        raise DatasetError(
-            "the sidecar's intensity constants cannot be used",
-            where=sidecar,
-            found=values,
-            expected="finite numbers with a positive scale and std, a percentile above 0 and up to 100",
-        )
-    return values
+    if not isinstance(content, dict) or "Intensity" not in content:
+        return None
+    return read(Intensity, content["Intensity"], where=f"{sidecar}: Intensity", noun="key", error=DatasetError)
 
 
 def load_images(
@@ -168,26 +132,25 @@ def load_images(
     head = head_mask(target.array)
     unit = target.array / np.float32(head_scale(target.array, head, percentile))
     warnings = list(original.warnings)
-    failures: dict[str, str] = {}
-    makers: dict[str, Callable[[], np.ndarray]] = {}
-    source = None
+    source, arms, failures = None, {}, {}
+
+    def add(arm: str, make: Callable[..., np.ndarray], *given: Any) -> None:
+        try:
+            arms[arm] = make(*given)
+        except UnscannedError as error:
+            failures[arm] = str(error)
+
     try:
         array = _onto(target, read_volume(pair.source), resample)
         source = array / np.float32(head_scale(array, head, percentile))
     except UnscannedError as error:
         failures = dict.fromkeys(BASELINES if regression else BASELINES[:1], str(error))
     else:
-        makers["source"] = partial(source_as_target, source, unit, head)
+        add("source", source_as_target, source, unit, head)
         if regression:
-            makers["regression"] = partial(regression, source, head)
+            add("regression", regression, source, head)
     for arm, path in synthetic.items():
-        makers[arm] = partial(_read_synthetic, path, target, head, percentile, resample, warnings)
-    arms = {}
-    for arm, make in makers.items():
-        try:
-            arms[arm] = make()
-        except UnscannedError as error:
-            failures[arm] = str(error)
+        add(arm, _read_synthetic, path, target, head, percentile, resample, warnings)
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
     return Images(unit, source, head, arms, (i, j, k), failures, warnings)
 

@@ -2,15 +2,15 @@
 
 The target of each case is divided by a percentile of its own inside its head ("unit scale"): that of the arms' models,
 99.9 by default. A synthetic volume is divided by the scale in its sidecar, which its model knew before it saw the case.
-MAE, MSE and `psnr_nie` are those of z-scores, (unit - mean) / std with the constants of the training set, as in the
-report; `psnr` and SSIM are those of the unit scale with a data range of 1.
+Each metric says which scale it takes: unit scale, or z-scores, (unit - mean) / std with the constants of the training
+set, as in the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,25 @@ from unscanned.errors import DatasetError, SettingsError, UnscannedError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
-    Intensity,
     find_synthetic,
     list_volumes,
     load_images,
     read_intensity,
     training_pair,
 )
-from unscanned.evaluation.scores import DEFINITIONS, REGIONS, Failure, Score, SliceErrors, score_case
-from unscanned.evaluation.tables import comparisons, finite, scores_csv, slices_csv, summaries
+from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.scores import REGIONS, score_case
+from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, summaries
 from unscanned.files import lock, write_json, write_text
-from unscanned.machine.provenance import utc_now
+from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
+from unscanned.formats.sidecar import Intensity
+from unscanned.machine.provenance import utc_now, version
 from unscanned.progress import Progress
 
 __all__ = ["Evaluation", "evaluate"]
+
+Files = list[tuple[Pair, dict[str, Path | None]]]
+"The cases to score, with the file of each arm; None where it is missing."
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +57,7 @@ class Evaluation:
     arms: tuple[str, ...]
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
-    content: dict[str, Any]
+    content: EvaluationRecord
 
 
 def evaluate(
@@ -94,19 +99,20 @@ def evaluate(
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
+    folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
     volumes = {arm: list_volumes(folder) for arm, folder in synthetic.items()}
     files, failures = _find_files(pairs, volumes, target, subjects)
     failures += [
-        Failure(case, "target", str(error))
+        Failure(case=case, arm="target", reason=str(error))
         for case, error in found.refused.items()
         if any(name.startswith(f"{case}_") for names in volumes.values() for name in names)
     ]
     if not files:
         raise DatasetError(
             "no case to score",
-            where=", ".join(map(str, synthetic.values())),
+            where=folders,
             expected=f"files such as {pairs[0].case}_desc-synthetic_{bids_suffix(target)}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
@@ -129,61 +135,43 @@ def evaluate(
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
             except UnscannedError as error:
-                failures.append(Failure(pair.case, "target", str(error)))
+                failures.append(Failure(case=pair.case, arm="target", reason=str(error)))
         if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
-                where=", ".join(map(str, synthetic.values())),
+                where=folders,
                 found="; ".join(f"{failure.case}, {failure.arm}: {failure.reason}" for failure in failures[:3]),
             )
         if progress:
             progress(total, total, "scored")
         arms = (*BASELINES[: 2 if regression else 1], *synthetic)
-        content = {
-            **_facts(dataset, synthetic, source, target, percentile, resample, training),
-            "constants": constants,
-            "arms": summaries(arms, scores, expected),
-            "comparisons": comparisons(arms, next(iter(synthetic)), scores),
-            "cases": [_describe(pair, paths) for pair, paths in files],
-            "scores": [asdict(row) for row in scores],
-            "slices": [asdict(plane) for plane in slices],
-            "failures": [asdict(failure) for failure in failures],
-            "warnings": list(dict.fromkeys(warnings)),
-            "regression": regression.to_json() if regression else None,
-        }
-        return _write(Evaluation(Path(out), arms, tuple(scores), tuple(failures), finite(content)), slices)
-
-
-def _facts(
-    dataset: str | Path,
-    synthetic: Mapping[str, str | Path],
-    source: str,
-    target: str,
-    percentile: float,
-    resample: bool,
-    training: Sequence[str],
-) -> dict[str, Any]:
-    """What was compared, and what the words mean."""
-    return {
-        "format": 1,
-        "created": utc_now(),
-        "source": source,
-        "target": target,
-        "dataset": str(dataset),
-        "folders": {arm: str(folder) for arm, folder in synthetic.items()},
-        "percentile": percentile,
-        "resample": resample,
-        "training_subjects": sorted(training),
-        "definitions": DEFINITIONS,
-        "regions": REGIONS,
-    }
-
-
-def _write(evaluation: Evaluation, slices: Sequence[SliceErrors]) -> Evaluation:
-    write_text(evaluation.folder / "scores.csv", scores_csv(evaluation.scores, evaluation.failures))
-    write_text(evaluation.folder / "slices.csv", slices_csv(slices))
-    write_json(evaluation.folder / "evaluation.json", evaluation.content)
-    return evaluation
+        record = EvaluationRecord(
+            unscanned=version(),
+            created=utc_now(),
+            source=source,
+            target=target,
+            dataset=str(dataset),
+            folders={arm: str(folder) for arm, folder in synthetic.items()},
+            percentile=percentile,
+            resample=resample,
+            training_subjects=sorted(training),
+            definitions={name: f"{metric.definition}; {metric.better} is better" for name, metric in METRICS.items()},
+            regions=REGIONS,
+            constants=constants,
+            arms=summaries(arms, scores, expected),
+            comparisons=comparisons(arms, next(iter(synthetic)), scores),
+            cases=[_describe(pair, paths) for pair, paths in files],
+            scores=scores,
+            slices=slices,
+            failures=failures,
+            warnings=list(dict.fromkeys(warnings)),
+            regression=regression.curve() if regression else None,
+        )
+        content = record.to_json()
+        write_text(Path(out, "scores.csv"), scores_csv(scores, failures))
+        write_text(Path(out, "slices.csv"), slices_csv(slices))
+        write_json(Path(out, "evaluation.json"), content)
+    return Evaluation(Path(out), arms, tuple(scores), tuple(failures), EvaluationRecord.model_validate(content))
 
 
 def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
@@ -209,10 +197,11 @@ def _check_split(scored: set[str], training: Sequence[str]) -> None:
 
 def _find_files(
     pairs: Sequence[Pair], volumes: Mapping[str, dict[str, list[Path]]], contrast: str, subjects: Sequence[str] | None
-) -> tuple[list[tuple[Pair, dict[str, Path | None]]], list[Failure]]:
+) -> tuple[Files, list[Failure]]:
     """The files of each case to score; a case with several candidates in an arm counts as a failure of that arm."""
     wanted = None if subjects is None else set(subjects)
-    files, failures = [], []
+    files: Files = []
+    failures = []
     for pair in pairs:
         if wanted is not None and pair.subject not in wanted:
             continue
@@ -221,11 +210,12 @@ def _find_files(
             try:
                 paths[arm] = find_synthetic(names, pair.case, contrast)
             except DatasetError as error:
-                failures.append(Failure(pair.case, arm, str(error)))
+                failures.append(Failure(case=pair.case, arm=arm, reason=str(error)))
         if wanted is not None or any(paths.values()) or len(paths) < len(volumes):
             files.append((pair, paths))
     missing = sorted((wanted or set()) - {pair.subject for pair, _ in files})
-    return files, failures + [Failure(subject, "target", "the dataset has no pair of it") for subject in missing]
+    reason = "the dataset has no pair of it"
+    return files, failures + [Failure(case=subject, arm="target", reason=reason) for subject in missing]
 
 
 def _fit(
@@ -249,7 +239,7 @@ def _fit(
         return None, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
 
 
-def _intensities(files: Sequence[tuple[Pair, dict[str, Path | None]]]) -> list[tuple[str, Path, Intensity]]:
+def _intensities(files: Files) -> list[tuple[str, Path, Intensity]]:
     """The arm, the file and the constants of each volume whose sidecar has them; scoring refuses what is unreadable."""
     found = []
     for _, paths in files:
@@ -275,27 +265,26 @@ def _percentile(intensities: Sequence[tuple[str, Path, Intensity]], given: float
     return next(iter(wanted), 99.9)
 
 
-def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: list[str]) -> dict[str, Any]:
+def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: list[str]) -> Constants:
     """The mean and SD that make z-scores: one pair of numbers for all arms and cases, from the first sidecar."""
     found: dict[tuple[float, float], str] = {}
     for _, path, intensity in intensities:
         found.setdefault((intensity.mean, intensity.std), path.name)
     if not found:
         warnings.append("no sidecar has intensity constants: z-scores use each target's own mean and SD in the head")
-        return {"mean": None, "std": None, "origin": "each target's own, inside its head"}
+        return Constants(mean=None, std=None, origin="each target's own, inside its head")
     (mean, std), name = next(iter(found.items()))
     if len(found) > 1:
         warnings.append(f"the arms have different intensity constants; those of {name} make the z-scores of all")
-    return {"mean": mean, "std": std, "origin": f"training set, from the sidecar of {name}"}
+    return Constants(mean=mean, std=std, origin=f"training set, from the sidecar of {name}")
 
 
-def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> dict[str, Any]:
-    """The files of a case, so that a report finds them again."""
-    return {
-        "case": pair.case,
-        "subject": pair.subject,
-        "session": pair.session,
-        "source": str(pair.source.resolve()),
-        "target": None if pair.target is None else str(pair.target.resolve()),
-        "synthetic": {arm: None if path is None else str(path.resolve()) for arm, path in paths.items()},
-    }
+def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:
+    return Case(
+        case=pair.case,
+        subject=pair.subject,
+        session=pair.session,
+        source=str(pair.source.resolve()),
+        target=str(pair.target.resolve()) if pair.target else None,
+        synthetic={arm: str(path.resolve()) if path else None for arm, path in paths.items()},
+    )

@@ -1,4 +1,4 @@
-"""How far a synthetic volume is from the acquired one: plain functions of two arrays, and one dict of them.
+"""How far a synthetic volume is from the acquired one: plain functions of two arrays, and one entry for each metric.
 
 Every function takes the acquired target, the synthetic volume and an optional mask; the two arrays must lie on one grid
 and one intensity scale. None guesses a data range, and none lets a NaN through.
@@ -8,19 +8,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from unscanned.errors import DatasetError, SettingsError
 
-__all__ = ["METRICS", "mae", "mse", "psnr", "psnr_nie", "seam_index", "slice_mse", "ssim", "ssim_map"]
+__all__ = ["METRICS", "Metric", "mae", "mse", "psnr", "psnr_nie", "seam_index", "slice_mse", "ssim", "ssim_map"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function of two volumes, and all that tables, terminal, files and the report say of it.
+
+    Attributes:
+        function: Takes the target, the synthetic volume and an optional mask, and `data_range` where there is one.
+        title: Heading.
+        unit: Of its values; empty for a pure number.
+        better: Which values are better.
+        digits: Decimals that are shown.
+        definition: What it computes, for those who would compute it again.
+        words: What it means, in plain words.
+        scale: Intensities that the function gets; in unit scale, 1 is a percentile of the target inside the head.
+        data_range: Range of these intensities, for a function that takes it.
+        in_short_tables: Whether it stands in the narrow tables of the terminal and the docs too.
+    """
+
+    function: Callable[..., float]
+    title: str
+    unit: str
+    better: Literal["lower", "higher"]
+    digits: int
+    definition: str
+    words: str
+    scale: Literal["z-scores", "unit scale"] = "z-scores"
+    data_range: float | None = None
+    in_short_tables: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow that shows which values are better."""
+        return f"{self.title} {'↓' if self.better == 'lower' else '↑'}"
+
+    def __call__(self, target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+        """Return the value for two volumes in the metric's scale."""
+        options = {} if self.data_range is None else {"data_range": self.data_range}
+        return self.function(target, synthetic, mask, **options)
 
 
 def mae(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
@@ -55,7 +97,7 @@ def psnr_nie(target: Array, synthetic: Array, mask: Mask | None = None) -> float
     """Return the peak signal-to-noise ratio in dB as the authors of the method compute it.
 
     The peak is the larger of the two volumes' maxima, so one bright synthetic voxel raises its own score, and the value
-    depends on where the scale has its zero. It serves to compare with the report; `psnr` serves to compare methods.
+    depends on where the scale has its zero. It serves to compare with the reference; `psnr` serves to compare methods.
 
     Args and errors are those of `mae`. Equal volumes give infinity.
 
@@ -275,13 +317,64 @@ def _check_range(data_range: float) -> None:
 def _box(mask: Mask, *, margin: int, least: int) -> tuple[slice, ...]:
     """The mask's bounding box, widened by `margin` and to at least `least` voxels where the volume allows."""
     box = []
-    for axis, length in enumerate(mask.shape):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        start, stop = max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, length)
+    for extent, length in zip(ndimage.find_objects(mask, max_label=1)[0], mask.shape, strict=True):
+        start, stop = max(extent.start - margin, 0), min(extent.stop + margin, length)
         stop = min(max(stop, start + least), length)
-        start = max(min(start, stop - least), 0)
-        box.append(slice(start, stop))
+        box.append(slice(max(min(start, stop - least), 0), stop))
     return tuple(box)
 
 
-METRICS: dict[str, Callable[..., float]] = {"mae": mae, "mse": mse, "psnr_nie": psnr_nie, "psnr": psnr, "ssim": ssim}
+METRICS: dict[str, Metric] = {
+    "mae": Metric(
+        mae,
+        title="MAE",
+        unit="z-scores",
+        better="lower",
+        digits=3,
+        definition="mean absolute error of z-scores",
+        words="On average, how far a voxel is from the acquired one. 0 is perfect.",
+    ),
+    "mse": Metric(
+        mse,
+        title="MSE",
+        unit="z-scores²",
+        better="lower",
+        digits=3,
+        definition="mean squared error of z-scores",
+        words="The same with large errors counted more. 0 is perfect.",
+        in_short_tables=False,
+    ),
+    "psnr_nie": Metric(
+        psnr_nie,
+        title="PSNR, Nie",
+        unit="dB",
+        better="higher",
+        digits=2,
+        definition="20 log10(largest z-score of either volume / root mean squared error), as the authors of the method "
+        "and the reference compute it; a bright synthetic voxel raises it",
+        words="Signal-to-noise ratio as the method's authors compute it, to compare with their numbers.",
+    ),
+    "psnr": Metric(
+        psnr,
+        title="PSNR",
+        unit="dB",
+        better="higher",
+        digits=2,
+        definition="20 log10(1 / root mean squared error) in unit scale (1 = a percentile of the target inside the "
+        "head)",
+        words="Signal-to-noise ratio against a fixed peak. Higher is better; 3 dB is half the squared error.",
+        scale="unit scale",
+        data_range=1.0,
+    ),
+    "ssim": Metric(
+        ssim,
+        title="SSIM",
+        unit="",
+        better="higher",
+        digits=3,
+        definition="structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1",
+        words="How alike local structure is. 1 is perfect.",
+        scale="unit scale",
+        data_range=1.0,
+    ),
+}

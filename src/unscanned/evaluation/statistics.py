@@ -6,56 +6,16 @@ The subject is the unit: sessions of one subject are averaged first, and arms ar
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Comparison", "Summary", "compare", "subject_means", "summarize"]
+from unscanned.formats.evaluation import Difference, Summary
+
+__all__ = ["compare", "subject_means", "summarize"]
 
 _LEAST_FOR_WILCOXON = 6
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and standard deviation over subjects, and how many of them there are.
-
-    Attributes:
-        mean: Over the subjects that have a value; None when there is none.
-        sd: Sample standard deviation (n - 1); None below two subjects.
-        n: Subjects with a value.
-        of: Subjects that should have one.
-    """
-
-    mean: float | None
-    sd: float | None
-    n: int
-    of: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Paired difference of two arms over the subjects that both have.
-
-    Attributes:
-        difference: Mean over subjects of second - first; None when they share no subject.
-        sd: Sample standard deviation of the differences; None below two subjects.
-        n: Subjects that both have.
-        low: Lower end of the t-interval of the mean difference; None below two subjects.
-        high: Upper end.
-        confidence: Level of the interval.
-        wilcoxon_p: Two-sided p of the Wilcoxon signed-rank test; None below six subjects.
-        note: What cannot be said, and why; empty when all can.
-    """
-
-    difference: float | None
-    sd: float | None
-    n: int
-    low: float | None
-    high: float | None
-    confidence: float
-    wilcoxon_p: float | None
-    note: str = ""
 
 
 def subject_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -82,14 +42,16 @@ def summarize(values: Collection[float], of: int) -> Summary:
         of: Subjects that should have been scored.
     """
     array = np.asarray(list(values), np.float64)
-    if array.size == 0:
-        return Summary(None, None, 0, of)
-    finite = bool(np.isfinite(array).all())
-    sd = float(array.std(ddof=1)) if array.size > 1 and finite else None
-    return Summary(float(array.mean()), sd, array.size, of)
+    with_sd = array.size > 1 and np.isfinite(array).all()
+    return Summary(
+        mean=float(array.mean()) if array.size else None,
+        sd=float(array.std(ddof=1)) if with_sd else None,
+        n=array.size,
+        of=of,
+    )
 
 
-def compare(first: Mapping[str, float], second: Mapping[str, float], *, confidence: float = 0.95) -> Comparison:
+def compare(first: Mapping[str, float], second: Mapping[str, float], *, confidence: float = 0.95) -> Difference:
     """Compare two arms on the subjects that both have.
 
     The interval is Student's, of the mean of the paired differences; it assumes that those are roughly normal. The
@@ -108,25 +70,29 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], *, confiden
     """
     from scipy import stats
 
-    shared = [subject for subject in first if subject in second]
-    differences = np.array([second[subject] - first[subject] for subject in shared if _finite(first, second, subject)])
-    n = differences.size
-    notes = []
+    shared = [(first[subject], second[subject]) for subject in first if subject in second]
+    differences = np.array([after - before for before, after in shared if math.isfinite(before + after)])
+    n, notes = differences.size, []
+    sd = low = high = p = None
     if n < len(shared):
         notes.append(f"{len(shared) - n} subject(s) with an infinite score left out")
     if n < 2:
         notes.append(f"no interval: {n} subject(s), and an interval needs two")
-        mean = float(differences[0]) if n else None
-        return Comparison(mean, None, n, None, None, confidence, None, "; ".join(notes))
-    mean, sd = float(differences.mean()), float(differences.std(ddof=1))
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * sd / math.sqrt(n)
-    p = None
-    if n < _LEAST_FOR_WILCOXON:
-        notes.append(f"no Wilcoxon test: {n} subjects, and it needs {_LEAST_FOR_WILCOXON}")
     else:
-        p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
-    return Comparison(mean, sd, n, mean - half, mean + half, confidence, p, "; ".join(notes))
-
-
-def _finite(first: Mapping[str, float], second: Mapping[str, float], subject: str) -> bool:
-    return math.isfinite(first[subject]) and math.isfinite(second[subject])
+        sd = float(differences.std(ddof=1))
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # SciPy's, of equal differences
+            low, high = map(float, stats.ttest_1samp(differences, 0).confidence_interval(confidence))
+        if n < _LEAST_FOR_WILCOXON:
+            notes.append(f"no Wilcoxon test: {n} subjects, and it needs {_LEAST_FOR_WILCOXON}")
+        else:
+            p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return Difference(
+        difference=float(differences.mean()) if n else None,
+        sd=sd,
+        n=n,
+        low=low,
+        high=high,
+        confidence=confidence,
+        wilcoxon_p=p,
+        note="; ".join(notes),
+    )

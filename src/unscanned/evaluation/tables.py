@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.metrics import METRICS
-from unscanned.evaluation.scores import Failure, Score, SliceErrors
 from unscanned.evaluation.statistics import compare, subject_means, summarize
+from unscanned.formats.evaluation import Comparison, Failure, Score, SliceErrors, Summary
 
-__all__ = ["comparisons", "finite", "scores_csv", "slices_csv", "summaries"]
+__all__ = ["comparisons", "mean_sd", "scores_csv", "slices_csv", "summaries"]
 
 
-def summaries(arms: Sequence[str], scores: Sequence[Score], subjects: Collection[str]) -> dict[str, Any]:
-    """Return {arm: {region: {metric: mean, sd, n, of}}}, sessions of a subject averaged first.
+def summaries(
+    arms: Sequence[str], scores: Sequence[Score], subjects: Collection[str]
+) -> dict[str, dict[str, dict[str, Summary]]]:
+    """Return {arm: {region: {metric: summary}}}, sessions of a subject averaged first.
 
     Args:
         arms: Arms in order.
@@ -29,7 +29,7 @@ def summaries(arms: Sequence[str], scores: Sequence[Score], subjects: Collection
     return {
         arm: {
             region: {
-                metric: asdict(summarize(_by_subject(scores, arm, region, metric).values(), len(subjects)))
+                metric: summarize(_by_subject(scores, arm, region, metric).values(), len(subjects))
                 for metric in METRICS
             }
             for region in regions
@@ -38,7 +38,7 @@ def summaries(arms: Sequence[str], scores: Sequence[Score], subjects: Collection
     }
 
 
-def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[dict[str, Any]]:
+def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[Comparison]:
     """Return the paired difference of every arm from the first arm and from each baseline, per region and metric.
 
     A difference is that of `arm` minus `against`, over the subjects that both have.
@@ -55,11 +55,16 @@ def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> lis
             for against in (first, *(baseline for baseline in BASELINES if baseline in arms)):
                 for arm in arms:
                     if arm != against and (arm not in BASELINES or against == "source"):
-                        result = compare(values[against], values[arm])
-                        rows.append(
-                            {"arm": arm, "against": against, "region": region, "metric": metric} | asdict(result)
-                        )
+                        found = dict(compare(values[against], values[arm]))
+                        rows.append(Comparison(arm=arm, against=against, region=region, metric=metric, **found))
     return rows
+
+
+def mean_sd(summary: Summary, digits: int) -> str:
+    """Return a summary as text, such as "0.514 (0.021)"; a hyphen where there is no mean."""
+    if summary.mean is None:
+        return "-"
+    return f"{summary.mean:.{digits}f}" + ("" if summary.sd is None else f" ({summary.sd:.{digits}f})")
 
 
 def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
@@ -83,17 +88,12 @@ def slices_csv(slices: Iterable[SliceErrors]) -> str:
     return _csv(("case", "arm", "plane", "index", "mse_head", "mse_volume"), rows)
 
 
-def finite(content: Any) -> Any:
-    """Return JSON content with null in place of infinity and NaN, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def _by_subject(scores: Iterable[Score], arm: str, region: str, metric: str) -> dict[str, float]:
-    return subject_means((row.subject, row.values[metric]) for row in scores if row.arm == arm and row.region == region)
+    return subject_means(
+        (row.subject, value)
+        for row in scores
+        if row.arm == arm and row.region == region and (value := row.values[metric]) is not None
+    )
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

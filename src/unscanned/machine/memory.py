@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "keep_freed_memory", "largest_that_fits", "machine_bytes"]
+__all__ = ["is_out_of_memory", "keep_freed_memory_in_process", "largest_that_fits", "machine_bytes"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def keep_freed_memory() -> bool:
-    """Let the process keep freed memory for its next tensors instead of returning it to the system each time.
+@functools.cache
+def keep_freed_memory_in_process() -> bool:
+    """Let this process keep freed memory for its next tensors instead of returning it to the system each time.
 
     glibc maps blocks above 32 MiB anew for each use, and touching their pages for the first time costs several times as
-    much as computing their contents. The command line does it for the verbs that run networks; a program that trains or
-    synthesizes may call it once at its start. It holds for the whole process, which then keeps its peak of memory until
-    it ends.
+    much as computing their contents. From the first call on, the process keeps its peak of memory until it ends.
+    Training and synthesis call this themselves; a further call costs nothing.
 
     Returns:
         Whether it was done: False where the C library is not glibc.
@@ -30,9 +30,7 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(MMAP_THRESHOLD, 1 << 30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+    return mallopt is not None and bool(mallopt(MMAP_THRESHOLD, 1 << 30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
 
 
 @functools.cache

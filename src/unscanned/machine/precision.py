@@ -10,16 +10,14 @@ import torch
 
 from unscanned.errors import SettingsError
 
-__all__ = ["PRECISIONS", "autocast", "choose"]
+__all__ = ["PRECISIONS", "autocast", "available", "check_precision", "set_process_precision"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 "Weights, losses and sums are float32 in all of them; `tf32` and `bfloat16` shorten the factors of products."
 
 
-def choose(name: str, device: torch.device, *, convolution: str = "auto", where: str = "precision") -> None:
-    """Set up the precision for all that follows in this process, or say that the device does not have it.
-
-    On CUDA, PyTorch shortens the factors of convolutions to TF32 unless told otherwise: `float32` here means float32.
+def check_precision(name: str, device: torch.device, *, convolution: str = "auto", where: str = "precision") -> None:
+    """Refuse a precision that a device does not have.
 
     Args:
         name: One of `PRECISIONS`.
@@ -45,7 +43,14 @@ def choose(name: str, device: torch.device, *, convolution: str = "auto", where:
             found=f"{name} with generator.convolution = spectral",
             expected="float32, or generator.convolution auto or plain",
         )
-    if device.type == "cuda":
+
+
+def set_process_precision(name: str, device: torch.device | str) -> None:
+    """Set the precision for all that follows in this process, backward passes included, which `autocast` leaves alone.
+
+    On CUDA, PyTorch shortens the factors of convolutions to TF32 unless told otherwise: `float32` here means float32.
+    """
+    if torch.device(device).type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
 
 

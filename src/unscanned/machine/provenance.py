@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["environment", "utc_now", "version"]
+__all__ = ["NAME", "environment", "utc_now", "version"]
+
+NAME = "unscanned"
 
 DEPENDENCIES = ("torch", "numpy", "nibabel", "scipy", "safetensors")
 

@@ -1,4 +1,4 @@
-"""The pieces of one computation on the CPU's threads, each piece whole on one of them.
+"""The CPU's threads: how many there are, and the pieces of one computation, each piece whole on one of them.
 
 PyTorch cuts every operator among its threads. Where an operator takes a fraction of a millisecond, on data that one
 core has in its cache, handing it out costs more than it brings. Here a thread takes a piece through all its operators.
@@ -15,7 +15,9 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["LARGEST", "for_each"]
+from unscanned.errors import SettingsError
+
+__all__ = ["LARGEST", "for_each", "set_process_threads"]
 
 LARGEST = 8
 "Pieces at a time: more would wait for Python's lock. With more threads than that, PyTorch cuts operators among them."
@@ -25,6 +27,18 @@ Piece = TypeVar("Piece")
 _creation = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+
+
+def set_process_threads(count: int | None) -> None:
+    """Set the CPU threads for all that follows in this process; None leaves their number to PyTorch.
+
+    Raises:
+        SettingsError: Less than one.
+    """
+    if count is not None:
+        if count < 1:
+            raise SettingsError("no such number of threads", where="threads", found=count, expected="1 or more")
+        torch.set_num_threads(count)
 
 
 def for_each(pieces: Iterable[Piece], work: Callable[[Piece], None], device: torch.device) -> None:

@@ -9,6 +9,7 @@ nothing is rearranged.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
 
-__all__ = ["FrozenLayers", "absorb", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
+__all__ = ["FrozenLayers", "absorbed", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
 
 PARITIES = 8
 
@@ -190,6 +191,19 @@ def folded_forward(
     return unfold(h)
 
 
+def absorbed(convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield kernel and bias of each layer with the norm behind it, in evaluation mode, inside."""
+    for convolution, norm in itertools.zip_longest(convolutions, norms):
+        weight, bias = convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
+        if norm is not None:
+            running_mean, running_var = _running(norm)
+            scale = norm.weight.detach().double() * (running_var.double() + norm.eps).rsqrt()
+            shifted = norm.bias.detach().double() + (bias.double() - running_mean.double()) * scale
+            scaled = weight.double() * scale[:, None, None, None, None]
+            weight, bias = scaled.to(weight.dtype), shifted.to(bias.dtype)
+        yield weight, bias
+
+
 class FrozenLayers:
     """The generator in evaluation mode for one patch shape: batch norm inside the kernels, their spectra computed once.
 
@@ -209,13 +223,9 @@ class FrozenLayers:
     ) -> None:
         self.slope = slope
         self.kernels: list[Kernel] = []
-        last = len(convolutions) - 1
         i, j, k = (n // 2 for n in shape)
-        for layer, convolution in enumerate(convolutions):
-            weight, bias = convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
-            if layer < last:
-                weight, bias = absorb(weight, bias, norms[layer])
-            if layer in (0, last):
+        for layer, (weight, bias) in enumerate(absorbed(convolutions, norms)):
+            if layer in (0, len(norms)):
                 weight, bias = polyphase(weight), bias.repeat_interleave(PARITIES)
             self.kernels.append(kernel_spectrum(weight, bias, (i, j, k)))
 
@@ -228,12 +238,3 @@ class FrozenLayers:
         for kernel in middle:
             h = F.leaky_relu_(kernel(h), self.slope)
         return unfold(last(h.view(*h.shape[:3], -1, batch)))
-
-
-def absorb(weight: Tensor, bias: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Return the kernel and bias that do a convolution and the norm in evaluation mode in one."""
-    running_mean, running_var = _running(norm)
-    scale = norm.weight.detach().double() * (running_var.double() + norm.eps).rsqrt()
-    shifted = norm.bias.detach().double() + (bias.double() - running_mean.double()) * scale
-    scaled = weight.double() * scale[:, None, None, None, None]
-    return scaled.to(weight.dtype), shifted.to(weight.dtype)

@@ -1,4 +1,4 @@
-"""How a network's weights begin: one of the report's open points."""
+"""How a network's weights begin: which the reference leaves open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from unscanned.errors import SettingsError
+from unscanned.models.base import check_name
 
 __all__ = ["INITIALIZATIONS", "initialize"]
 
@@ -22,7 +22,7 @@ INITIALIZATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 LeakyReLU of slope 0.2, Radford et al. 2016 (DCGAN), or as PyTorch makes its layers."""
 
 
-def initialize(network: nn.Module, name: str, *, where: str) -> nn.Module:
+def initialize(network: nn.Module, name: str, *, where: str) -> None:
     """Fill the weights of all convolutions and linear layers from torch's global random state, and clear their biases.
 
     Args:
@@ -33,10 +33,7 @@ def initialize(network: nn.Module, name: str, *, where: str) -> nn.Module:
     Raises:
         SettingsError: Unknown name; lists the known ones.
     """
-    if name not in INITIALIZATIONS:
-        raise SettingsError(
-            "no such initialization", where=where, found=name, expected=f"one of {', '.join(INITIALIZATIONS)}"
-        )
+    check_name(name, INITIALIZATIONS, noun="initialization", where=where)
     fill = INITIALIZATIONS[name]
     if fill is not None:
         for module in network.modules():
@@ -44,4 +41,3 @@ def initialize(network: nn.Module, name: str, *, where: str) -> nn.Module:
                 fill(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-    return network

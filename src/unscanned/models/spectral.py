@@ -32,7 +32,13 @@ from torch.nn import functional as F
 
 from unscanned.machine.threads import for_each
 
-__all__ = ["Kernel", "ValidKernel", "kernel_spectrum", "spectral_convolution"]
+__all__ = ["LARGE_KERNEL", "Kernel", "ValidKernel", "kernel_spectrum", "spectral_convolution"]
+
+LARGE_KERNEL = 7
+"""Edge of the kernels from which this is the faster way on a CPU.
+
+Below, it was between twice as fast and half as fast as `Conv3d` (docs/performance.md, cost against size).
+"""
 
 CACHE_BYTES = 3 * 2**20
 "Working set of a piece: more than the second-level caches hold, but fewer and longer products."

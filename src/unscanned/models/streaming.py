@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unscanned.models.folding import PARITIES, absorb
-from unscanned.models.generators import LARGE_KERNEL, NieGenerator
-from unscanned.models.spectral import ValidKernel
+from unscanned.models.folding import PARITIES, absorbed
+from unscanned.models.spectral import LARGE_KERNEL, ValidKernel
 
 __all__ = ["BRICKS", "Brick", "Stream"]
 
@@ -92,21 +91,21 @@ class Layer:
 
 
 class Stream:
-    """A generator in evaluation mode, for volumes of any size.
+    """The nine layers in evaluation mode, for volumes of any size.
 
     Args:
-        generator: Its weights and running statistics are read once.
+        convolutions: Dilation 1 or 2; their weights are read once.
+        norms: One after each convolution but the last; their running statistics are read once.
+        slope: Negative slope of LeakyReLU.
     """
 
-    def __init__(self, generator: NieGenerator) -> None:
-        self.layers: list[Layer] = []
-        convolutions, norms, slope = generator.layers
-        for number, convolution in enumerate(convolutions):
-            weight, bias = convolution.weight.detach(), convolution.bias.detach()  # type: ignore[union-attr]
-            is_last = number == len(norms)
-            if not is_last:
-                weight, bias = absorb(weight, bias, norms[number])
-            self.layers.append(Layer(weight, bias, None if is_last else slope, convolution.dilation[0]))
+    def __init__(self, convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d], slope: float) -> None:
+        self.layers = [
+            Layer(weight, bias, slope if number < len(norms) else None, convolution.dilation[0])
+            for number, (convolution, (weight, bias)) in enumerate(
+                zip(convolutions, absorbed(convolutions, norms), strict=True)
+            )
+        ]
 
     @property
     def reach(self) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unscanned.report.figures import png
 from unscanned.training.log import read_log
 
 __all__ = ["find_logs", "training_curves"]
@@ -57,14 +57,8 @@ def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
             colour = _COLOURS[number % len(_COLOURS)]
             if event == "step":
                 steps, values = _smooth(steps, values)
-            axes.plot(
-                steps,
-                values,
-                color=colour,
-                linewidth=1.3,
-                label=name.replace("$", r"\$"),
-                marker="." if event != "step" else None,
-            )
+            marker = None if event == "step" else "."
+            axes.plot(steps, values, color=colour, linewidth=1.3, label=name.replace("$", r"\$"), marker=marker)
             best = [record for record in log if record.get("event") == "validation" and record.get("best")]
             if event == "validation" and best and "psnr" in best[-1]:
                 axes.plot(best[-1]["step"], best[-1]["psnr"], "o", color=colour, markersize=9, fillstyle="none")
@@ -75,9 +69,7 @@ def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=8.5, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    return png(figure)
 
 
 def _series(log: list[dict[str, Any]], event: str, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,25 +7,26 @@ and in sagittal slices anterior is on the viewer's left. Every image that a gene
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from unscanned.errors import DatasetError
+from unscanned.formats.sidecar import STAMP
+from unscanned.volumes.patches import cut
 
-__all__ = ["STAMP", "Strip", "case_figure", "display_white", "patch_sheet", "patch_starts", "slice_image", "strip"]
-
-STAMP = "SYNTHETIC - not for diagnosis"
+__all__ = ["Strip", "case_figure", "display_white", "patch_sheet", "patch_starts", "png", "slice_image", "strip"]
 
 Spacing = tuple[float, float, float]
 
 _PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 _LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
 "Letters at the left, right, top and bottom of a picture."
-_STAMP_STYLE = {"color": "#ffd166", "ha": "center", "va": "bottom", "fontweight": "bold"}
 _COLUMN_INCHES = 1.9
 
 
@@ -76,9 +77,7 @@ def case_figure(
     from matplotlib.figure import Figure
 
     box, centre = _head_box(head)
-    columns: list[tuple[str, np.ndarray, bool]] = (
-        [] if source is None else [(f"{contrasts[0]} (source)", source, False)]
-    )
+    columns = [] if source is None else [(f"{contrasts[0]} (source)", source, False)]
     columns += [(arm, image, True) for arm, image in arms.items()]
     columns.append((f"{contrasts[1]} (acquired)", target, False))
     grey = Normalize(0, display_white(target, head))
@@ -106,25 +105,23 @@ def case_figure(
                 wrong = (image - target) / std
                 _draw(axes, _crop(wrong, plane, index, box), plane, spacing_mm, cmap="RdBu_r", norm=difference)
                 error = slice_image(wrong, plane, index)[slice_image(head, plane, index)]
-                axes.text(
-                    0.5,
-                    -0.02,
-                    f"MSE {np.mean(np.square(error)):.3f}",
-                    transform=axes.transAxes,
-                    fontsize=8,
-                    ha="center",
-                    va="top",
-                )
+                _write(axes, 0.5, -0.02, f"MSE {np.mean(np.square(error)):.3f}", fontsize=8, ha="center", va="top")
             elif column == 0:
-                text = (
-                    f"{plane}\nslice {index + 1} of {target.shape[_PLANES[plane]]}\n\ndifference:\nsynthetic − acquired"
-                )
-                axes.text(0.06, 0.5, text, transform=axes.transAxes, fontsize=8, va="center", color="#444")
+                where = f"{plane}\nslice {index + 1} of {target.shape[_PLANES[plane]]}"
+                text = f"{where}\n\ndifference:\nsynthetic − acquired"
+                _write(axes, 0.06, 0.5, text, fontsize=8, va="center", color="#444")
             if synthetic:
                 _stamp(axes, dark=not is_difference)
         top -= heights[row] + (0.32 if is_difference else 0.06)
     _colour_bars(figure, grey, difference)
-    return _png(figure)
+    return png(figure)
+
+
+def png(figure: Any) -> bytes:
+    """Return a matplotlib figure as a PNG, the same bytes for the same figure."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()
 
 
 def display_white(target: np.ndarray, head: np.ndarray) -> float:
@@ -154,21 +151,10 @@ def patch_starts(
     """
     if not head.any():
         raise DatasetError("the head is empty, so there is no patch to show")
-    size = [min(edge, length) for length in head.shape]
-    # Sums over boxes by differences of the cumulative sum, padded so that index 0 is "nothing before".
-    total = np.pad(head.astype(np.int32), ((1, 0),) * 3).cumsum(0).cumsum(1).cumsum(2)
     starts: list[tuple[int, int, int]] = []
     for stride in (edge, edge // 2, edge // 4):
-        grid = np.meshgrid(
-            *(np.arange(0, n - s + 1, stride) for n, s in zip(head.shape, size, strict=True)), indexing="ij"
-        )
-        corners = np.stack([axis.ravel() for axis in grid], axis=1)
-        inside = np.zeros(len(corners), np.int64)
-        for signs in np.ndindex(2, 2, 2):
-            i, j, k = (corners + np.multiply(signs, size)).T
-            inside += (-1) ** (3 - sum(signs)) * total[i, j, k]
-        kept = corners[inside >= least * math.prod(size)]
-        starts = [tuple(int(value) for value in row) for row in kept]  # type: ignore[misc]
+        i, j, k = (range(0, max(length - edge, 0) + 1, stride) for length in head.shape)
+        starts = [start for start in itertools.product(i, j, k) if cut(head, start, edge).mean() >= least]
         if len(starts) >= count:
             break
     chosen = np.linspace(0, len(starts) - 1, min(count, len(starts))).round().astype(int)
@@ -194,13 +180,12 @@ def patch_sheet(source: np.ndarray, head: np.ndarray, *, spacing_mm: Spacing, ed
     figure = Figure(figsize=(8 * 1.05, rows * 1.05), dpi=110, facecolor="white")
     for number, start in enumerate(starts):
         axes = figure.add_subplot(rows, 8, number + 1)
-        i, j, k = (slice(first, first + edge) for first in start)
-        patch = source[i, j, k]
+        patch = cut(source, start, edge)
         axes.axis("off")
         image = slice_image(patch, "axial", patch.shape[2] // 2)
         _draw(axes, image, "axial", spacing_mm, cmap="gray", vmin=0, vmax=float(np.percentile(source[head], 99.5)))
     figure.subplots_adjust(0, 0, 1, 1, 0.04, 0.04)
-    return _png(figure)
+    return png(figure)
 
 
 @dataclass(frozen=True)
@@ -262,9 +247,8 @@ def _head_box(head: np.ndarray) -> tuple[tuple[slice, slice, slice], tuple[int, 
     if not head.any():
         raise DatasetError("the head is empty, so there is nothing to show")
     box, centre = [], []
-    for axis, length in enumerate(head.shape):
-        filled = np.flatnonzero(head.any(axis=tuple({0, 1, 2} - {axis})))
-        first, last = int(filled[0]), int(filled[-1])
+    for extent, length in zip(ndimage.find_objects(head, max_label=1)[0], head.shape, strict=True):
+        first, last = extent.start, extent.stop - 1
         margin = max(1, (last - first) // 25)
         box.append(slice(max(first - margin, 0), min(last + 1 + margin, length)))
         centre.append((first + last) // 2)
@@ -300,12 +284,17 @@ def _letters(axes: Any, plane: str) -> None:
         (top, 0.5, 0.985, "center", "top"),
         (bottom, 0.98, 0.02, "right", "bottom"),
     ):
-        axes.text(x, y, letter, transform=axes.transAxes, color="#8fd3ff", fontsize=7.5, ha=ha, va=va)
+        _write(axes, x, y, letter, color="#8fd3ff", fontsize=7.5, ha=ha, va=va)
 
 
 def _stamp(axes: Any, *, dark: bool) -> None:
     back = {"facecolor": "black" if dark else "#333", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
-    axes.text(0.5, 0.012, STAMP, transform=axes.transAxes, fontsize=5.6, bbox=back, **_STAMP_STYLE)
+    style = {"color": "#ffd166", "ha": "center", "va": "bottom", "fontsize": 5.6, "fontweight": "bold"}
+    _write(axes, 0.5, 0.012, STAMP, bbox=back, **style)
+
+
+def _write(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
+    axes.text(x, y, text, transform=axes.transAxes, **style)
 
 
 def _colour_bars(figure: Any, grey: Any, difference: Any) -> None:
@@ -334,9 +323,3 @@ def _round_up(value: float) -> float:
 def _shorten(name: str) -> str:
     name = " ".join(name.split()).replace("$", r"\$")
     return name if len(name) <= 24 else name[:23] + "…"
-
-
-def _png(figure: Any) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()

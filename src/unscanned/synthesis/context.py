@@ -1,4 +1,7 @@
-"""The auto-context chain: a generator after the first also sees what the previous one made (report, section VIII)."""
+"""The auto-context chain: each generator after the first also sees what the one before made.
+
+The reference, section VIII.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.models.generators import FastGenerator
-from unscanned.progress import Progress
+from unscanned.progress import Progress, within
+from unscanned.settings import Synthesis
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.whole_volume import map_volume
 
@@ -51,13 +55,11 @@ class PatchChain(nn.Module):
 def chain(
     source: np.ndarray,
     generators: Sequence[nn.Module],
+    how: Synthesis = Synthesis(),  # noqa: B008 - frozen
     *,
-    mode: Literal["patches", "volume"] = "patches",
     context: Literal["volume", "patch"] = "volume",
     patch: int = 32,
-    stride: int = 8,
-    batch: int | None = None,
-    memory_mib: int | None = None,
+    earlier: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
@@ -67,45 +69,37 @@ def chain(
     Args:
         source: (i, j, k) float32, z-scores.
         generators: One or more; a chain of one is plain reconstruction.
-        mode: Whether a stage averages overlapping patches or maps the volume whole.
+        how: Whether a stage averages overlapping patches or maps the volume whole, with its options.
         context: Whether a generator sees the previous one's reconstructed volume, or its output on the same patch; in
             mode volume the whole volume is that patch, and both are the same.
-        patch: As for `reconstruct`, and so are the next three.
-        stride: See there.
-        batch: See there.
-        memory_mib: As for `map_volume`.
-        device: See there.
+        patch: Edge of a patch, in voxels.
+        earlier: What a stage before these made of the source, same shape; then the first generator has two channels.
+        device: Where the generators are.
         progress: Called with (done, total, label), stage after stage.
         note: As for `reconstruct`.
 
     Returns:
         (i, j, k) float32, z-scores.
     """
-    stages = [PatchChain(generators)] if context == "patch" and mode == "patches" else list(generators)
-    synthetic: np.ndarray | None = None
-    for number, stage in enumerate(stages, 1):
-        volume = source[None] if synthetic is None else np.stack([source, synthetic])
-        report = _staged(progress, number, len(stages))
-        if mode == "volume":
-            synthetic = map_volume(volume, stage, memory_mib=memory_mib, device=device, progress=report)
-            continue
-        synthetic = reconstruct(
-            volume,
-            stage,
-            patch=patch,
-            stride=stride,
-            batch=batch,
-            device=device,
-            progress=report,
-            note=note,
-        )
-    assert synthetic is not None, "a chain has at least one generator"
-    return synthetic
-
-
-def _staged(progress: Progress | None, number: int, stages: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total, label: progress(
-        (number - 1) * total + done, stages * total, label if stages == 1 else f"{label}, stage {number}/{stages}"
-    )
+    is_one = context == "patch" and how.mode == "patches" and len(generators) > 1
+    stages = [PatchChain(generators)] if is_one else list(generators)
+    count = len(stages)
+    for number, stage in enumerate(stages):
+        volume = source[None] if earlier is None else np.stack([source, earlier])
+        label = str if count == 1 else f"{{}}, stage {number + 1}/{count}".format
+        report = within(progress, number, count, label)
+        if how.mode == "volume":
+            earlier = map_volume(volume, stage, memory_mib=how.memory_mib, device=device, progress=report)
+        else:
+            earlier = reconstruct(
+                volume,
+                stage,
+                patch=patch,
+                stride=how.stride,
+                batch=how.batch,
+                device=device,
+                progress=report,
+                note=note,
+            )
+    assert earlier is not None, "a chain has at least one generator"
+    return earlier

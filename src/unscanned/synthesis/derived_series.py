@@ -13,8 +13,9 @@ import numpy as np
 
 from unscanned.errors import DatasetError, VolumeError
 from unscanned.files import new_folder, sha256
+from unscanned.formats.sidecar import STAMP, Sidecar
+from unscanned.machine.provenance import NAME
 from unscanned.synthesis.sidecar import read_sidecar, read_source
-from unscanned.synthesis.synthesize import NAME, STAMP
 from unscanned.volumes.dicom import IDENTITY, MR_IMAGE_STORAGE, SCANNER, Series, read_series
 from unscanned.volumes.nifti import Volume, read_volume
 
@@ -108,25 +109,11 @@ def _name(number: int) -> str:
     return f"IM{number:04d}.dcm"
 
 
-def _facts(volume: Path) -> dict[str, Any]:
-    facts = read_sidecar(
-        volume,
-        {
-            "Synthetic": bool,
-            "Sha256": str,
-            "Contrast": str,
-            "Made": str,
-            "InputContrastVerified": (bool, type(None)),
-            "SourceScans.Contrast": str,
-            "SourceScans.Path": (str, type(None)),
-            "SourceScans.Sha256": str,
-            "Model.Sha256": str,
-            "GeneratedBy.Version": str,
-        },
-    )
+def _facts(volume: Path) -> Sidecar:
+    facts = read_sidecar(volume)
     try:
-        facts["Made"] = datetime.fromisoformat(facts["Made"])
-        is_own = facts["Synthetic"] and facts["Sha256"] == sha256(volume) and facts["Made"].tzinfo is not None
+        made = datetime.fromisoformat(facts.made)
+        is_own = facts.synthetic and facts.sha256 == sha256(volume) and made.tzinfo is not None
     except ValueError:
         is_own = False
     if not is_own:
@@ -191,21 +178,21 @@ def _unexplained(scan: Volume, series: Series) -> float:
     return float(1 - explained.sum() / (wanted**2).sum())
 
 
-def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_compared: bool) -> list[Dataset]:
+def _derive(series: Series, voxels: np.ndarray, facts: Sidecar, *, is_compared: bool) -> list[Dataset]:
     """Return one image for each slice; `voxels` is (column, row, slice)."""
     from pydicom.uid import generate_uid
 
     stored, slope, intercept = _quantize(voxels)
     low, high = (float(value) for value in np.percentile(voxels, [0.5, 99.5]))
     first = series.slices[0]
-    made = facts["Made"]
+    made = datetime.fromisoformat(facts.made)
     offset = first.get("TimezoneOffsetFromUTC")
     # Times without an offset of their own are in the source's offset, which the shared times have too.
     local = made.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)
     notes = "" if is_compared else " The series was taken by its grid, not compared with the source scan."
-    if facts["InputContrastVerified"] is False:
-        notes += f" The source scan was not verified to be {facts['SourceScans'][0]['Contrast']}."
-    identity = [facts["Sha256"], str(first.SeriesInstanceUID), str(first.get("EchoTime")), notes]
+    if facts.input_contrast_verified is False:
+        notes += f" The source scan was not verified to be {facts.source_scans[0].contrast}."
+    identity = [facts.sha256, str(first.SeriesInstanceUID), str(first.get("EchoTime")), notes]
     common: dict[str, Any] = {
         "SOPClassUID": MR_IMAGE_STORAGE,
         "SyntheticData": "YES",
@@ -214,21 +201,21 @@ def _derive(series: Series, voxels: np.ndarray, facts: dict[str, Any], *, is_com
         "Modality": "MR",
         "SeriesInstanceUID": generate_uid(entropy_srcs=identity),
         "SeriesNumber": _series_number(int(first.get("SeriesNumber") or 0)),
-        "SeriesDescription": f"SYNTHETIC {facts['Contrast']} - NOT FOR DIAGNOSIS"[:64],
+        "SeriesDescription": f"SYNTHETIC {facts.contrast} - NOT FOR DIAGNOSIS"[:64],
         "Manufacturer": NAME,
         "ManufacturerModelName": NAME,
-        "SoftwareVersions": facts["GeneratedBy"][0]["Version"],
+        "SoftwareVersions": facts.generated_by[0].version,
         "ImageComments": STAMP,
         "DerivationDescription": (
-            f"{facts['Contrast']} made from {facts['SourceScans'][0]['Contrast']} by a neural network; model sha256 "
-            f"{facts['Model']['Sha256']}, volume sha256 {facts['Sha256']}. Research only." + notes
+            f"{facts.contrast} made from {facts.source_scans[0].contrast} by a neural network; model sha256 "
+            f"{facts.model.sha256}, volume sha256 {facts.sha256}. Research only." + notes
         ),
         "DerivationCodeSequence": [_code("synthesis", "99UNSCANNED", "MR contrast synthesized by a neural network")],
         "DerivationAlgorithmSequence": [
             _item(
                 AlgorithmFamilyCodeSequence=[_code("123110", "DCM", "Artificial Intelligence")],
                 AlgorithmName=NAME,
-                AlgorithmVersion=facts["GeneratedBy"][0]["Version"],
+                AlgorithmVersion=facts.generated_by[0].version,
             )
         ],
         "ContributingEquipmentSequence": _equipment(first, facts, made),
@@ -296,16 +283,16 @@ def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: 
     return image
 
 
-def _equipment(first: Dataset, facts: dict[str, Any], made: datetime) -> list[Dataset]:
+def _equipment(first: Dataset, facts: Sidecar, made: datetime) -> list[Dataset]:
     """Return what contributed: the scanner as far as the source names it, and this software."""
     scanner = {name: first.get(name) for name in SCANNER if first.get(name)}
     software = _item(
         PurposeOfReferenceCodeSequence=[_code("109102", "DCM", "Processing Equipment")],
         Manufacturer=NAME,
         ManufacturerModelName=NAME,
-        SoftwareVersions=facts["GeneratedBy"][0]["Version"],
+        SoftwareVersions=facts.generated_by[0].version,
         ContributionDateTime=made.strftime("%Y%m%d%H%M%S+0000"),
-        ContributionDescription=f"synthesis of {facts['Contrast']} by a neural network",
+        ContributionDescription=f"synthesis of {facts.contrast} by a neural network",
     )
     if not scanner:
         return [software]

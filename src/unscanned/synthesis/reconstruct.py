@@ -1,4 +1,4 @@
-"""A volume from overlapping patches: each is mapped by the generator, overlaps are averaged (report, section V)."""
+"""A volume from overlapping patches: each is mapped, and overlaps are averaged (the reference, section V)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
-from unscanned.machine.memory import is_out_of_memory
+from unscanned.machine.memory import is_out_of_memory, keep_freed_memory_in_process
 from unscanned.models.generators import FastGenerator, evaluating
 from unscanned.progress import Progress
 from unscanned.volumes.patches import axis_starts, starts
@@ -54,7 +54,8 @@ def reconstruct(
     Equals MONAI's `sliding_window_inference` (constant mode, the same patch and overlap) to rounding. A volume that is
     smaller than the patch along an axis is padded with its edge and cropped back. The memory does not depend on the
     number of patches: sums are running, and how often a voxel is covered follows from the positions alone. A patch in
-    which every channel is constant is mapped once for each constant: equal patches have equal outputs.
+    which every channel is constant is mapped once for each constant: equal patches have equal outputs. The process
+    keeps freed memory from then on.
 
     Args:
         volume: (channels, i, j, k) float32, z-scores.
@@ -74,6 +75,7 @@ def reconstruct(
         ResourceError: Memory does not hold a single patch.
     """
     check_grid(patch, stride, batch)
+    keep_freed_memory_in_process()
     device = torch.device(device)
     shape = volume.shape[1:]
     padding = [(0, max(0, patch - n)) for n in shape]
@@ -96,7 +98,10 @@ def reconstruct(
             done += len(group)
             if progress:
                 progress(done, len(positions), "patches")
-    for axis, count in enumerate(_coverage(source.shape[1:], patch, stride)):
+    for axis, n in enumerate(total.shape):
+        count = torch.zeros(n)
+        for first in axis_starts(n, patch, stride):
+            count[first : first + patch] += 1
         total /= count.view([-1 if a == axis else 1 for a in range(3)])
     return total[tuple(slice(n) for n in shape)].contiguous().numpy()
 
@@ -143,19 +148,14 @@ def _map(
 ) -> list[Tensor]:
     """Return the outputs (patch, patch, patch) of a group of patches, using and filling those of constant patches."""
     tiles = [_at(source, start, patch) for start in group]
-    keys = [_constant(tile) for tile in tiles]
-    unknown = [
-        number for number, key in enumerate(keys) if key is None or (key not in constants and keys.index(key) == number)
-    ]
-    outputs: dict[int, Tensor] = {}
-    if unknown:
-        mapped = network(torch.stack([tiles[number] for number in unknown]).to(device))
-        outputs = dict(zip(unknown, mapped[:, 0].to("cpu", torch.float32), strict=True))
-    for number in unknown:
-        key = keys[number]
-        if key is not None:
-            constants[key] = outputs[number]
-    return [outputs[number] if number in outputs else constants[key] for number, key in enumerate(keys)]  # type: ignore[index]
+    keys = [_constant(tile) or number for number, tile in enumerate(tiles)]
+    wanted = {key: tile for key, tile in zip(keys, tiles, strict=True) if key not in constants}
+    outputs: dict[tuple[float, ...] | int, Tensor] = {}
+    if wanted:
+        mapped = network(torch.stack(list(wanted.values())).to(device))
+        outputs = dict(zip(wanted, mapped[:, 0].to("cpu", torch.float32), strict=True))
+    constants.update({key: output for key, output in outputs.items() if isinstance(key, tuple)})
+    return [outputs[key] if key in outputs else constants[key] for key in keys]  # type: ignore[index]
 
 
 def _at(volume: Tensor, start: np.ndarray, patch: int) -> Tensor:
@@ -166,14 +166,3 @@ def _at(volume: Tensor, start: np.ndarray, patch: int) -> Tensor:
 def _constant(tile: Tensor) -> tuple[float, ...] | None:
     first = tile[:, :1, :1, :1]
     return tuple(first.flatten().tolist()) if bool((tile == first).all()) else None
-
-
-def _coverage(shape: torch.Size, patch: int, stride: int) -> list[Tensor]:
-    """Return for each axis how many patches cover a voxel; their product over the axes is the number in 3D."""
-    counts = []
-    for n in shape:
-        count = torch.zeros(n)
-        for start in axis_starts(n, patch, stride):
-            count[start : start + patch] += 1
-        counts.append(count)
-    return counts

@@ -1,47 +1,116 @@
-"""The sidecar of a synthetic volume: what it says, and the model and scan that it names."""
+"""The sidecar of a synthetic volume: written beside it, read back, and the model and scan that it names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from unscanned.contrast.check import THRESHOLD, ContrastCheck
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, VolumeError
-from unscanned.files import read_json
+from unscanned.files import read_json, short_digest
+from unscanned.formats.sidecar import (
+    InputContrast,
+    Intensity,
+    ModelFacts,
+    Sidecar,
+    SourceScan,
+    SynthesisFacts,
+    Tool,
+)
+from unscanned.machine.provenance import NAME, environment, utc_now, version
+from unscanned.settings import Synthesis, decisive, to_dict
+from unscanned.synthesis.model import Model
+from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = ["locate", "read_sidecar", "read_source"]
+__all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "relative", "synthesis_facts"]
 
 
-def read_sidecar(volume: Path, needed: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """Return what the sidecar of a synthetic volume says.
+def synthesis_facts(how: Synthesis) -> SynthesisFacts:
+    """Return what of the settings of synthesis decides the result; in mode volume there is no stride."""
+    stride = how.stride if how.mode == "patches" else None
+    return SynthesisFacts(mode=how.mode, crop=how.crop, stride=stride, precision=how.precision)
+
+
+def output_key(volume: Volume, model: Model, how: Synthesis) -> str:
+    """Return 16 digits of all that decides a synthetic volume: the scan, the model and the settings of synthesis."""
+    facts = synthesis_facts(how).model_dump(exclude_none=True)
+    return short_digest({"input": volume.sha256, "model": model.sha256, **facts})
+
+
+def describe(
+    model: Model, volume: Volume, path: Path, how: Synthesis, checked: ContrastCheck, made: Volume, sha256: str
+) -> Sidecar:
+    """Return the sidecar of a synthetic volume; its paths are relative to the folder that it lies in.
 
     Args:
-        volume: The NIfTI file.
-        needed: Type of each key that must be there; "table.key" for one of a table or of the first of a list of tables.
+        model: What made it.
+        volume: The scan that it was made from.
+        path: Where the synthetic volume gets its name.
+        how: The settings of synthesis.
+        checked: What became of the check of the scan's contrast.
+        made: The synthetic volume, with its warnings.
+        sha256: Of its file.
+    """
+    constants, scan = model.normalization, Path(volume.path or "")
+    target = constants.target
+    return Sidecar(
+        contrast=model.target,
+        generated_by=[Tool(name=NAME, version=version())],
+        skull_stripped=_is_skull_stripped(scan),
+        source_scans=[
+            SourceScan(
+                name=scan.name,
+                path=relative(scan, path.parent),
+                contrast=model.source,
+                sha256=str(volume.sha256),
+            )
+        ],
+        model=ModelFacts(
+            path=relative(model.path, path.parent),
+            sha256=model.sha256,
+            weights_sha256=model.weights_sha256,
+            preset=model.settings.preset,
+            generator=to_dict(model.settings.generator),
+            stages=len(model.generators),
+            settings=short_digest(decisive(model.settings)),
+        ),
+        intensity=Intensity(
+            scale=target.scale,
+            mean=target.mean,
+            std=target.std,
+            percentile=constants.percentile,
+            source_scale=head_scale(volume.array, head_mask(volume.array, volume.affine), constants.percentile),
+        ),
+        environment=environment(model.device),
+        input_contrast_verified=checked.verified,
+        input_contrast=InputContrast(score=checked.score, threshold=THRESHOLD, reason=checked.reason),
+        synthesis=synthesis_facts(how),
+        warnings=list(made.warnings),
+        made=utc_now(),
+        key=output_key(volume, model, how),
+        sha256=sha256,
+    )
+
+
+def read_sidecar(volume: Path) -> Sidecar:
+    """Return what the sidecar of a synthetic volume says.
 
     Raises:
-        VolumeError: There is no such sidecar.
+        VolumeError: There is no sidecar, or it is not one that `synthesize` wrote.
     """
     path = sidecar_path(volume)
     try:
-        facts: dict[str, Any] = dict(read_json(path))
-        for name, kind in needed.items():
-            value: Any = facts
-            for key in name.split("."):
-                value = (value[0] if isinstance(value, list) else value)[key]
-            if not isinstance(value, kind):
-                raise TypeError(f"{name} is {value!r}")
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise VolumeError(
             "no sidecar says how the volume was made",
             where=path,
-            found=f"{type(error).__name__}: {error}",
+            found=error,
             expected="the JSON file that synthesize wrote beside the volume",
         ) from error
-    return facts
+    return Sidecar.load(content, where=path, error=VolumeError)
 
 
 def locate(volume: Path, given: str | Path | None, named: str | None, what: str) -> Path:
@@ -60,25 +129,38 @@ def locate(volume: Path, given: str | Path | None, named: str | None, what: str)
     return path
 
 
-def read_source(volume: Path, facts: dict[str, Any], given: str | Path | None) -> Volume:
+def read_source(volume: Path, facts: Sidecar, given: str | Path | None) -> Volume:
     """Return the scan that a synthetic volume was made from.
 
     Args:
         volume: The synthetic volume.
-        facts: Its sidecar, with the path and the hash of the scan.
+        facts: Its sidecar.
         given: The scan; None takes the path in the sidecar.
 
     Raises:
         VolumeError: It cannot be read, or it is another scan.
     """
-    scan = read_volume(locate(volume, given, facts["SourceScans"][0]["Path"], "scan"))
-    expected = facts["SourceScans"][0]["Sha256"]
-    if scan.sha256 != expected:
+    named = facts.source_scans[0]
+    scan = read_volume(locate(volume, given, named.path, "scan"))
+    if scan.sha256 != named.sha256:
         raise VolumeError(
             "another scan than the one that the volume was made from",
             where=scan.path,
             found=f"sha256 {str(scan.sha256)[:12]}…",
-            expected=f"{expected[:12]}…",
+            expected=f"{named.sha256[:12]}…",
             do="Name the right one with --scan.",
         )
     return scan
+
+
+def relative(path: Path | None, folder: Path) -> str | None:
+    """Return a path as seen from a folder, with forward slashes; None for None."""
+    return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _is_skull_stripped(scan: Path) -> bool:
+    """Return what the scan's own sidecar says; BIDS asks every derivative, and a raw scan without a word is whole."""
+    try:
+        return bool(read_json(sidecar_path(scan))["SkullStripped"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,19 +13,16 @@ from urllib.parse import quote
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
-from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
-from unscanned.machine.provenance import environment, utc_now, version
-from unscanned.progress import Progress
-from unscanned.settings import short_digest
+from unscanned.machine.provenance import NAME, version
+from unscanned.progress import Progress, within
+from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
-from unscanned.volumes.intensity import head_mask, head_scale
-from unscanned.volumes.nifti import Volume, read_volume, write_volume
+from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
+from unscanned.volumes.nifti import read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
-
-NAME = "unscanned"
-STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
 
 
 @dataclass
@@ -62,7 +60,7 @@ def list_inputs(
     scans: list[tuple[Path, str | None]] = []
     failures: dict[str, UnscannedError] = {}
     for entry in map(Path, inputs):
-        if os.path.isdir(entry) or entry.suffix.lower() in (".csv", ".tsv"):
+        if isdir(entry) or entry.suffix.lower() in (".csv", ".tsv"):
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
             failures |= {str(error.where): error for error in found.refused.values()}
@@ -93,15 +91,10 @@ def synthesize(
     scans: Sequence[tuple[Path, str | None]],
     out: str | Path,
     *,
-    mode: str | None = None,
-    crop: str | None = None,
-    stride: int | None = None,
-    batch: int | None = None,
-    memory_mib: int | None = None,
-    precision: str | None = None,
     overwrite: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
 
@@ -112,25 +105,18 @@ def synthesize(
         model: What to synthesize with.
         scans: As `list_inputs` returns them: (scan, case).
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
-        mode: As for `Model.options`, and so are the next five; None takes the model's own.
-        crop: See there.
-        stride: See there.
-        batch: See there.
-        memory_mib: See there.
-        precision: See there.
         overwrite: Make volumes again that are there already.
         force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
         progress: Called with (done, total, label), in thousandths of a scan.
+        **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
 
     Raises:
-        SettingsError: As for `Model.options`, two scans have one output, or `out` is another dataset; nothing was
+        SettingsError: As for `Model.how`, two scans have one output, or `out` is another dataset; nothing was
             written.
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
-    options = model.options(
-        mode=mode, crop=crop, stride=stride, batch=batch, memory_mib=memory_mib, precision=precision
-    )
+    how = model.how(**changes)
     _refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
     _own_description(Path(out))
     result = Synthesized()
@@ -140,9 +126,8 @@ def synthesize(
         for number, (scan, case) in enumerate(scans):
             path = output_path(out, scan, model.target, case)
             try:
-                made = _one(
-                    model, scan, path, options, overwrite, force, _within(progress, number, len(scans), scan.name)
-                )
+                report = within(progress, number, len(scans), partial("{}, {}".format, scan.name), unit=1000)
+                made = _one(model, scan, path, how, overwrite, force, report)
             except (ResourceError, Interrupted):
                 raise
             except UnscannedError as error:
@@ -158,34 +143,24 @@ def _one(
     model: Model,
     scan: Path,
     path: Path,
-    options: dict[str, Any],
+    how: Synthesis,
     overwrite: bool,
     force: bool,
     progress: Progress | None,
 ) -> bool:
     volume = read_volume(scan)
-    decisive = {name: options[name] for name in ("mode", "crop", "stride", "precision")}
-    if options["mode"] == "volume":
-        del decisive["stride"]
-    key = short_digest({"input": volume.sha256, "model": model.sha256, **decisive})
-    if not overwrite and _is_done(path, key, force):
+    if not overwrite and _is_done(path, output_key(volume, model, how), force):
         return False
     checked = check_contrast(volume, model.profile, model.source, force=force)
-    synthetic = model.synthesize(volume, **options, progress=progress)
-    facts = _facts(model, volume, path) | {
-        **checked.to_json(),
-        "Synthesis": decisive,
-        "Warnings": list(synthetic.warnings),
-        "Made": utc_now(),
-        "Key": key,
-    }
+    synthetic = model.synthesize(volume, how, progress=progress)
     # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
             content, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} {NAME} {version()}"
         )
-        write_json(sidecar, facts | {"Sha256": sha256(content)})
+        facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
+        write_json(sidecar, facts.to_json())
         path.unlink(missing_ok=True)
     return True
 
@@ -204,71 +179,20 @@ def _refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:
         seen[path] = scan
 
 
-def _facts(model: Model, volume: Volume, path: Path) -> dict[str, Any]:
-    """Return what a sidecar says of where its volume came from; paths are relative to the sidecar."""
-    contrasts = model.normalization
-    scan = Path(volume.path or "")
-    return {
-        "Synthetic": True,
-        "IntendedUse": "research",
-        "Warning": STAMP,
-        "Contrast": model.target,
-        "GeneratedBy": [{"Name": NAME, "Version": version()}],
-        "SkullStripped": _is_skull_stripped(scan),
-        "SourceScans": [
-            {
-                "Name": scan.name,
-                "Path": _relative(scan, path.parent),
-                "Contrast": model.source,
-                "Sha256": volume.sha256,
-            }
-        ],
-        "Model": {
-            "Path": _relative(model.path, path.parent),
-            "Sha256": model.sha256,
-            "WeightsSha256": model.weights_sha256,
-            "Preset": model.settings["preset"],
-            "Generator": model.settings["generator"],
-            "Stages": len(model.generators),
-            "Settings": short_digest(model.settings),
-        },
-        "Intensity": {
-            "scale": contrasts.target.scale,
-            "mean": contrasts.target.mean,
-            "std": contrasts.target.std,
-            "percentile": contrasts.percentile,
-            "source_scale": head_scale(volume.array, head_mask(volume.array, volume.affine), contrasts.percentile),
-        },
-        "Environment": environment(model.device),
-    }
-
-
-def _is_skull_stripped(scan: Path) -> bool:
-    """Return what the scan's own sidecar says; BIDS asks every derivative, and a raw scan without a word is whole."""
-    try:
-        return bool(read_json(sidecar_path(scan))["SkullStripped"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _relative(path: Path | None, folder: Path) -> str | None:
-    return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-
-
 def _is_done(path: Path, key: str, force: bool) -> bool:
     try:
-        content: dict[str, Any] = read_json(sidecar_path(path))
+        facts = read_sidecar(path)
         # What was forced once is refused again without force.
-        accepted = force or content.get("InputContrastVerified") is not False
-        return bool(accepted and content["Key"] == key and content["Sha256"] == sha256(path))
-    except (OSError, ValueError, KeyError):
+        accepted = force or facts.input_contrast_verified is not False
+        return accepted and facts.key == key and facts.sha256 == sha256(path)
+    except (OSError, VolumeError):
         return False
 
 
 def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> None:
     """Write dataset_description.json, which names the datasets that all volumes here were made from."""
     found = _own_description(out)
-    sources = {f"file:{quote(str(_relative(_dataset_of(scan), out)), errors='surrogateescape')}" for scan, _ in scans}
+    sources = {f"file:{quote(str(relative(_dataset_of(scan), out)), errors='surrogateescape')}" for scan, _ in scans}
     if found is not None:
         sources |= {source["URL"] for source in found["SourceDatasets"]}
     content = {
@@ -308,10 +232,3 @@ def _dataset_of(scan: Path) -> Path:
     """Return the folder above the subject's folder of a BIDS dataset, else the scan's own folder."""
     folder = scan.resolve().parent
     return next((above.parent for above in [folder, *folder.parents] if above.name.startswith("sub-")), folder)
-
-
-def _within(progress: Progress | None, number: int, count: int, name: str) -> Progress | None:
-    if progress is None:
-        return None
-    # A thousandth of a scan is the unit, so that the bar moves within each.
-    return lambda done, total, label: progress(1000 * number + 1000 * done // total, 1000 * count, f"{name}, {label}")

@@ -12,10 +12,13 @@ import torch
 
 from unscanned.errors import CheckpointError
 from unscanned.files import sha256
-from unscanned.machine import device as devices
+from unscanned.formats.sidecar import Sidecar
+from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment
+from unscanned.machine.threads import set_process_threads
 from unscanned.progress import Progress
-from unscanned.synthesis.model import Model, load_model
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
 from unscanned.volumes.nifti import Volume, read_volume
 
@@ -72,39 +75,25 @@ def verify(
         ResourceError: The device is not there, or memory is short.
     """
     volume = Path(volume)
-    facts = read_sidecar(
-        volume,
-        {
-            "Sha256": str,
-            "Synthesis.mode": str,
-            "Synthesis.precision": str,
-            "SourceScans.Path": (str, type(None)),
-            "SourceScans.Sha256": str,
-            "Model.Path": (str, type(None)),
-            "Model.Sha256": str,
-            "Environment.threads": int,
-        },
-    )
-    if facts["Synthesis"]["mode"] == "patches":
-        read_sidecar(volume, {"Synthesis.stride": int})
+    facts = read_sidecar(volume)
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # the process gets its own number back
-        chosen = devices.choose(device, threads=threads or facts["Environment"]["threads"])
+        set_process_threads(threads or facts.environment.get("threads"))
+        chosen = choose_device(device)
         found = read_volume(volume, allow_constant=True)
-        generator = load_model(locate(volume, model, facts["Model"]["Path"], "model"), chosen)
+        generator = load_model(locate(volume, model, facts.model.path, "model"), chosen)
         _check_model(generator, facts)
         source = read_source(volume, facts, scan)
-        made_with = {name: facts["Synthesis"].get(name) for name in ("mode", "stride", "precision")}
-        crop = facts["Synthesis"].get("crop", "never")  # volumes older than this setting were not cropped
-        again = generator.synthesize(source, **made_with, crop=crop, progress=progress)
+        how = generator.how(**facts.synthesis.model_dump(exclude_none=True))
+        again = generator.synthesize(source, how, progress=progress)
         return _compare(volume, found, again, facts, environment(chosen), scale=generator.normalization.target.scale)
 
 
 def _compare(
-    volume: Path, found: Volume, again: Volume, facts: dict[str, Any], now: dict[str, Any], *, scale: float
+    volume: Path, found: Volume, again: Volume, facts: Sidecar, now: dict[str, Any], *, scale: float
 ) -> Verification:
-    tolerance = TOLERANCE[facts["Synthesis"]["precision"]]
-    reasons = [] if sha256(volume) == facts["Sha256"] else ["the file was changed after it was made"]
+    tolerance = TOLERANCE[facts.synthesis.precision]
+    reasons = [] if sha256(volume) == facts.sha256 else ["the file was changed after it was made"]
     same_grid = found.shape == again.shape and np.allclose(found.affine, again.affine, atol=1e-3)
     difference = float("inf")
     if same_grid:
@@ -112,7 +101,7 @@ def _compare(
     else:
         reasons.append("it lies on another grid")
     is_changed = bool(reasons)
-    made_with = facts["Environment"]
+    made_with = facts.environment
     reasons += [
         f"{name}: made with {made_with.get(name)}, now {now[name]}"
         for name in ("unscanned", "torch", "platform", "device", "threads")
@@ -124,12 +113,12 @@ def _compare(
     return Verification(volume, verdict, difference, tolerance, tuple(reasons))
 
 
-def _check_model(model: Model, facts: dict[str, Any]) -> None:
-    if model.sha256 != facts["Model"]["Sha256"]:
+def _check_model(model: Model, facts: Sidecar) -> None:
+    if model.sha256 != facts.model.sha256:
         raise CheckpointError(
             "another model than the one that made the volume",
             where=model.path,
             found=f"sha256 {model.sha256[:12]}…",
-            expected=f"{facts['Model']['Sha256'][:12]}…",
+            expected=f"{facts.model.sha256[:12]}…",
             do="Name the right one with --model.",
         )

@@ -1,6 +1,6 @@
 """A whole volume in one fully convolutional pass, cut so that it fits a memory cap; the result does not show the cuts.
 
-This is another function than the average of overlapping patches: a voxel sees the volume as far as the network looks,
+This is another function than the average of overlapping patches: a voxel sees the volume as far as the network reaches,
 and padding at the volume's border only.
 """
 
@@ -10,17 +10,19 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unscanned.errors import ResourceError, SettingsError
-from unscanned.machine.memory import is_out_of_memory
+from unscanned.machine.memory import is_out_of_memory, keep_freed_memory_in_process
 from unscanned.machine.threads import LARGEST
-from unscanned.models.generators import NieGenerator, evaluating, finish, inner
+from unscanned.models.base import GeneratorBase
+from unscanned.models.generators import evaluating
 from unscanned.models.streaming import BRICKS, Brick, Stream
+from unscanned.models.wrappers import finish, inner
 from unscanned.progress import Progress
 
 __all__ = ["DEFAULT_MEMORY_MIB", "check_network", "map_volume", "plan"]
@@ -38,7 +40,6 @@ COPIES = 5
 "Arrays of a layer's width that `Conv3d`, batch norm and LeakyReLU hold at once, reordered input and output included."
 
 Shape = tuple[int, int, int]
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def map_volume(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Map a volume as if the network took it whole.
+    """Map a volume as if the network took it whole. The process keeps freed memory from then on.
 
     Args:
         volume: (channels, i, j, k), z-scores.
@@ -83,13 +84,13 @@ def map_volume(
         SettingsError: The network's output depends on where a window starts, or the memory allowed holds no tile.
         ResourceError: The machine has less memory than was allowed.
     """
-    device = torch.device(device)
-    check_network(network)
+    device, generator = torch.device(device), check_network(network)
+    keep_freed_memory_in_process()
     try:
         with evaluating(network):
             source = torch.as_tensor(np.ascontiguousarray(volume))
             shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
-            stream = _stream(network, source[:, :2, :2, :2].to(device))
+            stream = generator.stream(source.new_zeros((1, source.shape[0], 2, 2, 2), device=device))
             if tile is None or (stream is not None and brick is None):
                 chosen = plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
                 tile, brick = tile or chosen.tile, brick or chosen.brick
@@ -112,19 +113,21 @@ def map_volume(
     return out.numpy()
 
 
-def check_network(network: Any) -> None:
-    """Refuse a network that has no whole-volume pass.
+def check_network(network: nn.Module) -> GeneratorBase:
+    """Refuse a network that has no whole-volume pass, and return the generator inside of any other.
 
     Raises:
         SettingsError: Its output depends on where a window starts, as behind strided convolutions.
     """
-    if getattr(network, "reach", None) is None:
+    generator = inner(network)
+    if not isinstance(generator, GeneratorBase) or generator.reach is None:
         raise SettingsError(
             "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
             where="synthesis.mode",
-            found=f"volume with {type(inner(network)).__name__}",
+            found=f"volume with {type(generator).__name__}",
             expected="patches",
         )
+    return generator
 
 
 def plan(
@@ -150,12 +153,14 @@ def plan(
         SettingsError: The memory does not hold the smallest tile; says what would do.
     """
     device = torch.device(device)
-    allowed = 2**20 * memory_mib if memory_mib else _default_bytes(device)
+    if memory_mib is None and device.type == "cuda":
+        allowed = int(0.8 * torch.cuda.mem_get_info(device)[0])
+    else:
+        allowed = 2**20 * (memory_mib or DEFAULT_MEMORY_MIB)
     threads = min(torch.get_num_threads(), LARGEST) if device.type == "cpu" else 1
     fixed = 2**20 * (LIBRARIES_MIB + THREAD_MIB * (threads - 1)) + 4 * (channels + 1) * math.prod(shape)
-    reach: int = network.reach  # type: ignore[assignment]
-    best: tuple[float, Plan] | None = None
-    least: int | None = None
+    reach = cast(int, check_network(network).reach)
+    plans: list[tuple[int, float, Plan]] = []
     bricks: Sequence[Brick | None] = [None] if stream is None else BRICKS
     for tile, brick in itertools.product(_candidates(shape, reach, stream is not None), bricks):
         extents: Shape = tuple(min(n, t + 2 * reach) for n, t in zip(shape, tile, strict=True))  # type: ignore[assignment]
@@ -165,33 +170,17 @@ def plan(
         else:
             least_rows = math.prod(min(n, t + reach) for n, t in zip(shape[:2], tile[:2], strict=True))
             work, cost = _tile_bytes(network, extents, least_rows), float(count * math.prod(extents))
-        least = min(fixed + work, least or fixed + work)
-        if fixed + work <= allowed and (best is None or cost < best[0]):
-            best = cost, Plan(tile, brick)
-    if best is None:
-        assert least is not None
+        plans.append((fixed + work, cost, Plan(tile, brick)))
+    possible = [(cost, chosen) for needed, cost, chosen in plans if needed <= allowed]
+    if not possible:
         raise SettingsError(
             f"the memory does not hold the smallest part of a volume of {shape} voxels",
             where="synthesis.memory_mib",
             found=allowed // 2**20,
-            expected=f"at least {-(-least // 2**20)}",
+            expected=f"at least {-(-min(needed for needed, *_ in plans) // 2**20)}",
             do="Raise it, or use mode patches, which needs less.",
         )
-    return best[1]
-
-
-def _default_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(0.8 * torch.cuda.mem_get_info(device)[0])
-    return 2**20 * DEFAULT_MEMORY_MIB
-
-
-def _stream(network: nn.Module, like: Tensor) -> Stream | None:
-    """Return the network plane by plane, where that is how it computes such an input; else None."""
-    convolutional = inner(network)
-    sample = like.new_zeros(1, like.shape[0], 2, 2, 2)
-    is_streamed = isinstance(convolutional, NieGenerator) and convolutional.admits_spectral(sample)
-    return Stream(convolutional) if is_streamed else None  # type: ignore[arg-type]
+    return min(possible, key=lambda each: each[0])[1]
 
 
 def _candidates(shape: Shape, reach: int, streams: bool) -> Iterator[Shape]:
@@ -227,8 +216,10 @@ def _pieces(
     A tile is computed with the voxels around it that its output depends on, but never beyond the volume: at the
     volume's border the tile ends as the volume does, so that every layer pads it alike.
     """
-    reach: int = network.reach  # type: ignore[assignment]
-    axes = [_ranges(n, t) for n, t in zip(source.shape[1:], tile, strict=True)]
+    reach = cast(int, check_network(network).reach)
+    axes = [
+        [(start, min(start + t, n)) for start in range(0, n, t)] for n, t in zip(source.shape[1:], tile, strict=True)
+    ]
     for ranges in itertools.product(*axes):
         wide = [
             (max(0, min(a, n - t) - reach), min(n, b + reach))  # the last tile is not smaller than the others
@@ -255,7 +246,3 @@ def _pieces(
                 kept.append(slice(low - start, high - start))
                 where.append(slice(origin + low, origin + high))
             yield (where[0], where[1], where[2]), values[tuple(kept)].to("cpu")
-
-
-def _ranges(n: int, tile: int) -> Sequence[Range]:
-    return [(start, min(start + tile, n)) for start in range(0, n, tile)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unscanned.losses import discriminator_loss, generator_adversarial_loss
+from unscanned.losses import CRITERIA, Criterion
 from unscanned.machine.precision import autocast
 from unscanned.training.health import check_finite
 
@@ -21,10 +21,18 @@ class Adversary:
         precision: Of the discriminator's arithmetic on a GPU; the losses are float32. On a CPU it is float32 always:
             oneDNN's bfloat16 gradient of 3^3 weights on 2^3 voxels, where the last convolution is for 16^3 patches, is
             now and then not a number.
+        criterion: What both networks' losses are.
     """
 
-    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer, precision: str = "float32") -> None:
-        self.discriminator, self.optimizer, self.precision = discriminator, optimizer, precision
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: str = "float32",
+        criterion: Criterion = CRITERIA["cross_entropy"],
+    ) -> None:
+        self.discriminator, self.optimizer = discriminator, optimizer
+        self.precision, self.criterion = precision, criterion
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """Return what the discriminator says, (batch, 1)."""
@@ -42,7 +50,7 @@ class Adversary:
         Raises:
             TrainingError: The loss or its gradient is not finite; no step is taken.
         """
-        loss = discriminator_loss(self.logits(source, target), self.logits(source, synthetic.detach()))
+        loss = self.criterion.discriminator(self.logits(source, target), self.logits(source, synthetic.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         check_finite(loss, self.discriminator, "discriminator")
@@ -53,6 +61,6 @@ class Adversary:
         """Return the generator's adversarial term; no gradient reaches the discriminator's weights."""
         self.discriminator.requires_grad_(False)
         try:
-            return generator_adversarial_loss(self.logits(source, synthetic))
+            return self.criterion.generator(self.logits(source, synthetic))
         finally:
             self.discriminator.requires_grad_(True)

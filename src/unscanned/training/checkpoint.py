@@ -6,7 +6,7 @@ is ever unpickled.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from unscanned.errors import CheckpointError
 from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
-from unscanned.settings import difference, short_digest
+from unscanned.formats.checkpoint import CheckpointRecord, comparable
+from unscanned.settings import difference
 
 __all__ = ["Checkpoint", "load_checkpoint", "restore", "save_checkpoint", "state"]
 
@@ -31,13 +32,13 @@ class Checkpoint:
     Attributes:
         step: Steps taken.
         tensors: As `state` returned them.
-        facts: What else was saved: best epoch so far, identity, environment.
+        facts: What its manifest says.
         warnings: Newer checkpoints that were passed over, and why.
     """
 
     step: int
     tensors: dict[str, Tensor]
-    facts: dict[str, Any]
+    facts: CheckpointRecord
     warnings: tuple[str, ...] = ()
 
 
@@ -97,8 +98,8 @@ def save_checkpoint(
     folder = Path(folder)
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, safetensors.torch.save(tensors))
-    manifest = {"step": step, "sha256": sha256(path), **facts, "identity": _json(identity)}
-    write_sealed(path.with_suffix(".json"), manifest)
+    record = CheckpointRecord(step=step, sha256=sha256(path), identity=comparable(identity), **facts)
+    write_sealed(path.with_suffix(".json"), record.to_json())
     manifests = {int(old.stem.removeprefix("step-")): old for old in sorted(folder.glob("step-*.json"))}
     earlier = [number for number in manifests if number < step]
     for number in {*manifests} - {step, *earlier[-1:], *keep}:
@@ -118,21 +119,20 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
         CheckpointError: Checkpoints are there, but all are damaged, they belong to other settings or data, or they are
             pickles.
     """
-    folder = Path(folder)
+    folder, wanted = Path(folder), comparable(identity)
     manifests = sorted(folder.glob("step-*.json"), reverse=True)
     warnings: list[str] = []
     for manifest in manifests:
         try:
-            facts = read_sealed(manifest)
-            step, found = int(facts["step"]), dict(facts["identity"])
-            if last is not None and step > last:
+            facts = CheckpointRecord.load(read_sealed(manifest), where=manifest, error=CheckpointError)
+            if last is not None and facts.step > last:
                 continue
-            weights = manifest.with_suffix(".safetensors")
-            if sha256(weights) != facts["sha256"]:
+            content = manifest.with_suffix(".safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != facts.sha256:
                 raise ValueError("its hash differs from the manifest's")
-            if short_digest(found) != short_digest(_json(identity)):
-                raise _other(manifest, found, _json(identity))
-            return Checkpoint(step, safetensors.torch.load_file(weights), facts, tuple(warnings))
+            if facts.identity != wanted:
+                raise _other(manifest, facts.identity, wanted)
+            return Checkpoint(facts.step, safetensors.torch.load(content), facts, tuple(warnings))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             warnings.append(f"{manifest.stem} passed over: {error}")
     _refuse_pickles(folder)
@@ -165,10 +165,6 @@ def _refuse_pickles(folder: Path) -> None:
                 expected="step-*.safetensors with its step-*.json",
                 do="Remove it, or train into another folder.",
             )
-
-
-def _json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(identity)))
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

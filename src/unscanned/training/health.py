@@ -137,6 +137,8 @@ def discriminator_accuracy(
     places: Sequence[tuple[int, int, int]],
     patch: int,
     device: torch.device | str = "cpu",
+    *,
+    boundary: float = 0.0,
 ) -> float:
     """Return the share of acquired and synthetic patches that the discriminator judges rightly.
 
@@ -148,13 +150,14 @@ def discriminator_accuracy(
         places: Starts of the patches, at least one.
         patch: Edge of a patch, in voxels.
         device: Where the discriminator is.
+        boundary: Logit above which a patch is judged to be acquired.
     """
     x, y, made = (
         torch.from_numpy(np.stack([cut(volume, start, patch) for start in places])[:, None]).to(device, torch.float32)
         for volume in (source, target, synthetic)
     )
     with evaluating(discriminator), torch.inference_mode():
-        right = torch.cat([discriminator(x, y) > 0, discriminator(x, made) <= 0])
+        right = torch.cat([discriminator(x, y) > boundary, discriminator(x, made) <= boundary])
     return float(right.float().mean())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
-from unscanned.losses import Reduction
 from unscanned.machine.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
-from unscanned.training import optimizers
-from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
 from unscanned.training.feed import Feed
 from unscanned.training.health import check_collapse, count_signs, sign_warnings
@@ -25,70 +22,59 @@ from unscanned.training.log import RunLog
 from unscanned.training.state import TrainingState
 from unscanned.training.step import Step
 
-__all__ = ["train_stage"]
+__all__ = ["Schedule", "train_stage"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a stage trains, and in what order.
+
+    Attributes:
+        epochs: Number of epochs.
+        steps_per_epoch: Steps that count as one; None means all patches once.
+        seed: Of what is random within a step.
+        workers: Processes that cut patches.
+        checkpoint_minutes: Time between checkpoints within an epoch.
+    """
+
+    epochs: int
+    steps_per_epoch: int | None = None
+    seed: int = 0
+    workers: int = 0
+    checkpoint_minutes: float = 5.0
 
 
 def train_stage(
     folder: Path,
-    generator: nn.Module,
-    discriminator: nn.Module | None,
+    take_step: Step,
     batches: PatchBatches,
     validate: Callable[[nn.Module], dict[str, float]],
+    schedule: Schedule,
     *,
-    epochs: int,
-    steps_per_epoch: int | None = None,
-    adversarial: float = 0.5,
-    l1: float = 1.0,
-    gdl: float = 1.0,
-    reduction: Reduction = "sum",
-    optimizer: str = "adam",
-    learning_rate: float = 1e-4,
-    betas: tuple[float, float] = (0.5, 0.999),
-    order: str = "discriminator_first",
-    seed: int = 0,
-    workers: int = 0,
-    checkpoint_minutes: float = 5.0,
     device: torch.device | str = "cpu",
-    precision: str = "float32",
-    previous: nn.Module | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train a generator, keep the best epoch, and go on where an interrupted run was.
 
-    Each step trains the discriminator on one acquired and one synthetic batch, and the generator (report, section IV).
-    A step depends on the state before it and on (seed, step) alone, so a resumed run equals an uninterrupted one bit
-    for bit on one device with one number of threads. Where the batches have a margin, the generator sees it, and the
-    losses and the discriminator see the centre alone.
+    Each step trains the discriminator on one acquired and one synthetic batch, and the generator (the reference,
+    section IV). A step depends on the state before it and on (seed, step) alone, so a resumed run equals an
+    uninterrupted one bit for bit on one device with one number of threads. Where the batches have a margin, the
+    generator sees it, and the losses and the discriminator see the centre alone.
 
     A loss or gradient that is not finite is never stepped on: the stage goes back to the beginning of the epoch and
     takes the patches in another order, once.
 
     Args:
         folder: Gets log.jsonl, tensorboard/, checkpoints/ and best/.
-        generator: Fresh; holds the best epoch's weights at the end.
-        discriminator: Fresh, or None to train without the adversarial term.
+        take_step: Fresh networks and optimizers; its generator holds the best epoch's weights at the end.
         batches: The batch of each step.
         validate: Scores the generator after each epoch; `psnr`, in dB, chooses the best, and `health.SIGNS` are
             watched. Without validation subjects it returns an empty dict, and the last epoch is kept. May raise
             `Interrupted`.
-        epochs: Number of epochs.
-        steps_per_epoch: Steps that count as one; None means all patches once.
-        adversarial: Weight of the adversarial term.
-        l1: Weight of the L1 term.
-        gdl: Weight of the gradient difference term.
-        reduction: Of L1 and GDL over the voxels.
-        optimizer: Of both networks, by its name in `OPTIMIZERS`.
-        learning_rate: Its learning rate.
-        betas: As for `OPTIMIZERS`.
-        order: Which network takes its step first: discriminator_first or generator_first.
-        seed: Of what is random within a step.
-        workers: Processes that cut patches.
-        checkpoint_minutes: Time between checkpoints within an epoch.
+        schedule: How long, and in what order.
         device: Where the networks are.
-        precision: Of the networks' forward and backward passes, as `unscanned.machine.precision.choose` allowed it.
-        previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
         identity: Settings and data, table by table; a checkpoint with another one is refused.
         progress: Called with (steps taken, all steps, label).
         should_stop: Asked after each step; when true, a checkpoint is written and the training stops.
@@ -105,29 +91,9 @@ def train_stage(
         DatasetError: Prepared scans can no longer be read; the state is saved.
         ResourceError: The disk is full, memory is short, or a loader worker was lost.
     """
-    steps_per_epoch = steps_per_epoch or batches.steps_per_pass
-    total = epochs * steps_per_epoch
-    with_optimizer = partial(optimizers.build, optimizer, learning_rate=learning_rate, betas=betas)
-    modules: dict[str, nn.Module] = {"generator": generator}
-    own_optimizers = {"generator_optimizer": with_optimizer(generator)}
-    adversary = None
-    if discriminator is not None and adversarial > 0:
-        adversary = Adversary(discriminator, with_optimizer(discriminator), precision)
-        modules["discriminator"], own_optimizers["discriminator_optimizer"] = discriminator, adversary.optimizer
-    take_step = Step(
-        generator,
-        own_optimizers["generator_optimizer"],
-        adversary,
-        previous,
-        precision,
-        adversarial=adversarial,
-        l1=l1,
-        gdl=gdl,
-        reduction=reduction,
-        order=order,
-    )
-
-    state = TrainingState(folder, modules, own_optimizers, identity or {}, device)
+    steps_per_epoch = schedule.steps_per_epoch or batches.steps_per_pass
+    total = schedule.epochs * steps_per_epoch
+    state = TrainingState(folder, take_step.networks, take_step.optimizers, identity or {}, device)
     notes = state.load()
     if notes is None:
         state.save(keep=0)
@@ -136,15 +102,15 @@ def train_stage(
             "the run is beyond the last epoch",
             where=folder,
             found=f"step {state.step}",
-            expected=f"at most {total} ({epochs} epochs of {steps_per_epoch} steps)",
+            expected=f"at most {total} ({schedule.epochs} epochs of {steps_per_epoch} steps)",
             do="Give training.epochs as many as it has had or more, or choose another folder.",
         )
     record, log = state.record, RunLog(folder, state.step, state.record.validated)
     for note in notes or ():
         _warn(log, state.step, note)
-    feed = _feed(batches, state, total, workers)
+    feed = _feed(batches, state, total, schedule.workers)
     saved_at = time.monotonic()
-    generator.train()
+    take_step.generator.train()
     while True:
         epoch_start = state.step - state.step % steps_per_epoch
         if state.step == epoch_start > record.validated:
@@ -168,7 +134,7 @@ def train_stage(
                 raise _interrupted(state, total) from error
             raise _with_patches(error, batches, state) from error
         waiting = time.monotonic() - began
-        torch.manual_seed(_step_seed(seed, state.step))
+        torch.manual_seed(_step_seed(schedule.seed, state.step))
         try:
             losses = take_step(source.to(device), target.to(device))
         except TrainingError as error:
@@ -178,7 +144,7 @@ def train_stage(
             _roll_back(state, epoch_start, failure)
             record, log = state.record, RunLog(folder, state.step, state.record.validated)
             _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
-            feed = _feed(batches, state, total, workers)
+            feed = _feed(batches, state, total, schedule.workers)
             continue
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -194,9 +160,9 @@ def train_stage(
         epoch = -(-state.step // steps_per_epoch)
         log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
-            progress(state.step, total, f"epoch {epoch}/{epochs}, L1 {losses['l1']:.3f}")
+            progress(state.step, total, f"epoch {epoch}/{schedule.epochs}, L1 {losses['l1']:.3f}")
         stop = should_stop()
-        if stop or time.monotonic() - saved_at > 60 * checkpoint_minutes:
+        if stop or time.monotonic() - saved_at > 60 * schedule.checkpoint_minutes:
             state.save(keep=state.step - state.step % steps_per_epoch)
             saved_at = time.monotonic()
         if stop:
@@ -205,7 +171,7 @@ def train_stage(
     log.close()
     state.load_best()
     return {
-        "epochs": epochs,
+        "epochs": schedule.epochs,
         "steps": total,
         "patches": total * batches.batch,
         "seconds": record.seconds,

@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unscanned.contrast.appearance import Appearance, measure_appearance
+from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
-from unscanned.files import atomic_path, read_sealed, write_sealed
+from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
+from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.progress import Progress
-from unscanned.settings import Prepare, short_digest
+from unscanned.settings import Prepare
 from unscanned.volumes.grid import Frame, frame
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import Volume, read_volume
@@ -69,15 +70,14 @@ class Case:
         return self._map("head")
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> CaseRecord:
         """What `case.json` says: files, hashes, frame and scales."""
-        return read_sealed(self.folder / "case.json")
+        return CaseRecord.load(read_sealed(self.folder / "case.json"), where=self.folder, error=DatasetError)
 
     @property
-    def appearance(self) -> Appearance | None:
-        """What the source looks like; None where that could not be measured."""
-        measured = self.facts.get("appearance")
-        return None if measured is None else Appearance(**measured)
+    def scans(self) -> dict[str, Any]:
+        """The case with the name and hash of both scans, as a model names what it was trained on."""
+        return self.facts.model_dump(include={"case", "source", "target"})
 
     def _map(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -110,8 +110,9 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     key = short_digest(
         {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT}
     )
-    if _cached(case.folder, key):
+    if _is_cached(case, key):
         return case
+    case = Case(pair.case, pair.subject, case.folder)  # without what it knew of an older cache
     source, target = read_volume(pair.source), read_volume(pair.target)
     aligned = align(pair, source, target, resample=settings.resample, percentile=settings.percentile)
     head = aligned.head
@@ -127,25 +128,23 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         (case.folder / "case.json").unlink()
     for name, array in arrays.items():
         _save(case.folder / f"{name}.npy", array)
-    write_sealed(
-        case.folder / "case.json",
-        {
-            "case": pair.case,
-            "subject": pair.subject,
-            "session": pair.session,
-            "source": {"name": pair.source.name, "sha256": source.sha256},
-            "target": {"name": pair.target.name, "sha256": target.sha256},
-            "source_scale": aligned.source_scale,
-            "target_scale": aligned.target_scale,
-            "appearance": None if appearance is None else asdict(appearance),
-            "settings": known,
-            "frame": where.to_json(),
-            "head_left_out": _left_out(head, source, where, arrays["head"]),
-            "warnings": [*source.warnings, *target.warnings],
-            "bytes": {name: (case.folder / f"{name}.npy").stat().st_size for name in arrays},
-            "key": key,
-        },
+    record = CaseRecord(
+        case=pair.case,
+        subject=pair.subject,
+        session=pair.session,
+        source=ScanFile(name=pair.source.name, sha256=str(source.sha256)),
+        target=ScanFile(name=pair.target.name, sha256=str(target.sha256)),
+        source_scale=aligned.source_scale,
+        target_scale=aligned.target_scale,
+        appearance=appearance,
+        settings=known,
+        frame=where.to_json(),
+        head_left_out=_left_out(head, source, where, arrays["head"]),
+        warnings=[*source.warnings, *target.warnings],
+        bytes={name: (case.folder / f"{name}.npy").stat().st_size for name in arrays},
+        key=key,
     )
+    write_sealed(case.folder / "case.json", record.to_json())
     return case
 
 
@@ -200,7 +199,7 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
                     do=f"Remove {case.folder}: it is prepared again.",
                 )
             total += [array.size, array.sum(), np.square(array).sum()]
-            scales[name].append(case.facts[f"{name}_scale"])
+            scales[name].append(getattr(case.facts, f"{name}_scale"))
     if not scales["source"]:
         raise DatasetError("no training case to take the intensity constants from")
     contrasts = {}
@@ -222,7 +221,7 @@ def _known(settings: Prepare) -> dict[str, Any]:
 
 def _warn_of_crops(cases: Sequence[Case]) -> None:
     """Say how much of the heads the model's grid leaves out, as a network does not learn what it never sees."""
-    shares = {case: case.facts["head_left_out"] for case in cases}
+    shares = {case: case.facts.head_left_out for case in cases}
     cut = [case for case, share in shares.items() if share > TOLERATED]
     if cut:
         worst = max(cut, key=shares.__getitem__)
@@ -253,12 +252,11 @@ def _stamp(path: Path) -> str:
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 
-def _cached(folder: Path, key: str) -> bool:
+def _is_cached(case: Case, key: str) -> bool:
     try:
-        facts = read_sealed(folder / "case.json")
-        whole = all((folder / f"{name}.npy").stat().st_size == size for name, size in facts["bytes"].items())
-        return bool(whole and facts["key"] == key)
-    except (OSError, ValueError, KeyError):
+        sizes = {name: (case.folder / f"{name}.npy").stat().st_size for name in case.facts.bytes}
+        return sizes == case.facts.bytes and case.facts.key == key
+    except (OSError, ValueError, DatasetError):
         return False
 
 

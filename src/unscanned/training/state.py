@@ -79,7 +79,7 @@ class TrainingState:
         if checkpoint is None:
             return None
         restore(checkpoint.tensors, self.modules, self.optimizers)
-        self.step, self.record = checkpoint.step, Record(**checkpoint.facts["record"])
+        self.step, self.record = checkpoint.step, Record(**checkpoint.facts.record)
         return [*checkpoint.warnings, *self._changes(checkpoint)]
 
     def save(self, *, keep: int) -> None:
@@ -111,7 +111,7 @@ class TrainingState:
         return True
 
     def _changes(self, checkpoint: Checkpoint) -> list[str]:
-        before = checkpoint.facts["environment"]
+        before = checkpoint.facts.environment
         changes = [
             f"{key} was {before.get(key)}, is {now}" for key, now in self.environment.items() if before.get(key) != now
         ]

@@ -1,4 +1,4 @@
-"""One step of the training: the discriminator's and the generator's (report, section IV)."""
+"""One step of the training: the discriminator's and the generator's (the reference, section IV)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unscanned.losses import Reduction, gradient_difference_loss, l1_loss
+from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import autocast
 from unscanned.training.adversary import Adversary
 from unscanned.training.health import check_finite
@@ -22,29 +22,37 @@ class Step:
     Attributes:
         generator: Maps (batch, 1 or 2, i, j, k) to (batch, 1, i, j, k).
         optimizer: Over the generator's parameters.
+        loss: The generator's, but for its adversarial term.
         adversary: None trains without the adversarial term.
+        adversarial: Weight of that term.
         previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
         precision: Of the networks' forward and backward passes.
-        adversarial: Weight of the adversarial term.
-        l1: Weight of the L1 term.
-        gdl: Weight of the gradient difference term.
-        reduction: Of L1 and GDL over the voxels.
         order: Which network takes its step first: discriminator_first or generator_first.
     """
 
     generator: nn.Module
     optimizer: torch.optim.Optimizer
-    adversary: Adversary | None
-    previous: nn.Module | None
-    precision: str
-    adversarial: float
-    l1: float
-    gdl: float
-    reduction: Reduction
+    loss: GeneratorLoss
+    adversary: Adversary | None = None
+    adversarial: float = 0.0
+    previous: nn.Module | None = None
+    precision: str = "float32"
     order: str = "discriminator_first"
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What it trains, by name."""
+        generator = {"generator": self.generator}
+        return generator if self.adversary is None else {**generator, "discriminator": self.adversary.discriminator}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """What moves the networks, by name."""
+        own = {"generator_optimizer": self.optimizer}
+        return own if self.adversary is None else {**own, "discriminator_optimizer": self.adversary.optimizer}
+
     def __call__(self, source: Tensor, target: Tensor) -> dict[str, float]:
-        """Return the losses before the step; L1 and GDL are given per voxel.
+        """Return the losses before the step; the terms of `GeneratorLoss` are given per voxel.
 
         Args:
             source: (batch, 1 or 2, i, j, k), z-scores; may be wider than the target by a margin on each side.
@@ -62,9 +70,7 @@ class Step:
         losses: dict[str, float] = {}
         if self.adversary is not None and self.order == "discriminator_first":
             losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
-        l1_term = l1_loss(synthetic, target, self.reduction)
-        gdl_term = gradient_difference_loss(synthetic, target, self.reduction)
-        loss = self.l1 * l1_term + self.gdl * gdl_term
+        loss, terms = self.loss(synthetic, target)
         if self.adversary is not None:
             adversarial_term = self.adversary.generator_loss(condition, synthetic)
             losses["adversarial"] = float(adversarial_term.detach())
@@ -75,13 +81,7 @@ class Step:
         self.optimizer.step()
         if self.adversary is not None and self.order == "generator_first":
             losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
-        voxels = target[0].numel() if self.reduction == "sum" else 1
-        return {
-            **losses,
-            "g_loss": float(loss.detach()),
-            "l1": float(l1_term.detach()) / voxels,
-            "gdl": float(gdl_term.detach()) / voxels,
-        }
+        return {**losses, "g_loss": float(loss.detach()), **terms}
 
 
 def _centre(tensor: Tensor, shape: torch.Size) -> Tensor:

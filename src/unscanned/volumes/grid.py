@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import nibabel.processing
 import numpy as np
+from scipy import ndimage
 
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.volumes.nifti import LIMIT_BYTES, Volume, grid_difference
@@ -169,9 +170,8 @@ def _triple(numbers: np.ndarray) -> Triple:
 
 def _box(head: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the first and the last voxel of a mask along each axis in RAS+ order, (2, 3)."""
-    head = to_ras(head, affine)
-    inside = [np.flatnonzero(head.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    return np.array([[found[0], found[-1]] for found in inside]).T
+    [extent] = ndimage.find_objects(to_ras(head, affine), max_label=1)
+    return np.array([[along.start, along.stop - 1] for along in extent]).T
 
 
 def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: np.ndarray) -> np.ndarray:

@@ -1,25 +1,22 @@
-"""The command line: one verb for each step, settings as options, and the exit code of each error."""
+"""One verb for each step; each imports what it needs when it is called."""
 
 from __future__ import annotations
 
-import io
-import signal
 import sys
-import threading
-import traceback
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from unscanned import options
-from unscanned.errors import DatasetError, PartialFailure, UnscannedError
-from unscanned.options import Options
+from unscanned.cli import running, terminal
+from unscanned.cli import settings as options
+from unscanned.cli.settings import HowOptions, Options
+from unscanned.datasets.split import read_split
+from unscanned.machine.provenance import version
 from unscanned.progress import interruptible
+from unscanned.settings import Layout
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = App(
     name="unscanned",
@@ -27,7 +24,7 @@ app = App(
     "A first look, without any data: `unscanned demo`.\n\n"
     "Your own scans: `unscanned check DATASET`, then `unscanned reproduce DATASET -o OUT`, or step by step `train`, "
     "`synthesize`, `evaluate`, `report`. Not for clinical use.",
-    version=lambda: options.version(),
+    version=lambda: version(),
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main() has a message for it
 )
@@ -37,6 +34,7 @@ Json = Annotated[Path | None, Parameter(name="--json")]
 Preset = Annotated[str, Parameter(name=["--preset", "-p"])]
 File = Annotated[Path | None, Parameter(name="--settings")]
 Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
+How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative="")]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
@@ -58,11 +56,11 @@ def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> N
     """
     from unscanned import demo as module
 
-    with options.computing() as (progress, stop):
+    with running.computing() as (progress, stop):
         shown = module.demo(out, subjects=subjects, seed=seed, progress=progress, should_stop=stop)
-    options.say_scores(shown.evaluation)
-    options.say(f"synthetic T2   {shown.synthetic[0]}")
-    options.say(f"report         {shown.report}")
+    terminal.say_scores(shown.evaluation)
+    terminal.say(f"synthetic T2   {shown.synthetic[0]}")
+    terminal.say(f"report         {shown.report}")
 
 
 @app.command
@@ -93,9 +91,9 @@ def fetch(
 
     if dataset != "ixi":
         raise SettingsError("no such dataset", where="fetch", found=dataset, expected="ixi")
-    with options.progress() as progress:
+    with running.progress() as progress:
         folder = fetch_ixi(out, contrasts=contrasts, keep_archive=keep_archive, progress=progress)
-    options.say(f"{' and '.join(contrasts)} are in {folder}; next: unscanned check {folder}")
+    terminal.say(f"{' and '.join(contrasts)} are in {folder}; next: unscanned check {folder}")
 
 
 @app.command
@@ -137,7 +135,7 @@ def simulate(
     """
     from unscanned.simulation import simulate as module
 
-    with options.progress() as progress:
+    with running.progress() as progress:
         folder = module.simulate(
             out,
             labels=labels,
@@ -149,7 +147,7 @@ def simulate(
             spacing_mm=spacing_mm,
             progress=progress,
         )
-    options.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
+    terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
 
 
 @app.command
@@ -158,7 +156,7 @@ def check(
     *,
     source: str = "PD",
     target: str = "T2",
-    layout: options.Layout = "auto",
+    layout: Layout = "auto",
     resample: Annotated[bool, Parameter(negative="")] = False,
     json: Json = None,
 ) -> None:
@@ -184,12 +182,12 @@ def check(
     from unscanned.datasets.check import check_dataset
     from unscanned.datasets.pairs import survey
 
-    with options.progress() as progress:
+    with running.progress() as progress:
         findings = check_dataset(
             dataset, source=source, target=target, layout=layout, resample=resample, progress=progress
         )
     pairs, _ = survey(dataset, source=source, target=target, layout=layout)
-    options.say_findings(dataset, pairs, findings, source, target, json)
+    terminal.say_findings(dataset, pairs, findings, source, target, json)
 
 
 @app.command
@@ -219,8 +217,8 @@ def mend(
 
     volume = run(scan, out, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
     for warning in volume.warnings:
-        options.complain(f"{scan}: {warning}")
-    options.say(str(out))
+        terminal.complain(f"{scan}: {warning}")
+    terminal.say(str(out))
 
 
 @app.command
@@ -252,20 +250,18 @@ def prepare(
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
-        return options.say_settings(resolved)
-    from dataclasses import asdict
-
+        return terminal.say_settings(resolved)
     from unscanned.datasets.pairs import select_pairs
     from unscanned.files import check_apart
     from unscanned.training import prepare as module
 
     check_apart(dataset, out)
-    with options.progress() as progress:
-        found = select_pairs(dataset, **asdict(resolved.data))
+    with running.progress() as progress:
+        found = select_pairs(dataset, **resolved.data.model_dump())
         cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
-    options.say(f"{len(cases)} cases are prepared in {out}")
-    options.complain_of_incomplete(found.incomplete)
-    _raise_partial({**found.refused, **failures}, len(found.pairs) + len(found.refused))
+    terminal.say(f"{len(cases)} cases are prepared in {out}")
+    terminal.complain_of_incomplete(found.incomplete)
+    terminal.raise_partial({**found.refused, **failures}, len(found.pairs) + len(found.refused))
     return None
 
 
@@ -300,14 +296,14 @@ def train(
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
-        return options.say_settings(resolved)
-    from unscanned.training.run import train_run
+        return terminal.say_settings(resolved)
+    from unscanned.training.run import train
 
-    with options.computing(resolved.training.device) as (progress, stop):
-        trained = train_run(dataset, out, resolved, progress=progress, should_stop=stop)
-    options.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
-    options.complain_of_incomplete(trained.incomplete)
-    _raise_partial(trained.failures, None)
+    with running.computing(resolved.training.device) as (progress, stop):
+        trained = train(dataset, out, resolved, progress=progress, should_stop=stop)
+    terminal.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
+    terminal.complain_of_incomplete(trained.incomplete)
+    terminal.raise_partial(trained.failures, None)
     return None
 
 
@@ -317,12 +313,7 @@ def synthesize(
     inputs: Annotated[tuple[Path, ...], Parameter(negative="")],
     *,
     out: Out,
-    mode: Literal["patches", "volume"] | None = None,
-    crop: Literal["auto", "always", "never"] | None = None,
-    stride: int | None = None,
-    batch: int | None = None,
-    memory_mib: int | None = None,
-    precision: Literal["float32", "tf32", "bfloat16"] | None = None,
+    how: How = None,
     device: str = "auto",
     threads: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -342,20 +333,6 @@ def synthesize(
         Scans, BIDS datasets, IXI folders or CSV tables.
     out
         Folder; gets a BIDS derivative tree.
-    mode
-        patches averages overlapping patches, as in training; volume maps the volume whole, faster and another function.
-        Unset takes the model's own, and so do the next five.
-    crop
-        Whether to map the model's grid around the head alone, as in training, and leave the rest at 0; auto does so
-        where the whole head lies in that grid, and else maps the whole scan.
-    stride
-        Voxels between patches. Smaller is smoother and slower.
-    batch
-        Patches at a time.
-    memory_mib
-        MiB that mode volume may work in; the result does not depend on it.
-    precision
-        Arithmetic of the network; float32 is the reference.
     device
         auto, cpu, cuda or cuda:N.
     threads
@@ -366,39 +343,36 @@ def synthesize(
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
     from unscanned.files import check_apart
-    from unscanned.machine import device as devices
-    from unscanned.synthesis.model import load_model
+    from unscanned.machine.device import choose_device
+    from unscanned.machine.threads import set_process_threads
+    from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
 
     for dataset in inputs:
         check_apart(dataset, out)
-    chosen = devices.choose(device, threads=threads)
+    set_process_threads(threads)
+    chosen = choose_device(device)
     loaded = load_model(model, chosen)
     scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
-    with options.computing(device) as (progress, stop):
+    with running.computing(device) as (progress, stop):
         result = run(
             loaded,
             scans,
             out,
-            mode=mode,
-            crop=crop,
-            stride=stride,
-            batch=batch,
-            memory_mib=memory_mib,
-            precision=precision,
             overwrite=overwrite,
             force=force,
             progress=interruptible(progress, stop, out),
+            **options.overrides(how),
         )
     for path in result.written:
-        options.say(str(path))
+        terminal.say(str(path))
     if result.skipped:
-        options.say(f"{len(result.skipped)} were there already, from the same input, model and settings")
+        terminal.say(f"{len(result.skipped)} were there already, from the same input, model and settings")
     count, failures = len(scans) + len(failures), failures | result.failures
     if count == 1 and failures:
         raise next(iter(failures.values()))
-    _raise_partial(failures, count)
+    terminal.raise_partial(failures, count)
 
 
 @app.command
@@ -431,10 +405,10 @@ def verify(
     """
     from unscanned.synthesis.verify import verify as run
 
-    with options.computing(device) as (progress, stop):
+    with running.computing(device) as (progress, stop):
         report = interruptible(progress, stop, output)
         result = run(output, model=model, scan=scan, device=device, threads=threads, progress=report)
-    options.say_verification(result)
+    terminal.say_verification(result)
 
 
 @app.command
@@ -475,7 +449,7 @@ def dicom(
     from unscanned.synthesis.derived_series import write_dicom
 
     written = write_dicom(volume, source, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
-    options.say(f"{len(written)} slices are in {out}")
+    terminal.say(f"{len(written)} slices are in {out}")
 
 
 @app.command
@@ -485,7 +459,7 @@ def evaluate(
     out: Out,
     source: str = "PD",
     target: str = "T2",
-    layout: options.Layout = "auto",
+    layout: Layout = "auto",
     split: Path | None = None,
     resample: Annotated[bool, Parameter(negative="")] = False,
     json: Json = None,
@@ -521,8 +495,8 @@ def evaluate(
 
     check_apart(dataset, out)
     arms = options.named_folders(synthetic)
-    parts = options.read_split(split) if split is not None else None
-    with options.progress() as progress:
+    parts = read_split(split) if split is not None else None
+    with running.progress() as progress:
         result = run(
             dataset,
             arms,
@@ -536,10 +510,10 @@ def evaluate(
             progress=progress,
         )
     if json is not None:
-        write_json(json, result.content)
-    options.say_scores(result)
-    options.say(f"scores         {result.folder}; next: unscanned report {result.folder} -o report.html")
-    _raise_failed_scores(result)
+        write_json(json, result.content.to_json())
+    terminal.say_scores(result)
+    terminal.say(f"scores         {result.folder}; next: unscanned report {result.folder} -o report.html")
+    terminal.raise_failed_scores(result)
 
 
 @app.command
@@ -559,9 +533,9 @@ def report(evaluation: Path, *, out: Out = Path("report.html"), runs: Subset = (
     """
     from unscanned.report.page import write_report
 
-    with options.progress() as progress:
+    with running.progress() as progress:
         path = write_report(evaluation, out, runs=options.named_folders(runs), progress=progress)
-    options.say(f"report         {path}")
+    terminal.say(f"report         {path}")
 
 
 @app.command
@@ -598,14 +572,14 @@ def reproduce(
     """
     if dry_run:
         for arm in arms:
-            options.say_settings(options.resolve(arm, settings, given))
+            terminal.say_settings(options.resolve(arm, settings, given))
         return
     from unscanned.files import write_json
     from unscanned.reproduce import reproduce as run
 
     command = "unscanned " + " ".join(sys.argv[1:])
     device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"  # no arm is refused below
-    with options.computing(device) as (progress, stop):
+    with running.computing(device) as (progress, stop):
         result = run(
             dataset,
             out,
@@ -617,12 +591,12 @@ def reproduce(
             should_stop=stop,
         )
     if json is not None:
-        write_json(json, result.evaluation.content)
-    options.say_scores(result.evaluation)
-    options.say(f"report         {result.report}")
-    options.complain_of_incomplete(result.incomplete)
-    _raise_partial(result.failures, None)
-    _raise_failed_scores(result.evaluation)
+        write_json(json, result.evaluation.content.to_json())
+    terminal.say_scores(result.evaluation)
+    terminal.say(f"report         {result.report}")
+    terminal.complain_of_incomplete(result.incomplete)
+    terminal.raise_partial(result.failures, None)
+    terminal.raise_failed_scores(result.evaluation)
 
 
 @app.command
@@ -674,7 +648,7 @@ def benchmark(
 
     if plot is not None:
         module.check_plot(plot)
-    with options.progress() as progress:
+    with running.progress() as progress:
         result = module.benchmark(
             network=network,
             device=device,
@@ -687,53 +661,8 @@ def benchmark(
             volumes=volumes,
             progress=progress,
         )
-    options.say(module.table(result))
+    terminal.say(module.table(result))
     if json is not None:
         write_json(json, result)
     if plot is not None:
         module.plot(result, plot)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit code.
-
-    Args:
-        arguments: What follows the program's name; None takes `sys.argv`.
-    """
-    warnings.showwarning = options.complain_of
-    threading.excepthook = options.complain_of_thread
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path comes out as the bytes that it is
-    try:
-        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
-        return 2
-    except UnscannedError as error:
-        options.complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        options.complain("stopped at once; what was finished before is kept")
-        return 128 + int(next(iter(error.args), signal.SIGINT))
-    except Exception:
-        path = options.write_crash(traceback.format_exc())
-        options.complain(f"this is a bug; what happened is in {path}. Please report it with that file.")
-        return 1
-    return 0
-
-
-def _raise_partial(failures: dict[str, Any], count: int | None) -> None:
-    if not failures:
-        return
-    for case, error in failures.items():
-        options.complain(f"{case}: {error}" if case not in str(error) else str(error))
-    if len(failures) == count:
-        raise DatasetError("no case was usable, nothing was written")
-    of = f" of {count}" if count is not None else ""
-    raise PartialFailure(f"{len(failures)}{of} cases failed, the others were written")
-
-
-def _raise_failed_scores(evaluation: Any) -> None:
-    for failure in evaluation.failures:
-        options.complain(f"{failure.case}, {failure.arm}: {failure.reason}")
-    if evaluation.failures:
-        raise PartialFailure(f"{len(evaluation.failures)} volumes were not scored, the others were")

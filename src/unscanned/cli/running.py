@@ -1,0 +1,88 @@
+"""A verb while it runs: progress bars, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from unscanned.cli.terminal import complain
+from unscanned.errors import Interrupted
+from unscanned.progress import Progress
+
+__all__ = ["Stop", "computing", "progress"]
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Yield a progress function that draws a bar with the time left on standard error."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        last: tuple[int, int] = (0, 0)
+
+        def show(done: int, total: int, label: str) -> None:
+            nonlocal last
+            if total != last[1] or done < last[0]:
+                bars.reset(task, total=total)
+            last = (done, total)
+            bars.update(task, completed=done, total=total, description=escape(label))
+
+        yield show
+
+
+@contextlib.contextmanager
+def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
+    """Yield a progress function and what says when to stop, for verbs that run networks in this process.
+
+    Args:
+        device: As it was asked for; where auto means the CPU, it is said.
+    """
+    import torch
+
+    if device == "auto" and not torch.cuda.is_available():
+        complain("PyTorch sees no CUDA device, so the CPU is used")
+    with progress() as report, Stop() as stop:
+        yield report, stop
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into "stop after this step"; the second raises `KeyboardInterrupt(signal)`."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    def __enter__(self) -> Stop:
+        self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        is_ending = isinstance(error, Interrupted) and self.signal is not None
+        for number, handler in self._before.items():
+            # A late second signal must not cut off the message that the state is saved.
+            signal.signal(number, signal.SIG_IGN if is_ending else handler)
+        if isinstance(error, Interrupted) and self.signal is not None:
+            error.exit_code = 128 + self.signal
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt(number)
+        self.signal = number
+        complain("stopping after this step; once more to stop at once")

@@ -1,0 +1,194 @@
+"""evaluation.json: what was compared, the scores of every case, and what they say of the arms."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, PlainSerializer
+
+from unscanned.errors import DatasetError
+from unscanned.files import read_json
+from unscanned.formats.record import Record
+from unscanned.schema import Schema
+
+__all__ = [
+    "Case",
+    "Comparison",
+    "Constants",
+    "Curve",
+    "Difference",
+    "EvaluationRecord",
+    "Failure",
+    "Number",
+    "Score",
+    "SliceErrors",
+    "Summary",
+    "read_evaluation",
+]
+
+_Finite = PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json")
+
+Number = Annotated[float, Field(allow_inf_nan=True), _Finite] | None
+"A score, infinite where two volumes are equal; JSON has no infinity, so the file has null there."
+
+
+class Constants(Schema):
+    """What makes z-scores of the unit scale."""
+
+    mean: float | None
+    "Of the target contrast in unit scale; None where each target's own is taken, inside its head."
+    std: float | None
+    origin: str
+    "In words."
+
+
+class Case(Schema):
+    """The files of a case, so that a report finds them again."""
+
+    case: str
+    subject: str
+    session: str | None
+    source: str
+    target: str | None
+    synthetic: dict[str, str | None]
+    "By arm; None where there is none."
+
+
+class Score(Schema):
+    """One value for each metric of one arm's image of one case in one region."""
+
+    case: str
+    subject: str
+    session: str | None
+    arm: str
+    region: str
+    values: dict[str, Number]
+
+
+class SliceErrors(Schema):
+    """Mean squared error of z-scores in every slice of a plane; the index counts along the plane's axis in RAS+."""
+
+    case: str
+    arm: str
+    plane: str
+    "Sagittal, coronal or axial."
+    mse_head: list[float | None]
+    "Inside the head; None where a slice holds none of it."
+    mse_volume: list[float]
+    "Of all voxels of the slice."
+
+
+class Failure(Schema):
+    """An arm's image of a case that has no scores, and why. The arm is `target` when the whole case has none."""
+
+    case: str
+    arm: str
+    reason: str
+
+
+class Summary(Schema):
+    """Mean and standard deviation over subjects, and how many of them there are."""
+
+    mean: Number
+    "Over the subjects that have a value; None when there is none."
+    sd: float | None
+    "Sample standard deviation (n - 1); None below two subjects."
+    n: int
+    "Subjects with a value."
+    of: int
+    "Subjects that should have one."
+
+
+class Difference(Schema):
+    """Paired difference of two arms over the subjects that both have."""
+
+    difference: float | None
+    "Mean over subjects of second - first; None when they share no subject."
+    sd: float | None
+    "Sample standard deviation of the differences; None below two subjects."
+    n: int
+    "Subjects that both have."
+    low: float | None
+    "Lower end of the t-interval of the mean difference; None below two subjects."
+    high: float | None
+    confidence: float
+    "Level of the interval."
+    wilcoxon_p: float | None
+    "Two-sided p of the Wilcoxon signed-rank test; None below six subjects."
+    note: str = ""
+    "What cannot be said, and why; empty when all can."
+
+
+class Comparison(Difference):
+    """The difference `arm` minus `against` in one metric and region."""
+
+    arm: str
+    against: str
+    region: str
+    metric: str
+
+
+class Curve(Schema):
+    """The voxelwise regression: mean intensities of its bins in unit scale, ascending in the source."""
+
+    source: list[float]
+    target: list[float]
+
+
+class EvaluationRecord(Record):
+    """Scores of all arms on the same cases."""
+
+    kind: ClassVar[str] = "evaluation"
+    version: ClassVar[int] = 1
+    readable: ClassVar[tuple[int, ...]] = (1,)
+    is_plain: ClassVar[bool] = True
+
+    unscanned: str | None = None
+    "Release that wrote it; the first ones did not say."
+    created: str
+    "UTC time."
+    source: str
+    "Contrast that was synthesized from."
+    target: str
+    "Contrast that was synthesized."
+    dataset: str
+    folders: dict[str, str]
+    "Of synthetic volumes, by arm."
+    percentile: float
+    "Inside the head, that is 1 in unit scale."
+    resample: bool
+    "Whether images on another grid than the target's were resampled to it."
+    training_subjects: list[str]
+    definitions: dict[str, str]
+    "Of the metrics, by name."
+    regions: dict[str, str]
+    "What each region holds."
+    constants: Constants
+    arms: dict[str, dict[str, dict[str, Summary]]]
+    "Summary of each metric by arm and region."
+    comparisons: list[Comparison]
+    cases: list[Case]
+    scores: list[Score]
+    slices: list[SliceErrors]
+    failures: list[Failure]
+    warnings: list[str]
+    regression: Curve | None
+    "None where there was no subject to fit it on."
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """Return what evaluation.json in a folder says.
+
+    Raises:
+        DatasetError: There is none, or it cannot be used; see `Record.load`.
+    """
+    path = folder / "evaluation.json"
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            "the evaluation cannot be read", where=path, found=error, do="Run unscanned evaluate."
+        ) from error
+    return EvaluationRecord.load(content, where=path, error=DatasetError)

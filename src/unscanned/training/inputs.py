@@ -1,0 +1,41 @@
+"""What all stages of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unscanned.progress import Progress
+from unscanned.settings import Settings
+from unscanned.training.prepare import Case
+from unscanned.volumes.intensity import Normalization
+
+__all__ = ["TrainingRun"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """What all stages of a run share.
+
+    Attributes:
+        folder: The run's.
+        settings: What to train.
+        training: Cases to train on.
+        validation: Cases to choose the epoch with.
+        normalization: Intensity constants of all training cases, those that a fold leaves out included.
+        device: Where the networks are.
+        progress: Called with (done, total, label).
+        should_stop: Asked after each step.
+    """
+
+    folder: Path
+    settings: Settings
+    training: Sequence[Case]
+    validation: Sequence[Case]
+    normalization: Normalization
+    device: torch.device
+    progress: Progress | None = None
+    should_stop: Callable[[], bool] = lambda: False

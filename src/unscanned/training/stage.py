@@ -1,0 +1,196 @@
+"""A stage of a run: one generator trained from fresh weights, as a value that says all that it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unscanned.errors import TrainingError
+from unscanned.losses import CRITERIA, TERMS, GeneratorLoss
+from unscanned.models import discriminators, generators
+from unscanned.progress import labelled
+from unscanned.settings import Settings, decisive, to_dict
+from unscanned.synthesis.context import PatchChain
+from unscanned.training import optimizers
+from unscanned.training.adversary import Adversary
+from unscanned.training.batches import PatchBatches
+from unscanned.training.checkpoint import load_checkpoint, restore
+from unscanned.training.inputs import TrainingRun
+from unscanned.training.loop import Schedule, train_stage
+from unscanned.training.prepare import Case
+from unscanned.training.step import Step
+from unscanned.training.validation import validate
+
+__all__ = ["Stage", "StageFailed", "build_generator", "build_step", "digest_of", "weights_digest"]
+
+
+class StageFailed(TrainingError):
+    """A training that diverged or collapsed.
+
+    Attributes:
+        best: The generator of its best epoch, if one had ended, and that epoch with its scores.
+    """
+
+    best: tuple[nn.Module, dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One generator to train.
+
+    Attributes:
+        number: Place in the chain, from 1.
+        folder: Gets logs, checkpoints and the best epoch.
+        cases: Cases to train on: all of the run's, or those of a fold.
+        seed: Of the weights, the batches and the steps.
+        volumes: What the stage before made of each case, by name, (i, j, k) z-scores; empty where there is none.
+        earlier: The generators before this one, where its context is their output on the same patch.
+        label: What progress shows in front.
+    """
+
+    number: int
+    folder: Path
+    cases: Sequence[Case]
+    seed: int
+    volumes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    earlier: Sequence[nn.Module] = ()
+    label: str = ""
+
+    @cached_property
+    def previous(self) -> PatchChain | None:
+        """The generators before this one as a network of a patch; None where the context is a volume or none."""
+        return PatchChain(self.earlier).eval() if self.earlier else None
+
+    def train(self, run: TrainingRun) -> tuple[nn.Module, dict[str, Any]]:
+        """Train it, or go on where an interrupted training was.
+
+        Returns:
+            The generator of the best epoch, and what the training took.
+
+        Raises:
+            StageFailed: The training diverged or collapsed.
+            UnscannedError: As for `train_stage`.
+        """
+        settings, seed = run.settings, 1000 * self.seed + self.number
+        torch.manual_seed(seed)
+        step = build_step(settings, self.number, run.device, self.previous)
+        batches = PatchBatches(
+            self.cases,
+            run.normalization,
+            patch=settings.training.patch,
+            batch=settings.training.batch,
+            seed=seed,
+            min_head=settings.training.min_head,
+            earlier=[self.volumes[case.name] for case in self.cases] if self.volumes else None,
+            margin=settings.training.margin,
+        )
+        identity = self.identity(run)
+        try:
+            result = train_stage(
+                self.folder,
+                step,
+                batches,
+                partial(validate, run, self.volumes, self.previous, step.adversary),
+                Schedule(
+                    epochs=settings.training.epochs,
+                    steps_per_epoch=settings.training.steps_per_epoch,
+                    seed=seed,
+                    workers=settings.training.workers,
+                    checkpoint_minutes=settings.training.checkpoint_minutes,
+                ),
+                device=run.device,
+                identity=identity,
+                progress=labelled(run.progress, self.label),
+                should_stop=run.should_stop,
+            )
+        except TrainingError as error:
+            failed = StageFailed(error.what, where=error.where, found=error.found, expected=error.expected, do=error.do)
+            chosen = load_checkpoint(self.folder / "best", identity)
+            if chosen is not None:
+                restore(chosen.tensors, {"generator": step.generator}, {})
+                failed.best = step.generator.eval(), {"best": chosen.facts.best, "ended": str(error)}
+            raise failed from error
+        return step.generator, result
+
+    def identity(self, run: TrainingRun) -> dict[str, Any]:
+        """Return what a checkpoint of this stage depends on, table by table."""
+        all_cases = [*self.cases, *run.validation]
+        identity = {
+            **decisive(run.settings),
+            "stage": {"number": self.number, "seed": self.seed},
+            "training subjects": {"cases": [case.name for case in self.cases]},
+            "validation subjects": {"cases": [case.name for case in run.validation]},
+            "scans of": {case.name: _hashes(case) for case in all_cases},
+            "intensities": dataclasses.asdict(run.normalization),
+        }
+        # An earlier stage that trained on, to another best epoch, makes another input for this one.
+        if self.volumes:
+            identity["earlier stages' volume of"] = {
+                case.name: digest_of(self.volumes[case.name]) for case in all_cases
+            }
+        elif self.previous is not None:
+            identity["earlier stages'"] = {"weights": weights_digest(self.previous)}
+        return identity
+
+
+def build_generator(settings: Settings, stage: int, device: torch.device | str) -> nn.Module:
+    """Return the fresh generator of a stage, from torch's global random state."""
+    return generators.build(in_channels=1 if stage == 1 else 2, **to_dict(settings.generator)).to(device)
+
+
+def build_step(settings: Settings, stage: int, device: torch.device | str, previous: nn.Module | None = None) -> Step:
+    """Return fresh networks with their losses and optimizers, from torch's global random state: what a step needs.
+
+    Args:
+        settings: What to train.
+        stage: Place in the chain, from 1; a later one has two input channels.
+        device: Where to put the networks.
+        previous: The earlier stages, where the context is their output on the same patch.
+    """
+    loss, training = settings.loss, settings.training
+    with_optimizer = partial(
+        optimizers.build,
+        training.optimizer,
+        learning_rate=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+    )
+    generator, adversary = build_generator(settings, stage, device), None
+    if loss.adversarial > 0:
+        network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
+        adversary = Adversary(network, with_optimizer(network), training.precision, CRITERIA[loss.criterion])
+    return Step(
+        generator,
+        with_optimizer(generator),
+        GeneratorLoss({name: getattr(loss, name) for name in TERMS}, loss.reduction),
+        adversary,
+        adversarial=loss.adversarial,
+        previous=previous,
+        precision=training.precision,
+        order=training.order,
+    )
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return 16 hexadecimal digits of a network's weights and buffers."""
+    return digest_of(*(tensor.detach().cpu().numpy() for tensor in network.state_dict().values()))
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """Return 16 hexadecimal digits of the content of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _hashes(case: Case) -> str:
+    return f"{case.facts.source.sha256[:16]} {case.facts.target.sha256[:16]}"
