@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import isdir
+from os.path import isdir, realpath
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -161,7 +161,7 @@ def _one(
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
-        path.unlink(missing_ok=True)
+        Path(realpath(path)).unlink(missing_ok=True)  # a link stays, as it does where it is written through
     return True
 
 
