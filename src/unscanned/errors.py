@@ -5,6 +5,7 @@ A message has four parts: what went wrong, where, what was found against what wa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Self
 
 __all__ = [
@@ -36,13 +37,7 @@ class UnscannedError(Exception):
     exit_code = 1
 
     def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        found: object = None,
-        expected: object = None,
-        do: str | None = None,
+        self, what: str, *, where: object = None, found: object = None, expected: object = None, do: str | None = None
     ) -> None:
         self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
         super().__init__(self._message())
@@ -120,3 +115,14 @@ class Interrupted(UnscannedError):
     """A signal asked to stop; the state was saved. SIGTERM makes it 143."""
 
     exit_code = 130
+
+
+def listed(names: Collection[object], separator: str = ", ") -> str:
+    """Return the first ten of some names, and how many more there are.
+
+    Example:
+        >>> listed(range(12))
+        '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more'
+    """
+    first = separator.join(str(name) for name, _ in zip(names, range(10), strict=False))
+    return f"{first} and {len(names) - 10:,} more" if len(names) > 10 else first

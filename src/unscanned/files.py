@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, checksums, JSON; and output folders, theirs alone."""
+"""Files that are either whole or absent: atomic writes, checksums, JSON, and locks on output folders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +27,10 @@ __all__ = [
     "digest",
     "lock",
     "new_folder",
+    "open_regular",
     "read_json",
     "read_sealed",
+    "read_text",
     "remove_partials",
     "require_room",
     "sha256",
@@ -173,6 +176,33 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a regular file for reading. A pipe or a device, which may never end, is refused without waiting for it.
+
+    Raises:
+        OSError: It cannot be opened, or is something else than a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: str | Path, *, encoding: str = "utf-8", limit_bytes: int = 256 * 2**20) -> str:
+    """Read a text file.
+
+    Raises:
+        OSError: The file cannot be read, is no regular file or is longer than `limit_bytes`.
+        ValueError: The file is not text in this encoding.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {limit_bytes:,} bytes", str(path))
+    return content.decode(encoding)
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
@@ -181,7 +211,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: The file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -225,7 +255,7 @@ def short_digest(content: Mapping[str, Any]) -> str:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -282,7 +312,7 @@ def check_apart(dataset: str | Path, out: str | Path) -> None:
     Raises:
         SettingsError: They are one folder.
     """
-    if Path(dataset).is_dir() and Path(out).exists() and os.path.samefile(dataset, out):
+    if os.path.isdir(dataset) and os.path.exists(out) and os.path.samefile(dataset, out):
         raise SettingsError(
             "the output folder is the dataset itself",
             where=out,

@@ -398,7 +398,7 @@ _RENAMED = {"training.context": "margin"}
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
             "the settings file cannot be read", where=path, found=error, expected="a TOML file"
         ) from error

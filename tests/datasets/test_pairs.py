@@ -1,8 +1,11 @@
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from unscanned.datasets.pairs import Pair, find_pairs, survey
+from unscanned.datasets.split import split_subjects
 from unscanned.errors import DatasetError, SettingsError
 
 
@@ -113,6 +116,10 @@ def test_a_table_of_sources_alone_is_enough_where_no_target_is_needed(tmp_path):
         ("subject,PD,T2\n,a.nii,b.nii\n", "line 2: a label"),
         ("subject,PD,T2\n01,a.nii,b.nii\n01,c.nii,d.nii\n", "listed twice, in lines 2 and 3"),
         ("subject,PD,T2\n01,,\n", "no pair of PD and T2"),
+        ("subject,PD,PDw,T2\n01,a.nii,b.nii,c.nii\n", "one meaning; found PD and PDw, expected one column PD"),
+        ("subject,PD,T2,t2W\n01,a.nii,b.nii,c.nii\n", "one meaning; found T2 and t2W, expected one column T2"),
+        ("subject,Subject,PD,T2\n01,02,a.nii,b.nii\n", "one meaning; found subject and Subject"),
+        ("subject,PD,T2\n" + 101 * "a" + ",a.nii,b.nii\n", "line 2: a label"),
         (b"\xff\xfe\0", "cannot be read"),
     ],
 )
@@ -135,3 +142,17 @@ def test_a_dataset_that_is_not_there_or_holds_nothing_is_refused(tmp_path):
         find_pairs(tmp_path, source="T1w", target="T2w")
     with pytest.raises(SettingsError, match="the same contrast"):
         find_pairs(tmp_path, source="T2", target="T2w")
+
+
+def test_a_table_of_100_000_rows_is_read_in_seconds_and_names_ten(tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text("subject,PD,T2\n" + "".join(f"s{row},{row}-pd.nii,{row}-t2.nii\n" for row in range(100_000)))
+    began = time.monotonic()
+    pairs = find_pairs(table)
+    assert len(pairs) == 100_000
+    split = {"train": [f"x{row}" for row in range(100_000)], "validation": [], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(DatasetError, match="and 99,990 more") as refusal:
+        split_subjects(pairs, train=1, validation=1, test=1, file=tmp_path / "split.json")
+    assert len(str(refusal.value)) < 1000
+    assert time.monotonic() - began < 30

@@ -22,6 +22,7 @@ from nifti_files import AFFINE, nifti_bytes, some_voxels, write_nifti
 from peak_memory import MEASURABLE, WHERE, peak_growth_mib
 
 from unscanned.cli import main
+from unscanned.contrast.check import named_contrasts
 from unscanned.datasets.check import check_dataset
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError, VolumeError
@@ -665,6 +666,92 @@ def test_a15_links_in_circles_are_reported(tmp_path):
     }
 
 
+@pytest.mark.parametrize("fault", ["circle", "circle inside", "forbidden"])
+def test_a15_a_subject_whose_folder_cannot_be_read_is_named_by_every_verb(
+    tmp_path, tiny_dataset, tiny_run, settings_file, fault
+):
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    for inner in ("anat", "."):
+        if fault == "circle" and inner == ".":
+            shutil.rmtree(dataset / "sub-005", ignore_errors=True)
+            (dataset / "sub-005").symlink_to("sub-005")
+        elif fault == "circle inside" and inner == "anat":
+            (dataset / "sub-005").mkdir()
+            (dataset / "sub-005" / "anat").symlink_to("anat")
+        elif fault == "forbidden" and inner == "anat":
+            shutil.copytree(dataset / "sub-004", dataset / "sub-005")
+            (dataset / "sub-005").chmod(0)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    file = shutil.copy(settings_file, tmp_path / "settings.toml")
+    tmp_path.chmod(0o777)
+    for above in tmp_path.parents[:3]:
+        above.chmod(above.stat().st_mode | 0o055)
+
+    def every_verb() -> None:
+        (finding,) = check_dataset(dataset, source="PD", target="T2")
+        assert (finding.case, finding.severity, finding.fault) == ("sub-005", "error", "unreadable")
+        out = tmp_path / "out"
+        assert main(["prepare", str(dataset), "-o", str(out / "prepared"), "--preset", "demo"]) == 4
+        assert main(["train", str(dataset), "-o", str(out / "run"), "--settings", str(file), "--preset", "demo"]) == 4
+        assert main(["synthesize", str(run), str(dataset), "-o", str(out / "made"), "--force"]) == 4
+        assert len(list((out / "made").rglob("*_desc-synthetic_T2w.nii.gz"))) == 4
+        case = out / "made" / "sub-004" / "anat" / "sub-004_desc-synthetic_T2w"
+        for suffix in (".nii.gz", ".json"):
+            twin = Path(str(case).replace("sub-004", "sub-005") + suffix)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f"{case}{suffix}", twin)
+        assert main(["evaluate", str(dataset), str(out / "made"), "-o", str(out / "scores")]) == 4
+
+    try:
+        assert as_ordinary_user(every_verb) == 0
+    finally:
+        if fault == "forbidden":
+            (dataset / "sub-005").chmod(0o755)
+
+
+def test_a15_a_link_that_leads_nowhere_beside_whole_scans_is_only_a_warning(tmp_path):
+    write_pair(tmp_path, "01", seed=1)
+    (tmp_path / "sub-01" / "anat" / "sub-01_T2w.json").symlink_to("gone.json")
+    (finding,) = check_dataset(tmp_path, source="PD", target="T2")
+    assert (finding.case, finding.severity, finding.fault) == ("sub-01", "warning", "name")
+    assert os.strerror(errno.ENOENT) in finding.message
+
+
+def test_a15_a_pipe_or_an_endless_device_as_table_or_sidecar_is_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    for name in ("pipe.csv", "zero.csv"):
+        with pytest.raises(DatasetError, match=r"the table cannot be read; found .*it is not a regular file"):
+            find_pairs(tmp_path / name)
+    for number, beside in enumerate(("pipe.csv", "zero.csv")):
+        scan = write_nifti(tmp_path / f"{number}.nii.gz")
+        (tmp_path / f"{number}.json").symlink_to(beside)
+        assert named_contrasts(scan) == []
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    write_nifti(tmp_path / "deep.nii.gz")
+    assert named_contrasts(tmp_path / "deep.nii.gz") == []
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "/".join(["a" * 200] * 30)])
+def test_a15_a_path_that_is_too_long_is_refused_like_one_that_is_not_there(tmp_path, cli, tiny_run, name):
+    for path in (tmp_path / name, tmp_path / f"{name}.csv", tmp_path / f"{name}.nii.gz"):
+        done = cli("check", path)
+        assert done.returncode == 3
+        done = cli("synthesize", tiny_run, path, "-o", tmp_path / "out")
+        assert done.returncode in (3, 4)
+        assert "Traceback" not in done.stderr
+    (tmp_path / "pairs.csv").write_text(f"subject,PD,T2\n01,{name}.nii,b\0.nii\n")
+    done = cli("prepare", tmp_path / "pairs.csv", "-o", tmp_path / "prepared")
+    assert done.returncode == 3
+
+
+def test_a15_settings_that_are_nested_too_deeply_are_refused(tmp_path, cli, tiny_dataset):
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    done = cli("prepare", tiny_dataset, "-o", tmp_path / "out", "--settings", tmp_path / "deep.toml")
+    assert done.returncode == 2
+    assert "the settings file cannot be read" in done.stderr
+
+
 def test_a15_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii.gz")
     (tmp_path / "folder.nii.gz").mkdir()
@@ -795,7 +882,7 @@ def test_a16_a_file_and_a_folder_that_may_not_be_read_are_reported():
 
         def see_what_is_wrong() -> None:
             findings = check_dataset(root, source="PD", target="T2")
-            assert {(f.case, f.fault) for f in findings} == {("sub-01", "unreadable"), ("dataset", "name")}
+            assert {(f.case, f.fault) for f in findings} == {("sub-01", "unreadable"), ("sub-03", "unreadable")}
             assert all("ermi" in f.message for f in findings)
 
         assert as_ordinary_user(see_what_is_wrong) == 0

@@ -108,6 +108,19 @@ def test_d03_a_case_that_failed_stands_in_the_tables_and_the_report_with_its_rea
     assert result.content.arms["good"]["head"]["mae"].n == 1
 
 
+def test_d04_an_output_that_is_a_link_is_written_through_it(tmp_path, tiny_run, tiny_dataset):
+    scan = next(tiny_dataset.rglob("sub-001_PDw.nii.gz"))
+    made = tmp_path / "out" / "sub-001" / "anat" / "sub-001_desc-synthetic_T2w.nii.gz"
+    assert main(["synthesize", str(tiny_run), str(scan), "-o", str(tmp_path / "out")]) == 0
+    content = made.read_bytes()
+    (tmp_path / "elsewhere.nii.gz").write_bytes(b"old")
+    made.unlink()
+    made.symlink_to(tmp_path / "elsewhere.nii.gz")
+    assert main(["synthesize", str(tiny_run), str(scan), "-o", str(tmp_path / "out"), "--overwrite"]) == 0
+    assert made.is_symlink()
+    assert (tmp_path / "elsewhere.nii.gz").read_bytes() == content
+
+
 def test_d04_a_disk_full_at_an_output_is_exit_7_and_what_was_there_still_loads(
     small_disk, capsys, tiny_run, tiny_dataset
 ):

@@ -220,7 +220,24 @@ def test_more_subjects_than_the_label_maps_allow_is_refused_with_what_to_ask_for
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("contrasts", ("FLAIR",)), ("subjects", 0), ("seed", -1), ("noise", (0.2, 0.1)), ("spacing_mm", -1.0)],
+    [
+        ("contrasts", ("FLAIR",)),
+        ("subjects", 0),
+        ("seed", -1),
+        ("noise", (0.2, 0.1)),
+        ("spacing_mm", -1.0),
+        ("spacing_mm", float("nan")),
+        ("spacing_mm", float("inf")),
+        ("spacing_mm", 1e-3),
+        ("spacing_mm", 5e-324),
+        ("shape", (10**8, 10**8, 10**8)),
+        ("shape", (0, 8, 8)),
+        ("subjects", 10**9),
+        ("seed", 2**64),
+        ("deformation_mm", float("nan")),
+        ("deformation_mm", -1.0),
+        ("noise", (float("nan"), 0.1)),
+    ],
 )
 def test_an_argument_out_of_range_is_refused_by_name(tmp_path, setting, value):
     with pytest.raises(SettingsError, match=setting):

@@ -6,7 +6,7 @@ from stored import ORDERS, back, head, stored
 
 from unscanned.datasets.pairs import Pair
 from unscanned.settings import Prepare
-from unscanned.synthesis.model import load_model
+from unscanned.synthesis.model_file import load_model
 from unscanned.training.prepare import prepare_pair
 from unscanned.volumes.nifti import Volume, write_volume
 
@@ -49,4 +49,4 @@ def test_a_pair_is_prepared_alike_however_its_axes_are_stored(tmp_path, shape):
     for case in prepared[1:]:
         for name in ("source", "target", "head"):
             assert np.array_equal(getattr(case, name), getattr(prepared[0], name))
-        assert case.facts["head_left_out"] == pytest.approx(prepared[0].facts["head_left_out"])
+        assert case.facts.head_left_out == pytest.approx(prepared[0].facts.head_left_out)

@@ -175,6 +175,17 @@ def test_the_derived_series_is_valid(made, tmp_path):
     assert errors == []
 
 
+@pytest.mark.parametrize(
+    ("source", "derived"),
+    [(2**31 - 1, 2**31 - 2), (2**31 - 2, 2**31 - 1), (21474836, 2147483601), (21474837, 21474838), (-1, -99), (0, 1)],
+)
+def test_the_series_number_is_one_that_dicom_can_say(made, head, tmp_path, source, derived):
+    axes, spacing = GRIDS["axial"]
+    series = write_series(tmp_path / "source", head, axes, spacing, number=source)
+    assert main(["dicom", str(made[1]), str(series), "-o", str(tmp_path / "derived")]) == 0
+    assert {image.SeriesNumber for image in slices(tmp_path / "derived")} == {derived}
+
+
 def test_times_are_in_the_source_s_offset(made, head, tmp_path):
     axes, spacing = GRIDS["axial"]
     series = write_series(tmp_path / "source", head, axes, spacing, TimezoneOffsetFromUTC="+0530")

@@ -7,7 +7,7 @@ import pytest
 from nifti_files import write_nifti
 
 from unscanned.datasets.pairs import find_pairs
-from unscanned.errors import DatasetError, ResourceError
+from unscanned.errors import DatasetError, ResourceError, SettingsError
 from unscanned.files import short_digest
 from unscanned.settings import Prepare
 from unscanned.training.prepare import Case, _known, normalization, prepare, prepare_pair
@@ -228,6 +228,13 @@ def test_a_scan_without_a_head_is_refused_by_its_file(own, tmp_path):
     write_volume(pair.source, -np.abs(scan.array) - 1, scan.affine)
     _, failures = prepare([pair], tmp_path, Prepare(shape=SHAPE))
     assert pair.source.name in str(failures[pair.case])
+
+
+@pytest.mark.parametrize("huge", [{"shape": (10**8, 10**8, 10**8)}, {"shape": SHAPE, "spacing_mm": 1e-3}])
+def test_a_grid_beyond_any_memory_is_refused_before_anything_is_made(pairs, tmp_path, huge):
+    with pytest.raises(SettingsError, match="more voxels than the budget for one volume"):
+        prepare(pairs, tmp_path, Prepare(**huge))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pair_without_its_target_is_refused_by_its_case(own, tmp_path):

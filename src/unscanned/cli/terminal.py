@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.errors import DatasetError, PartialFailure
+from unscanned.errors import DatasetError, PartialFailure, listed
 from unscanned.files import write_json
 from unscanned.settings import Settings, to_toml
 
@@ -151,7 +151,7 @@ def say_findings(
         raise DatasetError(
             "some cases are unusable" if usable else "no case is usable",
             where=dataset,
-            found=", ".join(unusable) or "no pair",
+            found=listed(unusable) or "no pair",
             do="Mend or remove them; training leaves out what it cannot use and says so.",
         )
 

@@ -263,7 +263,7 @@ def prepare(
         cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
     terminal.say(f"{len(cases)} cases are prepared in {out}")
     terminal.complain_of_incomplete(found.incomplete)
-    terminal.raise_partial({**found.ambiguous, **failures}, len(found.pairs) + len(found.ambiguous))
+    terminal.raise_partial({**found.refused, **failures}, len(found.pairs) + len(found.refused))
     return None
 
 

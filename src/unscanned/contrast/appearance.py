@@ -1,7 +1,7 @@
-"""What a contrast looks like in a head, in three numbers that ask for no scale, no atlas and no segmentation.
+"""What a contrast looks like in a head, in three numbers that need no intensity scale, no atlas and no segmentation.
 
-They come from the middle of the head above the skull base, on a coarse grid, after a smooth field was divided out, so
-that scanner units, voxel size, the receive field, the skull and the neck have little say.
+They are measured in the middle of the head above the skull base, on a coarse grid, after a smooth field was divided
+out. So they depend little on scanner units, voxel size, the receive field, the skull and the neck.
 """
 
 from __future__ import annotations

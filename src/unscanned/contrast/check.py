@@ -100,11 +100,11 @@ class ContrastProfile:
 
 @dataclass(frozen=True)
 class ContrastCheck:
-    """What became of the check of one scan.
+    """The outcome of the check of one scan.
 
     Attributes:
-        verified: True where the scan fits, False where it does not, None where the model has no profile and nothing
-            speaks against the scan.
+        verified: True where the scan fits, False where it does not, None where that is unknown: the model has no
+            profile, and neither the name nor the JSON file contradicts.
         score: Distance from the training scans; None where it could not be measured.
         reason: In words, what speaks against the scan or why nothing is known; empty where it fits.
     """
@@ -125,7 +125,7 @@ def check_contrast(
     """Check that a scan shows a contrast, or refuse it.
 
     Args:
-        volume: The scan; its path's name and the JSON file beside it are heard too.
+        volume: The scan. The name of its file and the JSON file beside it count too.
         profile: What the contrast looked like in training; None where that is unknown.
         contrast: Its name, such as "PD".
         force: Return what would have been refused.

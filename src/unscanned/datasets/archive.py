@@ -33,7 +33,7 @@ def unpack_tar(
 
     Args:
         archive: The archive.
-        folder: An existing folder, best an empty one that is renamed afterwards (`new_folder`).
+        folder: An existing folder. `new_folder` gives an empty one that gets its name once all is unpacked.
         member_limit: The most members that are accepted.
         growth_limit: The most bytes that are accepted in all, in multiples of the archive's own length.
         progress: Called with bytes done, bytes in all, and a label.

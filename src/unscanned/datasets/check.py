@@ -85,7 +85,7 @@ def contents_of(pairs: Iterable[Pair]) -> Iterator[Content]:
     """Return the content of each scan by its file's hash; one that cannot be read is told of where it is used."""
     for pair in pairs:
         for scan, path in _scans(pair):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 yield Content(pair.subject, pair.case, scan, path, sha256(path))
 
 

@@ -41,14 +41,14 @@ def download(
 
     The bytes so far lie in `path` + ".part", what the server said of them in ".part.json"; both outlive a killed
     process. The rest is asked for with Range and If-Range, so a file that has changed on the server is begun again, as
-    it is where the server ignores Range. A length that the server states is believed in neither direction: the
-    checksum alone decides when the file is whole.
+    it is where the server ignores Range. The length that the server states decides nothing: the file is whole when its
+    checksum is right.
 
     Args:
         url: Address of the file, http or https. A redirection from https to http is not followed.
         path: The final name. A file that is already there is checked, not downloaded.
         checksum: MD5 (32 hexadecimal digits) or SHA-256 (64) of the file.
-        idle_timeout_s: The connection is given up after so many seconds without a byte.
+        idle_timeout_s: Seconds without a byte after which the connection is given up.
         tries: Failures in a row, without getting a mebibyte further, after which to give up.
         backoff_s: Pause after the first failure; it doubles with each.
         limit_bytes: The longest file that is accepted.

@@ -1,15 +1,17 @@
-"""Which scans lie where: file names and tables of the layouts that datasets come in, nothing opened but tables."""
+"""Where the scans of a dataset are, by file names or a table; no scan is opened."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unscanned.errors import DatasetError
+from unscanned.errors import DatasetError, listed
+from unscanned.files import read_text
 from unscanned.settings import Layout
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Layout",
     "Scan",
     "bids_suffix",
+    "case_of_folder",
     "contrast_key",
     "identify",
     "sidecar_path",
@@ -29,7 +32,7 @@ _BIDS_NAME = re.compile(
     r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"
 )
 _IXI_NAME = re.compile(r"(?P<subject>IXI\d+)-[A-Za-z]+-\d+-(?P<contrast>[A-Za-z0-9]+)")
-_LABEL = re.compile(r"[^\W_]+")
+_LABEL = re.compile(r"[^\W_]{1,100}")
 _SUFFIXES = (".nii", ".nii.gz")
 _SYNTHETIC = "_desc-synthetic"
 _NOT_RAW = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
@@ -60,11 +63,13 @@ class Inventory:
 
     Attributes:
         scans: All scans, of whatever contrast, sorted by path.
-        oddities: (path, message) of names, folders and links that could not be followed.
+        oddities: (path, message) of names that do not fit, and of links that lead back.
+        unreadable: (path, message) of folders and links that could not be followed.
     """
 
     scans: list[Scan] = field(default_factory=list)
     oddities: list[tuple[Path, str]] = field(default_factory=list)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def stem(path: Path) -> str:
@@ -122,7 +127,7 @@ def take_inventory(
     is_table = root.suffix.lower() in (".csv", ".tsv")
     if layout == "csv" or (layout == "auto" and is_table):
         return Inventory(scans=list(_table_scans(root, source, target, require_target)))
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DatasetError(
             "the dataset is not there",
             where=root,
@@ -142,11 +147,12 @@ def take_inventory(
                 if path not in known and not _is_synthetic(path)
             ]
             return inventory
+    unread = "".join(f"; {path}: {message}" for path, message in inventory.unreadable[:1])
     bids, ixi = f"sub-01_{bids_suffix(source)}.nii.gz", f"IXI012-HH-1211-{contrast_key(source).upper()}.nii.gz"
     raise DatasetError(
         "no scan was found by its name",
         where=root,
-        found=f"{len(paths)} NIfTI files" + (f", the first {paths[0].name}" if paths else ""),
+        found=f"{len(paths)} NIfTI files" + (f", the first {paths[0].name}" if paths else "") + unread,
         expected=f"names such as {bids} (BIDS) or {ixi} (IXI)",
         do=f"For other names, list the files in a CSV with the columns subject, session, {source} and {target}.",
     )
@@ -158,7 +164,7 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        inventory.oddities.append((folder, f"this folder cannot be read: {error.strerror}"))
+        inventory.unreadable.append((folder, f"this folder cannot be read: {error.strerror}"))
         return
     first = seen.setdefault((status.st_dev, status.st_ino), folder)
     if first != folder:
@@ -173,9 +179,25 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
         if path.name.lower().endswith(_SUFFIXES):
             yield path
         elif not os.path.exists(path):
-            inventory.oddities.append((path, "this link leads nowhere, or may not be followed"))
+            inventory.unreadable.append((path, f"this link leads nowhere, or may not be followed: {_why(path)}"))
         elif path.is_dir():
             yield from _walk(path, inventory, seen)
+
+
+def _why(path: Path) -> str:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.strerror or str(error)
+    return "it has changed"
+
+
+def case_of_folder(path: Path, root: Path) -> tuple[str, str | None] | None:
+    """Return the subject and session whose BIDS folder a path is or lies in; None where it lies in no subject's."""
+    labels = dict(
+        part.split("-", 1) for part in path.relative_to(root).parts if re.fullmatch(r"(sub|ses)-[^\W_]+", part)
+    )
+    return (labels["sub"], labels.get("ses")) if "sub" in labels else None
 
 
 def _is_synthetic(path: Path) -> bool:
@@ -197,24 +219,29 @@ def _ixi_scan(path: Path) -> Scan | None:
 def _table_scans(table: Path, source: str, target: str, require_target: bool) -> Iterator[Scan]:
     columns, rows = _read_table(table)
     required = ["subject", source, *([target] if require_target else [])]
-    if any(contrast_key(name) not in columns for name in required):
+    if not {contrast_key(name) for name in required} <= {contrast_key(name) for name in columns}:
         raise DatasetError(
             "the table lacks a column",
             where=table,
-            found=", ".join(columns.values()) or "no columns",
+            found=listed(columns) or "no columns",
             expected=f"{', '.join(required)}, and session where there is more than one",
         )
+    used = {name: _column(table, columns, name) for name in ("subject", "session", source, target)}
+
+    def cell(row: dict[str, str], name: str) -> str:
+        return (row.get(used[name] or "") or "").strip()
+
     seen: dict[tuple[str, str | None], int] = {}
     for line, row in rows:
-        subject = (row.get(columns["subject"]) or "").strip().removeprefix("sub-")
-        session = (row.get(columns.get("session", "")) or "").strip().removeprefix("ses-") or None
+        subject = cell(row, "subject").removeprefix("sub-")
+        session = cell(row, "session").removeprefix("ses-") or None
         for label in (subject, session):
             if label is not None and not _LABEL.fullmatch(label):
                 raise DatasetError(
                     "a label in the table cannot be part of a file name",
                     where=f"{table}, line {line}",
                     found=repr(label),
-                    expected="letters and digits only, as in BIDS",
+                    expected="1 to 100 letters and digits, as in BIDS",
                 )
         first = seen.setdefault((subject, session), line)
         if first != line:
@@ -224,19 +251,31 @@ def _table_scans(table: Path, source: str, target: str, require_target: bool) ->
                 found=f"subject {subject}, session {session}",
                 do="Keep one line, or give the two a session each.",
             )
-        for key in (contrast_key(source), contrast_key(target)):
-            name = (row.get(columns.get(key, "")) or "").strip()
-            if name:
-                yield Scan(subject, session, key, "", table.parent / name)
+        for contrast in (source, target):
+            if name := cell(row, contrast):
+                yield Scan(subject, session, contrast_key(contrast), "", table.parent / name)
 
 
-def _read_table(table: Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
+def _column(table: Path, columns: Sequence[str], name: str) -> str | None:
+    """Return the one column of a name, or None where there is none."""
+    fitting = [column for column in columns if contrast_key(column) == contrast_key(name)]
+    if len(fitting) > 1:
+        raise DatasetError(
+            "several columns of the table have one meaning",
+            where=table,
+            found=" and ".join(fitting),
+            expected=f"one column {name}",
+            do="Rename or remove the others: nothing says which one counts.",
+        )
+    return fitting[0] if fitting else None
+
+
+def _read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = {contrast_key(name): name for name in reader.fieldnames or ()}
+        reader = csv.DictReader(io.StringIO(read_text(table, encoding="utf-8-sig"), newline=""), delimiter=delimiter)
+        rows = [(reader.line_num, row) for row in reader]
+        columns = list(reader.fieldnames or ())
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError("the table cannot be read", where=table, found=error, expected="UTF-8 text") from error
     return columns, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from unscanned.datasets.layout import sidecar_path
@@ -34,7 +35,7 @@ def mend(
         SettingsError: `out` is there already.
     """
     scan, out = Path(scan), Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise SettingsError("the output is there already", where=out, do="Choose another name, or remove it.")
     volume = read_volume(scan, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
     write_volume(out, volume.array, volume.affine, description=f"from {scan.name} by unscanned {version()}")

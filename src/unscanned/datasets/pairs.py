@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unscanned.datasets.layout import Layout, Scan, contrast_key, take_inventory
-from unscanned.errors import DatasetError, SettingsError
+from unscanned.datasets.layout import Inventory, Layout, Scan, case_of_folder, contrast_key, take_inventory
+from unscanned.errors import DatasetError, SettingsError, listed
 
 __all__ = ["Finding", "Pair", "Selection", "find_pairs", "select_pairs", "survey"]
+
+_WHOLE = "dataset"
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,18 @@ class Selection:
 
     Attributes:
         pairs: Sorted by case.
-        ambiguous: The error of each case that has several files of one contrast to choose from.
+        refused: The error of each case that has several files of one contrast to choose from or a folder that cannot
+            be read, and of each such folder that is no subject's.
         incomplete: What each case lacks that has not both contrasts, such as "no T2 scan".
     """
 
     pairs: list[Pair]
-    ambiguous: dict[str, DatasetError]
+    refused: dict[str, DatasetError]
     incomplete: dict[str, str]
 
 
 def find_pairs(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> list[Pair]:
     """Return the pairs of a dataset, sorted by case; `select_pairs` also says which cases are left out, and why.
 
@@ -102,12 +100,7 @@ def find_pairs(
 
 
 def select_pairs(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> Selection:
     """Return the pairs of a dataset, and each case that is left out with the reason.
 
@@ -115,13 +108,15 @@ def select_pairs(
     """
     pairs, findings = survey(root, source=source, target=target, layout=layout, require_target=require_target)
     if pairs:
-        ambiguous = {
-            finding.case: DatasetError(finding.message, where=f"{root}: {finding.case}")
+        refused = {
+            str(finding.path) if finding.case == _WHOLE else finding.case: DatasetError(
+                finding.message, where=f"{root}: {finding.case}" if finding.fault == "ambiguous" else finding.path
+            )
             for finding in findings
-            if finding.fault == "ambiguous"
+            if finding.fault in ("ambiguous", "unreadable")
         }
         incomplete = {finding.case: finding.message for finding in findings if finding.fault == "missing-partner"}
-        return Selection(pairs, ambiguous, incomplete)
+        return Selection(pairs, refused, incomplete)
     first = f", the first: {findings[0].case}: {findings[0].message}" if findings else ""
     raise DatasetError(
         f"no pair of {source} and {target} was found" if require_target else f"no {source} scan was found",
@@ -132,12 +127,7 @@ def select_pairs(
 
 
 def survey(
-    root: str | Path,
-    *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    require_target: bool = True,
+    root: str | Path, *, source: str = "PD", target: str = "T2", layout: Layout = "auto", require_target: bool = True
 ) -> tuple[list[Pair], list[Finding]]:
     """Return the usable pairs of a dataset by its file names, and a finding for each case that is left out.
 
@@ -154,14 +144,33 @@ def survey(
     for scan in inventory.scans:
         sessions[scan.subject, scan.session].append(scan)
     pairs = []
-    findings = [Finding("dataset", "warning", "name", message, path) for path, message in inventory.oddities]
+    findings = [Finding(_WHOLE, "warning", "name", message, path) for path, message in inventory.oddities]
     for (subject, session), scans in sorted(sessions.items(), key=lambda item: _case(*item[0])):
         outcome = _pair(subject, session, scans, source=source, target=target, require_target=require_target)
         if isinstance(outcome, Pair):
             pairs.append(outcome)
         else:
             findings.append(outcome)
-    return pairs, findings
+    return pairs, _with_unreadable(Path(root), inventory, pairs, findings)
+
+
+def _with_unreadable(root: Path, inventory: Inventory, pairs: list[Pair], findings: list[Finding]) -> list[Finding]:
+    """Add a finding for each place that cannot be read; it takes the place of what is missing for that reason.
+
+    It is an error where a case may lack a scan because of it: that of a subject or session without a pair, or a folder
+    that is no subject's. A link that leads nowhere is often one to a file that nobody needs, and elsewhere a warning.
+    """
+    paired = {case for pair in pairs for case in (_case(pair.subject, None), pair.case)}
+    told, lost = [], set()
+    for path, message in inventory.unreadable:
+        labels = case_of_folder(path, root)
+        case = _case(*labels) if labels else _WHOLE
+        if case in paired or (labels is None and path.is_symlink()):
+            told.append(Finding(case, "warning", "name", message, path))
+        else:
+            told.append(Finding(case, "error", "unreadable", message, path))
+            lost.add(case)
+    return told + [finding for finding in findings if finding.fault != "missing-partner" or finding.case not in lost]
 
 
 def _case(subject: str, session: str | None) -> str:
@@ -175,7 +184,7 @@ def _pair(
     candidates = {name: _candidates(scans, contrast_key(name)) for name in (source, target)}
     for name in (source, target) if require_target else (source,):
         if len(rivals := candidates[name]) > 1:
-            names = ", ".join(path.name for path in rivals)
+            names = listed([path.name for path in rivals])
             message = f"several {name} files, name the right one in a CSV: {names}"
             return Finding(case, "error", "ambiguous", message, rivals[0])
     source_path, target_path = (paths[0] if len(paths) == 1 else None for paths in candidates.values())

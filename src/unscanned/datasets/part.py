@@ -45,7 +45,8 @@ class Part:
             checksum, etag, modified, length = (facts[key] for key in ("checksum", "etag", "modified", "length"))
         except (OSError, ValueError, KeyError, TypeError):
             return
-        if checksum == self.checksum and self.data.exists():
+        is_sound = {type(etag), type(modified)} <= {str, type(None)} and type(length) in (int, type(None))
+        if is_sound and checksum == self.checksum and self.data.exists():
             self.etag, self.modified, self.length = etag, modified, length
             self.digest, self.size = digest_of(self.data, checksum, self.progress), self.data.stat().st_size
 
@@ -66,8 +67,7 @@ class Part:
         self.digest, self.size, self.in_one_go = new_digest(self.checksum), 0, True
         self.etag, self.modified, self.length = headers.get("ETag"), headers.get("Last-Modified"), length
         write_json(
-            self.facts,
-            {"checksum": self.checksum, "etag": self.etag, "modified": self.modified, "length": self.length},
+            self.facts, {"checksum": self.checksum, "etag": self.etag, "modified": self.modified, "length": self.length}
         )
 
     def continues_with(self, headers: Any, start: int, length: int | None) -> bool:
@@ -75,7 +75,7 @@ class Part:
         same_version = headers.get("ETag", self.etag) == self.etag
         same_date = headers.get("Last-Modified", self.modified) == self.modified
         same_length = None in (length, self.length) or length == self.length
-        # Bytes past a stated length that the checksum has disproved are welcome.
+        # With all stated bytes here and a wrong checksum, it is the stated length that is wrong: more bytes may follow.
         return start == self.size and same_version and same_date and (same_length or self.size == self.length)
 
     def append(self, chunk: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError
+from unscanned.errors import DatasetError, listed
 from unscanned.files import read_json
 
 __all__ = ["read_split", "split_subjects"]
@@ -80,7 +80,7 @@ def _checked(split: dict[str, list[str]], subjects: list[str], file: Path) -> di
         raise DatasetError(
             "the split names subjects more than once" if repeated else "the split names unknown subjects",
             where=file,
-            found=", ".join(repeated or unknown),
+            found=listed(repeated or unknown),
             expected="each subject once" if repeated else f"some of the {len(subjects)} subjects of the dataset",
         )
     return split

@@ -106,7 +106,7 @@ def evaluate(
     files, failures = _find_files(pairs, volumes, target, subjects)
     failures += [
         Failure(case=case, arm="target", reason=str(error))
-        for case, error in found.ambiguous.items()
+        for case, error in found.refused.items()
         if any(name.startswith(f"{case}_") for names in volumes.values() for name in names)
     ]
     if not files:

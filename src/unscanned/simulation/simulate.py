@@ -7,6 +7,7 @@ receive field and noise drawn for it; several subjects may share an anatomy.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from unscanned.progress import Progress
 from unscanned.simulation.anatomy import Anatomy, check_label_map, find_label_maps, read_label_map
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
-from unscanned.volumes.nifti import write_volume
+from unscanned.volumes.nifti import LIMIT_BYTES, write_volume
 
 __all__ = ["simulate"]
 
@@ -95,7 +96,7 @@ def simulate(
     """
     out = Path(out)
     ranges = {"noise": noise, "shading": shading}
-    contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, ranges)
+    contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, deformation_mm, ranges)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
     with files.lock(out):
@@ -121,7 +122,12 @@ def simulate(
 
 
 def _check_arguments(
-    contrasts: Sequence[str], subjects: int, per_anatomy: int, seed: int, ranges: dict[str, tuple[float, float]]
+    contrasts: Sequence[str],
+    subjects: int,
+    per_anatomy: int,
+    seed: int,
+    deformation_mm: float,
+    ranges: dict[str, tuple[float, float]],
 ) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.removesuffix("w").upper() for name in contrasts))
     for name in names:
@@ -131,9 +137,14 @@ def _check_arguments(
             )
     if not names:
         raise SettingsError("no contrast", where="contrasts", expected=f"some of {', '.join(CONTRASTS)}")
-    for name, value, least in (("subjects", subjects, 1), ("per_anatomy", per_anatomy, 1), ("seed", seed, 0)):
-        if value < least:
-            raise SettingsError("out of range", where=name, found=value, expected=f"{least} or more")
+    for name, value, least, most in (
+        ("subjects", subjects, 1, 100_000),
+        ("per_anatomy", per_anatomy, 1, 100_000),
+        ("seed", seed, 0, 2**63),
+        ("deformation_mm", deformation_mm, 0, 100),
+    ):
+        if not least <= value <= most:
+            raise SettingsError("out of range", where=name, found=value, expected=f"{least} to {most:,}")
     for name, (low, high) in ranges.items():
         if not 0 <= low <= high < 1:
             raise SettingsError("not a range", where=name, found=f"{low} to {high}", expected="0 <= low <= high < 1")
@@ -142,24 +153,29 @@ def _check_arguments(
 
 def _grid(default: Grid, shape: tuple[int, int, int] | None, spacing_mm: float | Sequence[float] | None) -> Grid:
     """Fill in what is left open so that the default field of view is covered."""
-    if spacing_mm is not None:
-        i_mm, j_mm, k_mm = np.broadcast_to(np.asarray(spacing_mm, float), 3).tolist()
-    elif shape is not None:
-        if min(shape) < 1:
-            raise SettingsError("no voxels", where="shape", found=shape, expected="1 or more along each axis")
-        i_mm, j_mm, k_mm = (default.extent_mm / shape).tolist()
-    else:
+    if shape is not None and min(shape) < 1:
+        raise SettingsError("no voxels", where="shape", found=shape, expected="1 or more along each axis")
+    if shape is None and spacing_mm is None:
         return default
-    if min(i_mm, j_mm, k_mm) <= 0:
+    edges_mm = default.extent_mm / (shape or 1) if spacing_mm is None else np.broadcast_to(spacing_mm, 3)
+    i_mm, j_mm, k_mm = np.asarray(edges_mm, float).tolist()
+    if not all(0 < edge_mm < math.inf for edge_mm in (i_mm, j_mm, k_mm)):
         raise SettingsError("must be positive", where="spacing_mm", found=spacing_mm)
-    if shape is None:
-        i, j, k = np.maximum(1, np.round(default.extent_mm / (i_mm, j_mm, k_mm))).astype(int).tolist()
-        shape = (i, j, k)
-    return Grid(shape, (i_mm, j_mm, k_mm))
+    with np.errstate(over="ignore"):
+        sizes = shape or np.maximum(1, np.round(default.extent_mm / (i_mm, j_mm, k_mm))).tolist()
+    if math.prod(sizes) * 4 > LIMIT_BYTES:
+        raise SettingsError(
+            "the scans would have more voxels than the budget for one volume",
+            where="shape or spacing_mm",
+            found=" x ".join(f"{size:g}" for size in sizes),
+            expected=f"at most {LIMIT_BYTES // 4:,} in all",
+        )
+    i, j, k = map(int, sizes)
+    return Grid((i, j, k), (i_mm, j_mm, k_mm))
 
 
 def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Path]:
-    """List the label maps that the subjects need, after a look into each, so that nothing is written in vain."""
+    """Return the label maps that the subjects need; each is read here, before anything is written."""
     maps, needed = find_label_maps(folder), -(-subjects // per_anatomy)
     if needed > len(maps):
         raise SettingsError(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_dicom"]
 
-# What a derived image shares with its source: the patient, the study, the frame of reference, the slice. Everything
-# else, such as the timing of the acquisition and private elements, is not true of a synthetic image and is left out.
+# What a derived image shares with its source: the patient, the study, the frame of reference, the slice. All other
+# elements, such as the timing of the acquisition and private ones, are not true of a synthetic image and are left out.
 _SHARED = (
     *IDENTITY,
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
@@ -200,7 +200,7 @@ def _derive(series: Series, voxels: np.ndarray, facts: Sidecar, *, is_compared: 
         "ContentQualification": "RESEARCH",
         "Modality": "MR",
         "SeriesInstanceUID": generate_uid(entropy_srcs=identity),
-        "SeriesNumber": 100 * int(first.get("SeriesNumber") or 0) + 1,
+        "SeriesNumber": _series_number(int(first.get("SeriesNumber") or 0)),
         "SeriesDescription": f"SYNTHETIC {facts.contrast} - NOT FOR DIAGNOSIS"[:64],
         "Manufacturer": NAME,
         "ManufacturerModelName": NAME,
@@ -243,15 +243,16 @@ def _derive(series: Series, voxels: np.ndarray, facts: Sidecar, *, is_compared: 
     for what in ("Series", "Content", "InstanceCreation"):
         common |= {f"{what}Date": local.strftime("%Y%m%d"), f"{what}Time": local.strftime("%H%M%S")}
     return [
-        _image(
-            header,
-            common,
-            stored[:, :, number].T,
-            number + 1,
-            generate_uid(entropy_srcs=[*identity, str(number)]),
-        )
+        _image(header, common, stored[:, :, number].T, number + 1, generate_uid(entropy_srcs=[*identity, str(number)]))
         for number, header in enumerate(series.slices)
     ]
+
+
+def _series_number(source: int) -> int:
+    """Return a number after the source's: 201 for 2, as scanners number what they derive, or one beside it."""
+    least, most = -(2**31), 2**31 - 1  # of the value representation IS
+    fitting = (number for number in (100 * source + 1, source + 1, source - 1) if least <= number <= most)
+    return next(fitting, 1)
 
 
 def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: int, uid: str) -> Dataset:

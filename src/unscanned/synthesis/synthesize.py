@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from os.path import isdir, realpath
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -59,10 +60,10 @@ def list_inputs(
     scans: list[tuple[Path, str | None]] = []
     failures: dict[str, UnscannedError] = {}
     for entry in map(Path, inputs):
-        if entry.is_dir() or entry.suffix.lower() in (".csv", ".tsv"):
+        if isdir(entry) or entry.suffix.lower() in (".csv", ".tsv"):
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
-            failures |= {str(error.where): error for error in found.ambiguous.values()}
+            failures |= {str(error.where): error for error in found.refused.values()}
         else:
             scans.append((entry, None))
     return scans, failures
@@ -160,7 +161,7 @@ def _one(
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
-        path.unlink(missing_ok=True)
+        Path(realpath(path)).unlink(missing_ok=True)  # a link stays, as it does where it is written through
     return True
 
 

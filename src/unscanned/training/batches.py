@@ -20,9 +20,9 @@ __all__ = ["PatchBatches"]
 class PatchBatches:
     """The training batches, each a pure function of (seed, step).
 
-    The patches of all cases stand in one list. A pass is a random order of it that depends on the seed and the number
-    of the pass; the samples of step t are the next `batch` of the endless row of passes. Nothing about randomness needs
-    to be stored to resume, and neither the loader's workers nor earlier steps can change a batch.
+    The patches of all cases stand in one list. A pass goes through the list in a random order that depends on the seed
+    and the number of the pass. Pass follows pass, and each step takes the next `batch` patches. So nothing about
+    randomness has to be stored to resume, and neither the loader's workers nor earlier steps can change a batch.
 
     Args:
         cases: Prepared training cases.

@@ -39,7 +39,7 @@ class Feed(Iterator[Batch]):
         first: The first step.
         last: One after the last step.
         workers: Processes; 0 cuts the batches here, when they are asked for.
-        timeout_s: A batch that is not there after so many seconds never comes.
+        timeout_s: Seconds to wait for a batch before its worker counts as hanging.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ import numpy as np
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.progress import Progress
@@ -100,6 +100,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     Raises:
         VolumeError: A scan is refused, or is not there.
         DatasetError: The target is missing, or source and target lie on different grids.
+        SettingsError: The model's grid has more voxels than the budget for one volume.
         ResourceError: The disk is full.
     """
     if pair.target is None:
@@ -107,7 +108,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     case = Case(pair.case, pair.subject, Path(folder) / pair.case)
     known = _known(settings)
     key = short_digest(
-        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT},
+        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT}
     )
     if _is_cached(case, key):
         return case
@@ -148,11 +149,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
 
 
 def prepare(
-    pairs: Sequence[Pair],
-    folder: str | Path,
-    settings: Prepare = _DEFAULTS,
-    *,
-    progress: Progress | None = None,
+    pairs: Sequence[Pair], folder: str | Path, settings: Prepare = _DEFAULTS, *, progress: Progress | None = None
 ) -> tuple[list[Case], dict[str, UnscannedError]]:
     """Prepare all pairs; one bad pair does not stop the others.
 
@@ -174,7 +171,7 @@ def prepare(
             progress(index, len(pairs), pair.case)
         try:
             cases.append(prepare_pair(pair, folder, settings))
-        except ResourceError:
+        except (ResourceError, SettingsError):
             raise
         except UnscannedError as error:
             failures[pair.case] = error
@@ -247,9 +244,10 @@ def _left_out(mask: np.ndarray, source: Volume, where: Frame, kept: np.ndarray) 
 def _stamp(path: Path) -> str:
     try:
         status = path.stat()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise VolumeError(
-            f"the file cannot be read: {error.strerror}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
         ) from error
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 

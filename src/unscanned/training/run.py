@@ -12,7 +12,7 @@ import torch
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
-from unscanned.errors import DatasetError, TrainingError, UnscannedError
+from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
 from unscanned.files import check_apart, lock, remove_partials
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
@@ -142,21 +142,19 @@ def train(
             settings.prepare,
             progress=interruptible(progress, should_stop, folder),
         )
-        failures = {**found.ambiguous, **refused}
+        failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
         refuse_copies([*(content for case in prepared for content in _contents(case)), *contents_of(tested)])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
         if not training:
-            raise DatasetError(
-                "no training subject is usable", where=dataset, found="; ".join(map(str, failures.values()))
-            )
+            raise DatasetError("no training subject is usable", where=dataset, found=listed(failures.values(), "; "))
         if split["validation"] and not validation:
             raise DatasetError(
                 "no validation subject is usable, so no epoch could be chosen",
                 where=dataset,
-                found="; ".join(str(refused[pair.case]) for pair in used if pair.subject in split["validation"]),
+                found=listed([refused[pair.case] for pair in used if pair.subject in split["validation"]], "; "),
                 do="Mend the scans, or set split.validation to 0 to keep the last epoch.",
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,8 +12,8 @@ import nibabel.processing
 import numpy as np
 from scipy import ndimage
 
-from unscanned.errors import DatasetError
-from unscanned.volumes.nifti import Volume, grid_difference
+from unscanned.errors import DatasetError, SettingsError
+from unscanned.volumes.nifti import LIMIT_BYTES, Volume, grid_difference
 from unscanned.volumes.orientation import from_ras, ras_grid, to_ras
 
 __all__ = ["Frame", "frame", "onto_grid"]
@@ -103,6 +104,9 @@ def frame(
         head: Mask of the head on the scan's grid; the crop is centred on its bounding box. None centres on the grid.
         pads: Whether the crop may reach beyond the scan. If not, it is moved inside, and no axis is longer than the
             scan's.
+
+    Raises:
+        SettingsError: A grid of this shape or spacing has more voxels than the budget for one volume.
     """
     grid_shape, affine = ras_grid(volume.shape, volume.affine)
     zoom = np.ones(3)
@@ -119,6 +123,15 @@ def frame(
     if not pads:
         crop = _triple(np.minimum(crop, grid_shape))
         start = _triple(np.clip(start, 0, np.subtract(grid_shape, crop)))
+    for name, size in {"prepare.shape": crop, "prepare.spacing_mm": grid_shape}.items():
+        if math.prod(size) * 4 > LIMIT_BYTES:
+            raise SettingsError(
+                "the grid has more voxels than the budget for one volume",
+                where=name,
+                found=f"{' x '.join(map(str, size))} voxels",
+                expected=f"at most {LIMIT_BYTES // 4:,} in all",
+                do="Choose a smaller shape or a larger spacing.",
+            )
     return Frame(volume.shape, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
 
 

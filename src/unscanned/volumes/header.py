@@ -1,4 +1,4 @@
-"""What a NIfTI-1 header claims, checked before anything is believed or allocated."""
+"""The header of a NIfTI-1 file, checked before any memory is allocated for its voxels."""
 
 from __future__ import annotations
 
@@ -27,15 +27,8 @@ _TRANSFORM_TOLERANCE_MM = 0.1
 _CONVERT = "Convert the file to a single NIfTI-1 file, for example with `nibabel.save` or `mri_convert`."
 
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_REFUSED_TYPES = {
-    1: "one bit a voxel",
-    32: "complex numbers",
-    128: "RGB colours",
-    1536: "128-bit floats",
-    1792: "complex numbers",
-    2048: "complex numbers",
-    2304: "RGBA colours",
-}
+_REFUSED_TYPES = {1: "one bit a voxel", 128: "RGB colours", 1536: "128-bit floats", 2304: "RGBA colours"}
+_REFUSED_TYPES |= dict.fromkeys((32, 1792, 2048), "complex numbers")
 
 
 @dataclass(frozen=True, eq=False)

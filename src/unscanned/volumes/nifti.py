@@ -1,7 +1,7 @@
 """A volume with its place in space, and the one reader and writer of NIfTI files.
 
-The reader believes nothing: it checks the header's claims against a budget before it allocates, reads to the end so
-that gzip's checksum is verified, and turns every failure into one `VolumeError` that names the file. The writer's
+The reader trusts no file: it checks the header's claims against a budget before it allocates memory, reads to the end
+so that gzip's checksum is verified, and turns every failure into one `VolumeError` that names the file. The writer's
 files are whole or absent, and the same input gives the same bytes.
 """
 
@@ -26,16 +26,7 @@ from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
 from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
 from unscanned.volumes.orientation import orientation, ras_grid
 
-__all__ = [
-    "CONSTANT",
-    "FOUR_D",
-    "LIMIT_BYTES",
-    "NONFINITE",
-    "Volume",
-    "grid_difference",
-    "read_volume",
-    "write_volume",
-]
+__all__ = ["CONSTANT", "FOUR_D", "LIMIT_BYTES", "NONFINITE", "Volume", "grid_difference", "read_volume", "write_volume"]
 
 LIMIT_BYTES = 512 * 2**20
 
@@ -277,11 +268,7 @@ def _read_rest(stream: ByteStream) -> list[str]:
             do="The header and the data do not belong together. " + _DAMAGED,
         )
     if not stream.complete:
-        raise VolumeError(
-            "the file is cut short",
-            found="all voxels but no gzip checksum behind them",
-            do=_DAMAGED,
-        )
+        raise VolumeError("the file is cut short", found="all voxels but no gzip checksum behind them", do=_DAMAGED)
     return [f"{extra:,} bytes follow the last voxel; they were ignored"] if extra else []
 
 
