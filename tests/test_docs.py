@@ -198,8 +198,8 @@ def test_every_option_and_verb_that_a_page_names_exists(page):
     assert unknown == []
 
 
-ELSEWHERE = frozenset({"--corpus", "--subjects", "--strides", "--precisions", "--loss.l2"})
-"Options that a page names in a sentence: of programs in studies/ and tests/, and of the loss that CONTRIBUTING adds."
+ELSEWHERE = frozenset({"--corpus", "--subjects", "--strides", "--precisions", "--loss.l2", "--generator.options.width"})
+"Options that a page names in a sentence: of programs in studies/ and tests/, and of what CONTRIBUTING adds."
 
 
 @each_page
@@ -259,6 +259,11 @@ def score_tables() -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def digits(number: str) -> int:
+    """How many digits stand behind the point."""
+    return len(number.partition(".")[2])
+
+
 def test_the_tables_of_results_are_those_of_the_csv_files_beside_it():
     tables = score_tables()
     assert sorted(tables) == sorted(path.name.removesuffix("-summary.csv") for path in SCORES.glob("*-summary.csv"))
@@ -272,8 +277,11 @@ def test_the_tables_of_results_are_those_of_the_csv_files_beside_it():
                 for number in (rows[arm, metric][k] for k in ("mean", "sd"))
             ]
             gains = [value for key, value in rows[arm, "psnr"].items() if key.startswith("minus_") and value]
-            found = [number for cell in row[4:] for number in _NUMBER.findall(cell)]
-            assert [float(number) for number in found] == [float(number) for number in wanted + gains], (name, arm)
+            found = [number.lstrip("+") for cell in row[4:] for number in _NUMBER.findall(cell)]
+            assert found == [f"{float(v):.{digits(p)}f}" for p, v in zip(found, wanted + gains, strict=True)], (
+                name,
+                arm,
+            )
 
 
 def test_the_numbers_of_the_readme_are_those_of_results():

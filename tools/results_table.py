@@ -43,7 +43,7 @@ def scores_table(evaluation: EvaluationRecord, trained: dict[str, str]) -> str:
 
 def trained_cells(run: Path, arm: str) -> str:
     """Return how many patches each stage of an arm saw, its best epoch, and its minutes of steps, as three cells."""
-    stages = read_json(run / "arms" / arm / "model" / "model.json")["provenance"]["stages"]
+    stages = read_json(run / "reproduce.json")["arms"][arm]["stages"]
     patches = " + ".join(str(stage["patches"]) for stage in stages)
     best = ", ".join(f"{stage['best']['epoch']}/{stage['epochs']}" for stage in stages)
     minutes = " + ".join(f"{stage['seconds'] / 60:.0f}" for stage in stages)
