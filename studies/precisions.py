@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -45,7 +46,7 @@ def main() -> None:
         source, target = (torch.from_numpy(noise(n, 7, 1, PATCH, PATCH, PATCH)).to(device) for n in (1, 2))
         for _ in range(WARM_UP):
             step(source, target)
-        trained = seconds(lambda step=step: step(source, target), ROUNDS)  # type: ignore[misc]
+        trained = seconds(partial(step, source, target), ROUNDS)
         with autocast(precision, device):
             reconstruct(volume[:, :PATCH, :PATCH, :PATCH], generator, device=device)
             patches = seconds(lambda: reconstruct(volume, generator, patch=PATCH, stride=STRIDE, device=device), 1)
