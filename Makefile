@@ -11,7 +11,7 @@ demo: $(VENV)/package
 	$(BIN)/unscanned demo --out runs/demo
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -312,12 +312,18 @@ def small(call: Callable[..., object], **least: object) -> Callable[..., object]
     ["README.md", "CONTRIBUTING.md", "docs/python.md", "docs/settings.md", "docs/first-experiment.md", "docs/gpu.md"],
 )
 def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, cli):
+    from unscanned import losses
     from unscanned.evaluation import metrics
     from unscanned.models import discriminators, generators
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for module, registry in ((generators, "GENERATORS"), (discriminators, "DISCRIMINATORS"), (metrics, "METRICS")):
+    for module, registry in (
+        (generators, "GENERATORS"),
+        (discriminators, "DISCRIMINATORS"),
+        (metrics, "METRICS"),
+        (losses, "TERMS"),
+    ):
         monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     if name in HEAVY:
         monkeypatch.setattr(unscanned, "train", small(unscanned.train, **TINY), raising=False)

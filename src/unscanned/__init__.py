@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from unscanned.datasets.split import split_subjects
     from unscanned.errors import UnscannedError
     from unscanned.evaluation.evaluate import evaluate
+    from unscanned.experiment import reproduce
     from unscanned.report.page import write_report
-    from unscanned.reproduce import reproduce
     from unscanned.settings import Settings, resolve
     from unscanned.simulation.simulate import simulate
     from unscanned.synthesis.model import Model
@@ -67,7 +67,7 @@ _HOMES = {
     "list_inputs": "synthesis.synthesize",
     "load_model": "synthesis.model_file",
     "read_volume": "volumes.nifti",
-    "reproduce": "reproduce",
+    "reproduce": "experiment",
     "resolve": "settings",
     "simulate": "simulation.simulate",
     "split_subjects": "datasets.split",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
+from unscanned.experiment import reproduce
 from unscanned.progress import Progress
-from unscanned.reproduce import reproduce
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
 

@@ -576,8 +576,8 @@ def reproduce(
         for arm in arms:
             terminal.say_settings(options.resolve(arm, settings, given))
         return
+    from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
-    from unscanned.reproduce import reproduce as run
 
     command = "unscanned " + " ".join(sys.argv[1:])
     device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"  # no arm is refused below

@@ -129,7 +129,7 @@ def load_images(
         raise DatasetError("there is no acquired target to compare with", where=pair.case)
     original = read_volume(pair.target)
     target = _ras(original)
-    head = head_mask(target.array)
+    head = head_mask(target.array, target.affine)
     unit = target.array / np.float32(head_scale(target.array, head, percentile))
     warnings = list(original.warnings)
     source, arms, failures = None, {}, {}

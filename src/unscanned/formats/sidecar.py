@@ -70,12 +70,12 @@ class Intensity(Schema):
 
     model_config = ConfigDict(extra="ignore")
 
-    scale: float
+    scale: float = Field(gt=0)
     "Voxel that is 1 in unit scale."
     mean: float
     "Of the training targets in unit scale."
-    std: float
-    percentile: float | None = None
+    std: float = Field(gt=0)
+    percentile: float | None = Field(None, gt=0, le=100)
     "Inside the head, of the training targets, that became 1; None where the sidecar does not say."
     source_scale: float | None = None
     "Voxel of the source that is 1 in unit scale."
@@ -114,7 +114,8 @@ class Sidecar(Record):
     skull_stripped: bool = False
     source_scans: list[SourceScan] = Field(min_length=1)
     model: ModelFacts
-    intensity: Intensity | None = None
+    intensity: dict[str, Any] | None = None
+    "As `Intensity` has it, which reads it where it is needed."
     environment: dict[str, Any] = Field({})
     "Software, device and threads."
     input_contrast_verified: bool | None = None

@@ -54,7 +54,14 @@ def describe(
         sha256: Of its file.
     """
     constants, scan = model.normalization, Path(volume.path or "")
-    target = constants.target
+    target, head = constants.target, head_mask(volume.array, volume.affine)
+    intensity = Intensity(
+        scale=target.scale,
+        mean=target.mean,
+        std=target.std,
+        percentile=constants.percentile,
+        source_scale=head_scale(volume.array, head, constants.percentile),
+    )
     return Sidecar(
         contrast=model.target,
         generated_by=[Tool(name=NAME, version=version())],
@@ -76,13 +83,7 @@ def describe(
             stages=len(model.generators),
             settings=short_digest(decisive(model.settings)),
         ),
-        intensity=Intensity(
-            scale=target.scale,
-            mean=target.mean,
-            std=target.std,
-            percentile=constants.percentile,
-            source_scale=head_scale(volume.array, head_mask(volume.array, volume.affine), constants.percentile),
-        ),
+        intensity=to_dict(intensity),
         environment=environment(model.device),
         input_contrast_verified=checked.verified,
         input_contrast=InputContrast(score=checked.score, threshold=THRESHOLD, reason=checked.reason),

@@ -9,7 +9,7 @@ import pytest
 from tool import run, start
 
 from unscanned.errors import Interrupted, SettingsError
-from unscanned.reproduce import reproduce
+from unscanned.experiment import reproduce
 from unscanned.settings import to_dict
 from unscanned.training.log import read_log
 
