@@ -26,7 +26,7 @@ from unscanned.training.run import check_settings, train
 __all__ = ["ARMS", "Reproduced", "reproduce"]
 
 ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
-"""The arms of the report, in its order; each is a preset."""
+"""The arms of the reference, in its order; each is a preset."""
 
 
 @dataclass(frozen=True)

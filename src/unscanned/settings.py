@@ -207,7 +207,7 @@ class Synthesis(Schema):
     """How a volume is made: averaged from overlapping patches, or whole."""
 
     mode: Literal["patches", "volume"] = "patches"
-    "patches averages overlapping patches (the report); volume maps it whole, which is another function."
+    "patches averages overlapping patches (the reference); volume maps it whole, which is another function."
     crop: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=INDIFFERENT)
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)

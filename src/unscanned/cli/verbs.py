@@ -551,7 +551,7 @@ def reproduce(
     json: Json = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run the report's experiment: train the arms on one split, synthesize, score, report. Goes on after a break.
+    """Run the reference's experiment: train the arms on one split, synthesize, score, report. Goes on after a break.
 
     Example: `unscanned reproduce data/ixi -o runs/ixi`
 
