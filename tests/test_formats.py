@@ -1,6 +1,7 @@
 """What older releases wrote is loaded, resumed and verified, or refused by name: docs/formats.md."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, SettingsError, VolumeError
 from unscanned.files import read_json, read_sealed, write_json, write_sealed
 from unscanned.formats.checkpoint import CheckpointRecord, comparable
-from unscanned.settings import decisive, read_settings, resolve
+from unscanned.machine.provenance import version
+from unscanned.settings import decisive, read_settings, resolve, to_toml
 from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.sidecar import read_sidecar
 from unscanned.synthesis.verify import verify
@@ -135,6 +137,13 @@ def test_a_setting_that_this_release_does_not_know_is_refused_with_the_near_one(
         train(copy / "dataset", copy / "run", resolve("demo"))
     (copy / "mine.toml").write_text("[training]\nlearning_rates = 3.0\n")
     with pytest.raises(SettingsError, match=r"mine\.toml: training\.learning_rates"):
+        resolve("demo", copy / "mine.toml")
+    (copy / "mine.toml").write_text("# Settings of unscanned 9.8.7\n[training]\nlearning_rates = 3.0\n")
+    with pytest.raises(SettingsError, match=r"mine\.toml \(of unscanned 9\.8\.7\): training\.learning_rates"):
+        resolve("demo", copy / "mine.toml")
+    text = to_toml(resolve("demo")).replace("learning_rate =", "learning_rates =")
+    (copy / "mine.toml").write_text(text)
+    with pytest.raises(SettingsError, match=rf"\(of unscanned {re.escape(version())}\): training\.learning_rates"):
         resolve("demo", copy / "mine.toml")
 
 

@@ -8,10 +8,11 @@ it. A default never changes once released: it stands for what older versions, wh
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import reduce
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -284,7 +285,7 @@ def resolve(
     text = (resources.files("unscanned") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
     layers: list[tuple[str, Mapping[str, Any]]] = [(f"preset {preset}", {"preset": preset, **tomllib.loads(text)})]
     if file is not None:
-        layers.append((str(file), _read_toml(Path(file))))
+        layers.append(_read_toml(Path(file)))
     layers.append(("options", overrides or {}))
     settings = reduce(lambda below, layer: read_settings(layer[1], where=layer[0], below=below), layers, Settings())
     check(settings)
@@ -358,7 +359,7 @@ def to_dict(settings: Schema) -> dict[str, Any]:
 
 def to_toml(settings: Settings) -> str:
     """Return the settings as a TOML text that `resolve` reads back; unset values stand as comments."""
-    lines = []
+    lines = [f"{_WRITTEN_BY}{metadata.version('unscanned')}"]
     for key, value in to_dict(settings).items():
         lines += _toml_table(key, value) if isinstance(value, dict) else [f"{key} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
@@ -391,13 +392,17 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
+_WRITTEN_BY = "# Settings of unscanned "
 _RENAMED = {"training.context": "margin"}
 "Keys of older versions, and what they are called now."
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return what messages call the file, with the release that wrote it if it says so, and its content."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        writer = re.match(rf"{_WRITTEN_BY}(\S+)", text)
+        return f"{path} (of unscanned {writer[1]})" if writer else str(path), tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
             "the settings file cannot be read", where=path, found=error, expected="a TOML file"
