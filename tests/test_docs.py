@@ -12,6 +12,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -306,25 +307,31 @@ def small(call: Callable[..., object], **least: object) -> Callable[..., object]
     return smaller
 
 
+def put_back(registry: dict[str, object], entries: dict[str, object]) -> None:
+    """Undo what an example has added to a registry."""
+    registry.clear()
+    registry.update(entries)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["README.md", "CONTRIBUTING.md", "docs/python.md", "docs/settings.md", "docs/first-experiment.md", "docs/gpu.md"],
 )
-def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, cli):
+def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, request, cli):
     from unscanned import losses
     from unscanned.evaluation import metrics
     from unscanned.models import discriminators, generators
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for module, registry in (
-        (generators, "GENERATORS"),
-        (discriminators, "DISCRIMINATORS"),
-        (metrics, "METRICS"),
-        (losses, "TERMS"),
+    for registry in (
+        generators.GENERATORS,
+        discriminators.DISCRIMINATORS,
+        metrics.METRICS,
+        losses.TERMS,
     ):
-        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
+        request.addfinalizer(partial(put_back, registry, dict(registry)))
     if name in HEAVY:
         monkeypatch.setattr(unscanned, "train", small(unscanned.train, **TINY), raising=False)
         monkeypatch.setattr(unscanned, "simulate", small(unscanned.simulate, shape=(32, 40, 32)), raising=False)
