@@ -100,6 +100,7 @@ def simulate(
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
     with files.lock(out):
+        files.remove_partials(out)
         _check_folder(out, subjects, contrasts)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
