@@ -387,6 +387,15 @@ def test_b1_a_disk_that_fills_up_keeps_the_part_and_the_download_goes_on_later(s
 # B1: the process
 
 
+def test_b1_a_name_that_is_taken_meanwhile_is_told_of_and_the_download_is_kept(path: Path) -> None:
+    def take_the_name(*_: object) -> None:
+        path.mkdir(exist_ok=True)
+
+    with Misbehaving(CONTENT) as server, pytest.raises(ResourceError, match="cannot be written"):
+        get(server, path, progress=take_the_name)
+    assert path.with_name(path.name + ".part").read_bytes() == CONTENT
+
+
 def fetching_process(server: Misbehaving, out: Path, archive: bytes) -> subprocess.Popen[str]:
     program = (
         "import sys; from unscanned.datasets.ixi import fetch_ixi;"
