@@ -19,7 +19,7 @@ import numpy as np
 from unscanned import files
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.progress import Progress
-from unscanned.simulation.anatomy import Anatomy, check_label_map, find_label_maps, read_label_map
+from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
 from unscanned.volumes.nifti import LIMIT_BYTES, write_volume
@@ -186,7 +186,7 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
             do=f"Ask for {len(maps) * per_anatomy} subjects, or for per_anatomy = {-(-subjects // len(maps))}.",
         )
     for path in maps[:needed]:
-        check_label_map(path)
+        read_tissues(path)
     return maps[:needed]
 
 
