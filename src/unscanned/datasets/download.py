@@ -9,7 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from unscanned.datasets.part import Part, digest_of
 from unscanned.errors import DownloadError, SettingsError
@@ -139,15 +139,12 @@ _OPENER = urllib.request.build_opener(_StaySecure)
 
 def _transfer(url: str, part: Part, *, idle_timeout_s: float, limit_bytes: int, room: float) -> None:
     """Send one request and add what it brings; return when the server has sent what it announced."""
-    response = _open(url, part, idle_timeout_s)
-    with response:
+    with _open(url, part, idle_timeout_s) as response:
         length = _place(response, part)
-        if length is not None and length > limit_bytes:
-            _refuse_length(url, length, limit_bytes)
+        _check_length(url, length or 0, limit_bytes)
         require_room(part.data, int((length or 0) * room) - part.size)
         for chunk in _chunks(response, part, length):
-            if part.size + len(chunk) > limit_bytes:
-                _refuse_length(url, part.size + len(chunk), limit_bytes)
+            _check_length(url, part.size + len(chunk), limit_bytes)
             part.append(chunk)
             if part.progress is not None:
                 part.progress(part.size, max(length or 0, part.size), part.path.name)
@@ -171,8 +168,11 @@ def _open(url: str, part: Part, timeout_s: float) -> Any:
         return _OPENER.open(_request(url, part), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and part.size:
-                _past_the_end(error, part)
+            if error.code == 416 and part.size:  # no byte follows those that are here, and yet they are not the file
+                if part.in_one_go:
+                    part.refuse()
+                part.restart()
+                raise _Broken("the pieces downloaded so far are not the server's file") from error
             if error.code in _PASSING_STATUS:
                 raise _Broken(f"the server answered {error.code} {error.reason}") from error
             raise DownloadError(
@@ -183,14 +183,6 @@ def _open(url: str, part: Part, timeout_s: float) -> Any:
             ) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(_reason(error)) from error
-
-
-def _past_the_end(error: urllib.error.HTTPError, part: Part) -> NoReturn:
-    """The server has no byte after those that are here, and yet they are not the file."""
-    if part.in_one_go:
-        part.refuse()
-    part.restart()
-    raise _Broken("the pieces downloaded so far are not the server's file")
 
 
 def _place(response: Any, part: Part) -> int | None:
@@ -237,14 +229,15 @@ def _require_checksum(path: Path, checksum: str, progress: Progress | None) -> N
         )
 
 
-def _refuse_length(url: str, length: int, limit_bytes: int) -> NoReturn:
-    raise DownloadError(
-        "the server's file is far too long",
-        where=url,
-        found=f"{length:,} bytes",
-        expected=f"at most {limit_bytes:,}",
-        do="Check the address.",
-    )
+def _check_length(url: str, length: int, limit_bytes: int) -> None:
+    if length > limit_bytes:
+        raise DownloadError(
+            "the server's file is far too long",
+            where=url,
+            found=f"{length:,} bytes",
+            expected=f"at most {limit_bytes:,}",
+            do="Check the address.",
+        )
 
 
 def _reason(error: Exception) -> str:
