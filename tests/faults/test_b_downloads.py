@@ -36,7 +36,7 @@ class Answer:
     """Close the connection after so many bytes of the body."""
     stall: int | None = None
     """Fall silent after so many bytes of the body."""
-    declared: int | None = None
+    declared: int | str | None = None
     """The Content-Length that is stated instead of the true one; -1 for none."""
     ranges: bool = True
     etag: str | None = '"1"'
@@ -225,6 +225,12 @@ def test_b1_a_length_stated_too_long_does_not_keep_a_whole_file_from_being_accep
         get(server, path)
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == 1
+
+
+def test_b1_a_length_of_more_digits_than_python_reads_counts_as_none(path: Path) -> None:
+    with Misbehaving(CONTENT, [Answer(declared="9" * 5000)]) as server:
+        get(server, path)
+    assert path.read_bytes() == CONTENT
 
 
 def test_b1_a_length_stated_too_short_does_not_pass_for_the_whole_file(path: Path) -> None:

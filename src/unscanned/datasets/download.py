@@ -22,6 +22,8 @@ _CHUNK_BYTES = 256 * 1024
 _FURTHER_BYTES = 1024 * 1024
 _LONGEST_PAUSE_S = 60.0
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LENGTH = r"[0-9]{1,30}"
+"What counts as a length: Python refuses to read numbers of thousands of digits."
 _HEADERS = {"User-Agent": "unscanned", "Accept-Encoding": "identity"}
 
 
@@ -187,10 +189,12 @@ def _open(url: str, part: Part, timeout_s: float) -> Any:
 
 def _place(response: Any, part: Part) -> int | None:
     """Bring the .part to where the answer starts, and return the whole file's length as far as the server states it."""
-    stated = response.headers.get("Content-Length", "")
-    body = int(stated) if stated.isdecimal() else None
+    stated = re.fullmatch(_LENGTH, response.headers.get("Content-Length", "").strip())
+    body = int(stated[0]) if stated else None
     if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        match = re.fullmatch(
+            rf"bytes ({_LENGTH})-({_LENGTH})/({_LENGTH}|\*)", response.headers.get("Content-Range", "").strip()
+        )
         start = int(match[1]) if match else -1
         length = int(match[3]) if match and match[3] != "*" else None
         if not part.continues_with(response.headers, start, length):
