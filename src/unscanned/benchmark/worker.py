@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -107,5 +108,5 @@ def high_water_mib() -> float | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10
+    peak = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)
+    return int(peak[1]) / 2**10 if peak else None
