@@ -16,6 +16,7 @@ from unscanned.benchmark.floor import direct_operations, spectral_cost
 from unscanned.benchmark.inference import CONTENDERS, Network, noise
 from unscanned.benchmark.run import benchmark
 from unscanned.benchmark.show import check_plot, plot, table
+from unscanned.benchmark.worker import high_water_mib
 from unscanned.benchmark.workload import Workload
 from unscanned.errors import SettingsError
 from unscanned.machine.precision import available
@@ -108,6 +109,13 @@ def test_a_benchmark_of_nothing_is_refused_before_any_work(argument: str, value:
 def test_a_plot_of_no_known_format_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"ending in \.png"):
         check_plot(tmp_path / "size.docx")
+
+
+def test_the_memory_of_a_system_that_keeps_no_high_water_mark_is_unknown(monkeypatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: "Name:\tpython\nVmRSS:\t1024 kB\n")
+    assert high_water_mib() is None
+    monkeypatch.setattr(Path, "read_text", lambda self: "VmHWM:\t  2048 kB\nVmRSS:\t1024 kB\n")
+    assert high_water_mib() == 2
 
 
 @pytest.mark.parametrize("batch", [2, 5])

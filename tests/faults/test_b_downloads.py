@@ -36,7 +36,7 @@ class Answer:
     """Close the connection after so many bytes of the body."""
     stall: int | None = None
     """Fall silent after so many bytes of the body."""
-    declared: int | None = None
+    declared: int | str | None = None
     """The Content-Length that is stated instead of the true one; -1 for none."""
     ranges: bool = True
     etag: str | None = '"1"'
@@ -227,6 +227,12 @@ def test_b1_a_length_stated_too_long_does_not_keep_a_whole_file_from_being_accep
     assert len(server.requests) == 1
 
 
+def test_b1_a_length_of_more_digits_than_python_reads_counts_as_none(path: Path) -> None:
+    with Misbehaving(CONTENT, [Answer(declared="9" * 5000)]) as server:
+        get(server, path)
+    assert path.read_bytes() == CONTENT
+
+
 def test_b1_a_length_stated_too_short_does_not_pass_for_the_whole_file(path: Path) -> None:
     with Misbehaving(CONTENT, [Answer(declared=100_000), Answer()]) as server:
         get(server, path)
@@ -385,6 +391,15 @@ def test_b1_a_disk_that_fills_up_keeps_the_part_and_the_download_goes_on_later(s
 
 
 # B1: the process
+
+
+def test_b1_a_name_that_is_taken_meanwhile_is_told_of_and_the_download_is_kept(path: Path) -> None:
+    def take_the_name(*_: object) -> None:
+        path.mkdir(exist_ok=True)
+
+    with Misbehaving(CONTENT) as server, pytest.raises(ResourceError, match="cannot be written"):
+        get(server, path, progress=take_the_name)
+    assert path.with_name(path.name + ".part").read_bytes() == CONTENT
 
 
 def fetching_process(server: Misbehaving, out: Path, archive: bytes) -> subprocess.Popen[str]:

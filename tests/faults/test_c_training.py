@@ -460,7 +460,9 @@ def test_c09_a_device_that_is_not_there_is_exit_7_and_auto_takes_the_cpu(tmp_pat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     code = main(["synthesize", str(tiny_run / "model"), "scan.nii.gz", "-o", str(tmp_path), "--device", "cuda"])
     assert code == 7
-    assert "the device is not there; found 0 CUDA devices, expected cuda" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the device is not there; found 0 CUDA devices, expected cuda. Choose the device cpu" in told
+    assert "--training" not in told  # synthesize has no such option
     assert choose_device("auto").type == "cpu"
     assert main(["synthesize", str(tiny_run / "model"), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path)]) == 3
     assert "PyTorch sees no CUDA device, so the CPU is used" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.discriminators import build, check_patch
+from unscanned.models.base import check_edge
+from unscanned.models.discriminators import build
 from unscanned.models.nie_discriminator import NieDiscriminator
 
 
@@ -83,6 +84,6 @@ def test_options_of_its_own_make_another_network() -> None:
 
 def test_a_patch_that_it_does_not_halve_three_times_is_refused() -> None:
     discriminator = build("nie", patch=16)
-    check_patch(discriminator, name="nie", patch=16)
+    check_edge(discriminator, noun="discriminator", name="nie", patch=16)
     with pytest.raises(SettingsError, match=r"training\.patch: the discriminator halves .*found 12 .* multiple of 8"):
-        check_patch(discriminator, name="nie", patch=12)
+        check_edge(discriminator, noun="discriminator", name="nie", patch=12)

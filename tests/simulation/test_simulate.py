@@ -250,6 +250,16 @@ def test_a_folder_with_subjects_of_another_dataset_is_left_alone(tmp_path):
         simulate(tmp_path, subjects=1, **COARSE)
 
 
+def test_what_a_killed_simulation_left_unfinished_does_not_stop_the_next_one(tmp_path):
+    anat = simulate(tmp_path, subjects=1, **COARSE) / "sub-001" / "anat"
+    (anat / "sub-001_T2w.nii.gz").unlink()
+    unfinished = anat / ".partial-4194305-abcdefgh.nii.gz"  # of a process whose number no system gives
+    unfinished.write_bytes(b"half")
+    simulate(tmp_path, subjects=1, **COARSE)
+    assert (anat / "sub-001_T2w.nii.gz").exists()
+    assert not unfinished.exists()
+
+
 def test_a_contrast_left_by_another_simulation_is_not_mixed_in(tmp_path):
     stale = tmp_path / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
     stale.parent.mkdir(parents=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from unscanned.machine.memory import keep_freed_memory_in_process
 __all__ = ["Worker", "high_water_mib"]
 
 
-class Worker:
+class Worker(ProcessPoolExecutor):
     """Runs one contender; a context that ends its process.
 
     Args:
@@ -36,18 +36,12 @@ class Worker:
     """
 
     def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any, imports: Sequence[str] = ()) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        super().__init__(1, mp_context=multiprocessing.get_context("spawn"))
         try:
             self._do(_begin, make, arguments, imports, torch.get_num_threads())
         except BaseException:
-            self._pool.shutdown()
+            self.shutdown()
             raise
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pool.shutdown()
 
     def run(self) -> Any:
         """Run once, and return the result."""
@@ -68,7 +62,7 @@ class Worker:
         return peak
 
     def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._pool.submit(function, *arguments).result()
+        return self.submit(function, *arguments).result()
 
 
 _contender: dict[str, Any] = {}
@@ -114,5 +108,5 @@ def high_water_mib() -> float | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10
+    peak = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)
+    return int(peak[1]) / 2**10 if peak else None

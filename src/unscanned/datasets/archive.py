@@ -118,20 +118,19 @@ def _require_end(tar: tarfile.TarFile) -> None:
 
 
 def _problem_of(member: tarfile.TarInfo) -> str | None:
-    path = PurePosixPath(member.name)
-    if member.islnk() or member.issym():
-        return "has a link"
-    if not (member.isdir() or (member.isreg() and not member.issparse())):
-        return "has a device or another special file"
-    if member.mode & 0o6000:
-        return "has a set-user-ID or set-group-ID file"
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in member.name:
-        return "has a path that leads out of the folder"
-    if not member.name.isprintable() or any(len(part.encode()) > _NAME_LIMIT_BYTES for part in path.parts):
-        return "has a path that cannot be written"
-    if member.size < 0 or (member.isreg() and not path.parts):
-        return "has a malformed member"
-    return None
+    name, path, is_file = member.name, PurePosixPath(member.name), member.isreg() and not member.issparse()
+    problems = {
+        "has a link": member.islnk() or member.issym(),
+        "has a device or another special file": not (member.isdir() or is_file),
+        "has a set-user-ID or set-group-ID file": bool(member.mode & 0o6000),
+        "has a path that leads out of the folder": path.is_absolute()
+        or ".." in path.parts
+        or any(character in name for character in "\\:"),
+        "has a path that cannot be written": not name.isprintable()
+        or any(len(part.encode()) > _NAME_LIMIT_BYTES for part in path.parts),
+        "has a malformed member": member.size < 0 or (member.isreg() and not path.parts),
+    }
+    return next((problem for problem, is_there in problems.items() if is_there), None)
 
 
 def _refuse(archive: Path, problem: str, found: str, expected: str) -> None:

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from unscanned.datasets.part import Part, digest_of
 from unscanned.errors import DownloadError, SettingsError
@@ -22,6 +22,8 @@ _CHUNK_BYTES = 256 * 1024
 _FURTHER_BYTES = 1024 * 1024
 _LONGEST_PAUSE_S = 60.0
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LENGTH = r"[0-9]{1,30}"
+"What counts as a length: Python refuses to read numbers of thousands of digits."
 _HEADERS = {"User-Agent": "unscanned", "Accept-Encoding": "identity"}
 
 
@@ -139,15 +141,12 @@ _OPENER = urllib.request.build_opener(_StaySecure)
 
 def _transfer(url: str, part: Part, *, idle_timeout_s: float, limit_bytes: int, room: float) -> None:
     """Send one request and add what it brings; return when the server has sent what it announced."""
-    response = _open(url, part, idle_timeout_s)
-    with response:
+    with _open(url, part, idle_timeout_s) as response:
         length = _place(response, part)
-        if length is not None and length > limit_bytes:
-            _refuse_length(url, length, limit_bytes)
+        _check_length(url, length or 0, limit_bytes)
         require_room(part.data, int((length or 0) * room) - part.size)
         for chunk in _chunks(response, part, length):
-            if part.size + len(chunk) > limit_bytes:
-                _refuse_length(url, part.size + len(chunk), limit_bytes)
+            _check_length(url, part.size + len(chunk), limit_bytes)
             part.append(chunk)
             if part.progress is not None:
                 part.progress(part.size, max(length or 0, part.size), part.path.name)
@@ -171,8 +170,11 @@ def _open(url: str, part: Part, timeout_s: float) -> Any:
         return _OPENER.open(_request(url, part), timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and part.size:
-                _past_the_end(error, part)
+            if error.code == 416 and part.size:  # no byte follows those that are here, and yet they are not the file
+                if part.in_one_go:
+                    part.refuse()
+                part.restart()
+                raise _Broken("the pieces downloaded so far are not the server's file") from error
             if error.code in _PASSING_STATUS:
                 raise _Broken(f"the server answered {error.code} {error.reason}") from error
             raise DownloadError(
@@ -185,20 +187,14 @@ def _open(url: str, part: Part, timeout_s: float) -> Any:
         raise _Broken(_reason(error)) from error
 
 
-def _past_the_end(error: urllib.error.HTTPError, part: Part) -> NoReturn:
-    """The server has no byte after those that are here, and yet they are not the file."""
-    if part.in_one_go:
-        part.refuse()
-    part.restart()
-    raise _Broken("the pieces downloaded so far are not the server's file")
-
-
 def _place(response: Any, part: Part) -> int | None:
     """Bring the .part to where the answer starts, and return the whole file's length as far as the server states it."""
-    stated = response.headers.get("Content-Length", "")
-    body = int(stated) if stated.isdecimal() else None
+    stated = re.fullmatch(_LENGTH, response.headers.get("Content-Length", "").strip())
+    body = int(stated[0]) if stated else None
     if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        match = re.fullmatch(
+            rf"bytes ({_LENGTH})-({_LENGTH})/({_LENGTH}|\*)", response.headers.get("Content-Range", "").strip()
+        )
         start = int(match[1]) if match else -1
         length = int(match[3]) if match and match[3] != "*" else None
         if not part.continues_with(response.headers, start, length):
@@ -237,14 +233,15 @@ def _require_checksum(path: Path, checksum: str, progress: Progress | None) -> N
         )
 
 
-def _refuse_length(url: str, length: int, limit_bytes: int) -> NoReturn:
-    raise DownloadError(
-        "the server's file is far too long",
-        where=url,
-        found=f"{length:,} bytes",
-        expected=f"at most {limit_bytes:,}",
-        do="Check the address.",
-    )
+def _check_length(url: str, length: int, limit_bytes: int) -> None:
+    if length > limit_bytes:
+        raise DownloadError(
+            "the server's file is far too long",
+            where=url,
+            found=f"{length:,} bytes",
+            expected=f"at most {limit_bytes:,}",
+            do="Check the address.",
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -6,9 +6,11 @@ import csv
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from unscanned.errors import DatasetError, listed
 from unscanned.files import read_text
@@ -28,10 +30,12 @@ __all__ = [
 ]
 
 
-_BIDS_NAME = re.compile(
-    r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"
-)
-_IXI_NAME = re.compile(r"(?P<subject>IXI\d+)-[A-Za-z]+-\d+-(?P<contrast>[A-Za-z0-9]+)")
+_NAMES = {
+    "bids": re.compile(
+        r"sub-(?P<subject>[^\W_]+)(_ses-(?P<session>[^\W_]+))?(?P<entities>(_[a-zA-Z]+-[^\W_]+)*)_(?P<contrast>[^\W_]+)"
+    ),
+    "ixi": re.compile(r"(?P<subject>IXI\d+)-[A-Za-z]+-\d+-(?P<contrast>[A-Za-z0-9]+)"),
+}
 _LABEL = re.compile(r"[^\W_]{1,100}")
 _SUFFIXES = (".nii", ".nii.gz")
 _SYNTHETIC = "_desc-synthetic"
@@ -105,7 +109,7 @@ def bids_suffix(name: str) -> str:
 
 def identify(path: str | Path) -> Scan | None:
     """Return what the name of one file says, by BIDS or by IXI; None where it follows neither."""
-    return _bids_scan(Path(path)) or _ixi_scan(Path(path))
+    return _named(Path(path), "bids") or _named(Path(path), "ixi")
 
 
 def take_inventory(
@@ -136,9 +140,8 @@ def take_inventory(
         )
     inventory = Inventory()
     paths = [path for path in _walk(root, inventory, {}) if path.name.lower().endswith(_SUFFIXES)]
-    parsers = {"bids": _bids_scan, "ixi": _ixi_scan}
-    for name in parsers if layout == "auto" else (layout,):
-        inventory.scans = [scan for path in paths if (scan := parsers[name](path)) is not None]
+    for name in _NAMES if layout == "auto" else (layout,):
+        inventory.scans = [scan for path in paths if (scan := _named(path, name)) is not None]
         if inventory.scans:
             known = {scan.path for scan in inventory.scans}
             inventory.oddities += [
@@ -178,18 +181,15 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
             continue
         if path.name.lower().endswith(_SUFFIXES):
             yield path
-        elif not os.path.exists(path):
-            inventory.unreadable.append((path, f"this link leads nowhere, or may not be followed: {_why(path)}"))
-        elif path.is_dir():
-            yield from _walk(path, inventory, seen)
-
-
-def _why(path: Path) -> str:
-    try:
-        path.stat()
-    except OSError as error:
-        return error.strerror or str(error)
-    return "it has changed"
+            continue
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:
+            why = f"this link leads nowhere, or may not be followed: {error.strerror}"
+            inventory.unreadable.append((path, why))
+        else:
+            if is_folder:
+                yield from _walk(path, inventory, seen)
 
 
 def case_of_folder(path: Path, root: Path) -> tuple[str, str | None] | None:
@@ -204,16 +204,13 @@ def _is_synthetic(path: Path) -> bool:
     return _SYNTHETIC in stem(path)
 
 
-def _bids_scan(path: Path) -> Scan | None:
-    match = _BIDS_NAME.fullmatch(stem(path))
+def _named(path: Path, layout: str) -> Scan | None:
+    """Return what a file's name says in a layout; None where it does not follow it, or is that of a synthetic file."""
+    match = _NAMES[layout].fullmatch(stem(path))
     if match is None or _is_synthetic(path):
         return None
-    return Scan(match["subject"], match["session"], contrast_key(match["contrast"]), match["entities"], path)
-
-
-def _ixi_scan(path: Path) -> Scan | None:
-    match = _IXI_NAME.fullmatch(stem(path))
-    return None if match is None else Scan(match["subject"], None, contrast_key(match["contrast"]), "", path)
+    said: dict[str, Any] = {"session": None, "entities": "", **match.groupdict()}
+    return Scan(said["subject"], said["session"], contrast_key(said["contrast"]), said["entities"], path)
 
 
 def _table_scans(table: Path, source: str, target: str, require_target: bool) -> Iterator[Scan]:

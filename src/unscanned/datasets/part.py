@@ -99,10 +99,15 @@ class Part:
         self.facts.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Put the verified file under its final name."""
-        with open(self.data, "rb") as file:
-            os.fsync(file.fileno())
-        self.data.replace(self.path)
+        """Put the verified file under its final name.
+
+        Raises:
+            ResourceError: The disk fails, or the name has been taken by a folder.
+        """
+        with writing(self.path):
+            with open(self.data, "rb") as file:
+                os.fsync(file.fileno())
+            self.data.replace(self.path)
         self.forget()
 
     def refuse(self) -> NoReturn:

@@ -35,6 +35,6 @@ def choose_device(name: str = "auto") -> torch.device:
             where="device",
             found=f"{torch.cuda.device_count()} CUDA devices",
             expected=name,
-            do="Use --training.device cpu, or install a driver and a CUDA build of PyTorch.",
+            do="Choose the device cpu, or install a driver and a CUDA build of PyTorch.",
         )
     return device

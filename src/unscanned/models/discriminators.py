@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unscanned.models.base import DiscriminatorBase, check_edge, check_name, own_options
+from unscanned.models.base import DiscriminatorBase, check_name, own_options
 from unscanned.models.initialization import initialize
 from unscanned.models.nie_discriminator import NieDiscriminator, SmallDiscriminator
 
-__all__ = ["DISCRIMINATORS", "build", "check_patch"]
+__all__ = ["DISCRIMINATORS", "build"]
 
 DISCRIMINATORS: dict[str, type[DiscriminatorBase]] = {"nie": NieDiscriminator, "small": SmallDiscriminator}
 
@@ -42,17 +42,3 @@ def build(
     discriminator = kind(patch, slope=slope, **own_options(kind, options, where="discriminator.options"))
     initialize(discriminator, initialization, where="discriminator.initialization")
     return discriminator
-
-
-def check_patch(discriminator: DiscriminatorBase, *, name: str, patch: int) -> None:
-    """Refuse patches that a discriminator does not take.
-
-    Args:
-        discriminator: As `build` returns it.
-        name: Its name, for the message.
-        patch: Edge of the patches, in voxels.
-
-    Raises:
-        SettingsError: Says which edges it takes.
-    """
-    check_edge(discriminator, noun="discriminator", name=name, patch=patch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,22 @@ from torch.nn import functional as F
 
 from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
 
-__all__ = ["FrozenLayers", "absorbed", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
+__all__ = ["FrozenLayers", "Layers", "absorbed", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
 
 PARITIES = 8
 
 BLOCK_POSITIONS = 64
 "Positions of a block: with the widest layer and seven patches, about a megabyte."
+
+
+class Layers(NamedTuple):
+    """The layers of the plain generator: same-padded, of dilation 1 in the first and last, 2 between."""
+
+    convolutions: Sequence[nn.Conv3d]
+    norms: Sequence[nn.BatchNorm3d]
+    "One after each convolution but the last."
+    slope: float
+    "Negative slope of LeakyReLU."
 
 
 def fold(x: Tensor) -> Tensor:
@@ -162,21 +172,17 @@ def _running(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
 
 
-def folded_forward(
-    x: Tensor, convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d], slope: float
-) -> Tensor:
+def folded_forward(x: Tensor, layers: Layers) -> Tensor:
     """Run the plain generator's function on sub-grids, in training or evaluation mode, with gradients.
 
     Args:
         x: (batch, in_channels, i, j, k), i, j and k even.
-        convolutions: Same-padded; dilation 1 in the first and last, 2 between.
-        norms: One after each convolution but the last.
-        slope: Negative slope of LeakyReLU.
+        layers: The generator's.
 
     Returns:
         (batch, 1, i, j, k).
     """
-    batch = x.shape[0]
+    (convolutions, norms, slope), batch = layers, x.shape[0]
     h = fold(x)
     last = len(convolutions) - 1
     for layer, convolution in enumerate(convolutions):
@@ -191,9 +197,9 @@ def folded_forward(
     return unfold(h)
 
 
-def absorbed(convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d]) -> Iterator[tuple[Tensor, Tensor]]:
+def absorbed(layers: Layers) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield kernel and bias of each layer with the norm behind it, in evaluation mode, inside."""
-    for convolution, norm in itertools.zip_longest(convolutions, norms):
+    for convolution, norm in itertools.zip_longest(layers.convolutions, layers.norms):
         weight, bias = convolution.weight.detach(), cast(Tensor, convolution.bias).detach()
         if norm is not None:
             running_mean, running_var = _running(norm)
@@ -208,24 +214,16 @@ class FrozenLayers:
     """The generator in evaluation mode for one patch shape: batch norm inside the kernels, their spectra computed once.
 
     Args:
-        convolutions: As for `folded_forward`.
-        norms: As for `folded_forward`; their running statistics are used.
-        slope: Negative slope of LeakyReLU.
+        layers: The generator's; the norms' running statistics are used.
         shape: Spatial shape of the patches, even.
     """
 
-    def __init__(
-        self,
-        convolutions: Sequence[nn.Conv3d],
-        norms: Sequence[nn.BatchNorm3d],
-        slope: float,
-        shape: tuple[int, int, int],
-    ) -> None:
-        self.slope = slope
+    def __init__(self, layers: Layers, shape: tuple[int, int, int]) -> None:
+        self.slope = layers.slope
         self.kernels: list[Kernel] = []
         i, j, k = (n // 2 for n in shape)
-        for layer, (weight, bias) in enumerate(absorbed(convolutions, norms)):
-            if layer in (0, len(norms)):
+        for layer, (weight, bias) in enumerate(absorbed(layers)):
+            if layer in (0, len(layers.norms)):
                 weight, bias = polyphase(weight), bias.repeat_interleave(PARITIES)
             self.kernels.append(kernel_spectrum(weight, bias, (i, j, k)))
 

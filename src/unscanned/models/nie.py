@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unscanned.machine.memory import machine_bytes
 from unscanned.models.base import CONVOLUTIONS, GeneratorBase
-from unscanned.models.folding import FrozenLayers, folded_forward, spectra_bytes
+from unscanned.models.folding import FrozenLayers, Layers, folded_forward, spectra_bytes
 from unscanned.models.spectral import LARGE_KERNEL
 from unscanned.models.streaming import Stream
 from unscanned.schema import Schema
@@ -24,7 +24,7 @@ LARGE_PATCH = 16
 SHARE_OF_MEMORY = 1 / 3
 "Of the machine's, that `auto` gives to the kernels' spectra; they grow with the volume of a patch."
 
-Layers = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Numbers = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 
 
 class NieGenerator(GeneratorBase):
@@ -49,9 +49,9 @@ class NieGenerator(GeneratorBase):
     class Options(Schema):
         """The layers."""
 
-        filters: Layers = (32, 32, 32, 64, 64, 64, 32, 32)
+        filters: Numbers = (32, 32, 32, 64, 64, 64, 32, 32)
         "Output channels of each layer but the last."
-        kernels: Layers = (9, 3, 3, 3, 9, 3, 3, 7, 3)
+        kernels: Numbers = (9, 3, 3, 3, 9, 3, 3, 7, 3)
         "Edge of each layer's cubic kernel, odd."
 
         @model_validator(mode="after")
@@ -78,10 +78,9 @@ class NieGenerator(GeneratorBase):
         self.activation = nn.LeakyReLU(slope)
 
     @property
-    def layers(self) -> tuple[list[nn.Conv3d], list[nn.BatchNorm3d], float]:
+    def layers(self) -> Layers:
         """The convolutions, the norms after all but the last, and the slope of LeakyReLU."""
-        convolutions, norms = list(self.convolutions), list(self.norms)
-        return cast(list[nn.Conv3d], convolutions), cast(list[nn.BatchNorm3d], norms), self.activation.negative_slope
+        return Layers(list(self.convolutions), list(self.norms), self.activation.negative_slope)  # type: ignore[arg-type]
 
     @property
     def reach(self) -> int:
@@ -110,7 +109,7 @@ class NieGenerator(GeneratorBase):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
         if self.takes_spectral(x):
-            return folded_forward(x, *self.layers)
+            return folded_forward(x, self.layers)
         convolutions, norms, _ = self.layers
         for convolution, norm in zip(convolutions, norms, strict=False):
             x = self.activation(norm(convolution(x)))
@@ -122,7 +121,7 @@ class NieGenerator(GeneratorBase):
 
     def stream(self, x: Tensor) -> Stream | None:
         """Return the pass through a whole volume, where an input like this may go through the frequency domain."""
-        return Stream(*self.layers) if self.admits_spectral(x) else None
+        return Stream(self.layers) if self.admits_spectral(x) else None
 
 
 class SmallGenerator(NieGenerator):
@@ -131,9 +130,9 @@ class SmallGenerator(NieGenerator):
     class Options(NieGenerator.Options):
         """The layers."""
 
-        filters: Layers = (8, 16, 16)
+        filters: Numbers = (8, 16, 16)
         "Output channels of each layer but the last."
-        kernels: Layers = (5, 3, 3, 3)
+        kernels: Numbers = (5, 3, 3, 3)
         "Edge of each layer's cubic kernel, odd."
 
 
@@ -154,5 +153,5 @@ class FrozenGenerator:
         i, j, k = x.shape[2:]
         key = (i, j, k, x.dtype, x.device)
         if key not in self.layers:
-            self.layers[key] = FrozenLayers(*self.generator.layers, (i, j, k))
+            self.layers[key] = FrozenLayers(self.generator.layers, (i, j, k))
         return self.layers[key](x)

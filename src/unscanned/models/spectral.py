@@ -43,10 +43,11 @@ Below, it was between twice as fast and half as fast as `Conv3d` (docs/performan
 CACHE_BYTES = 3 * 2**20
 "Working set of a piece: more than the second-level caches hold, but fewer and longer products."
 
-Piece = tuple[slice, slice | None]
-"Rows of i and j, and those of the opposite frequencies of i where these are other rows."
-
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+Piece = list[tuple[slice, bool]]
+"Rows of i and j, and where these are other rows, those of the opposite frequencies of i; whether they are the mirror."
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,10 @@ class Grid:
         """Positions along i, j and k."""
         i, j, k = (each.forward.shape[-1] for each in (self.first, self.second, self.third))
         return i, j, k
+
+    def along_k(self, is_mirror: bool) -> Transform:
+        """Return the transform along k, for a row or for a mirror."""
+        return self.opposite if is_mirror else self.third
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -156,14 +161,15 @@ def _blocks(grid: Grid, columns: int) -> Iterator[slice]:
 
 
 def _parts(grid: Grid, values: int) -> Iterator[Piece]:
-    """Yield slices of rows of i and j, and of their mirrors, that fit the cache; `values` are a row's, complex."""
+    """Yield rows of i and j, and their mirrors, that fit the cache; `values` are a row's, complex."""
     length, step = grid.lengths[1], max(1, CACHE_BYTES // (8 * values))
     bounds = (0, length, length * (1 + grid.mirrored), length * grid.half)
     for (begin, end), has_mirror in zip(pairwise(bounds), (False, True, False), strict=True):
         for start in range(begin, end, step):
             part = slice(start, min(start + step, end))
             shift = length * (grid.half - 1)
-            yield part, slice(part.start + shift, part.stop + shift) if has_mirror else None
+            mirror = slice(part.start + shift, part.stop + shift)
+            yield [(part, False)] + [(mirror, True)] * has_mirror
 
 
 def _memory(out: Tensor | None, like: Tensor, *shape: int) -> Tensor:
@@ -240,19 +246,15 @@ def _multiply(x: Tensor, spectrum: Tensor, bias: Tensor | None, grid: Grid) -> T
     result = x.new_empty(x.shape[0], x.shape[1], out * pairs)
 
     def multiply(piece: Piece) -> None:
-        part, mirror = piece
-        size = part.stop - part.start
-        kernel = spectrum[part].view(-1, into, out)
-        f = x.new_empty(size * depth, into, pairs)
-        _along_last(grid.third.forward, x[part], f)
-        y = torch.bmm(kernel.mT, f)
-        if part.start == 0 and bias is not None:
-            y[0] += _constant(bias, grid)[:, None]
-        _along_last(grid.third.back, y.view(size, depth, -1), result[part])
-        if mirror is not None:
-            _along_last(grid.opposite.forward, x[mirror], f)
-            torch.bmm(kernel.mH, f, out=y)
-            _along_last(grid.opposite.back, y.view(size, depth, -1), result[mirror])
+        kernel = spectrum[piece[0][0]].view(-1, into, out)
+        f, y = (x.new_empty(len(kernel), channels, pairs) for channels in (into, out))
+        for rows, is_mirror in piece:
+            along_k = grid.along_k(is_mirror)
+            _along_last(along_k.forward, x[rows], f)
+            torch.bmm(kernel.mH if is_mirror else kernel.mT, f, out=y)
+            if rows.start == 0 and bias is not None:
+                y[0] += _constant(bias, grid)[:, None]
+            _along_last(along_k.back, y.view(-1, depth, out * pairs), result[rows])
 
     for_each(_parts(grid, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
     return result
@@ -290,30 +292,23 @@ class _SpectralConvolution(torch.autograd.Function):
         of_bias = gradient.new_empty(out) if need_bias else None
 
         def multiply(piece: Piece) -> None:
-            part, mirror = piece
-            size = part.stop - part.start
+            part = piece[0][0]
             kernel = spectrum[part].view(-1, into, out)
-            g = x.new_empty(size * depth, out, pairs)
-            f = x.new_empty(size * depth, into, pairs)
-            _along_last(signal.third.forward, analysed[part], g)
-            if of_bias is not None and part.start == 0:
-                torch.sum(torch.view_as_real(g[0]), (1, 2), out=of_bias)
-            if to_x is not None:
-                torch.bmm(kernel.conj_physical(), g, out=f)
-                _along_last(signal.third.back, f.view(size, depth, -1), to_x[part])
-            if to_weight is not None:
-                _along_last(signal.third.forward, x[part], f)
-                w = torch.bmm(f.conj_physical_(), g.mT)
-            if mirror is not None:
-                _along_last(signal.opposite.forward, analysed[mirror], g)
+            g, f = (x.new_empty(len(kernel), channels, pairs) for channels in (out, into))
+            w = x.new_empty(len(kernel), into, out)
+            for rows, is_mirror in piece:
+                along_k = signal.along_k(is_mirror)
+                _along_last(along_k.forward, analysed[rows], g)
+                if of_bias is not None and rows.start == 0:
+                    torch.sum(torch.view_as_real(g[0]), (1, 2), out=of_bias)
                 if to_x is not None:
-                    torch.bmm(kernel, g, out=f)
-                    _along_last(signal.opposite.back, f.view(size, depth, -1), to_x[mirror])
+                    torch.bmm(kernel if is_mirror else kernel.conj_physical(), g, out=f)
+                    _along_last(along_k.back, f.view(-1, depth, into * pairs), to_x[rows])
                 if to_weight is not None:
-                    _along_last(signal.opposite.forward, x[mirror], f)
-                    w.baddbmm_(f, g.mH)
+                    _along_last(along_k.forward, x[rows], f)
+                    w.baddbmm_(f, g.mH) if is_mirror else torch.bmm(f.conj_physical_(), g.mT, out=w)
             if to_weight is not None:
-                _along_last(taps.third.back, w.view(size, depth, -1), to_weight[part])
+                _along_last(taps.third.back, w.view(-1, depth, into * out), to_weight[part])
 
         for_each(_parts(signal, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
         of_x = _unpaired(_synthesize(to_x, signal), ctx.shape) if to_x is not None else None
@@ -417,19 +412,15 @@ class ValidKernel:
         result = x.flatten(1)[:, : self.result.points[2] * pairs * out].unflatten(1, (-1, pairs * out))
 
         def multiply(piece: Piece) -> None:
-            part, mirror = piece
-            size = part.stop - part.start
-            kernel = self.spectrum[part].view(-1, out, into)
-            f = x.new_empty(size * depth, pairs, into)
-            _along_last(self.signal.third.forward, x[part], f)
-            y = torch.bmm(f, kernel.mT)
-            if part.start == 0:
-                y[0] += self.constant
-            result[part] = torch.bmm(self.result.third.back.expand(size, -1, -1), y.view(size, depth, -1))
-            if mirror is not None:
-                _along_last(self.signal.opposite.forward, x[mirror], f)
-                torch.bmm(f, kernel.mH, out=y)
-                result[mirror] = torch.bmm(self.result.opposite.back.expand(size, -1, -1), y.view(size, depth, -1))
+            kernel = self.spectrum[piece[0][0]].view(-1, out, into)
+            f, y = (x.new_empty(len(kernel), pairs, channels) for channels in (into, out))
+            for rows, is_mirror in piece:
+                _along_last(self.signal.along_k(is_mirror).forward, x[rows], f)
+                torch.bmm(f, kernel.mH if is_mirror else kernel.mT, out=y)
+                if rows.start == 0:
+                    y[0] += self.constant
+                back = self.result.along_k(is_mirror).back.expand(rows.stop - rows.start, -1, -1)
+                result[rows] = torch.bmm(back, y.view(-1, depth, pairs * out))
 
         for_each(_parts(self.signal, depth * (out * pairs + into * pairs + out * into)), multiply, x.device)
         return result

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from unscanned.models.folding import PARITIES, absorbed
+from unscanned.models.folding import PARITIES, Layers, absorbed
 from unscanned.models.spectral import LARGE_KERNEL, ValidKernel
 
 __all__ = ["BRICKS", "Brick", "Stream"]
@@ -94,16 +94,14 @@ class Stream:
     """The nine layers in evaluation mode, for volumes of any size.
 
     Args:
-        convolutions: Dilation 1 or 2; their weights are read once.
-        norms: One after each convolution but the last; their running statistics are read once.
-        slope: Negative slope of LeakyReLU.
+        layers: The generator's; their weights and the norms' running statistics are read once.
     """
 
-    def __init__(self, convolutions: Sequence[nn.Conv3d], norms: Sequence[nn.BatchNorm3d], slope: float) -> None:
+    def __init__(self, layers: Layers) -> None:
         self.layers = [
-            Layer(weight, bias, slope if number < len(norms) else None, convolution.dilation[0])
+            Layer(weight, bias, layers.slope if number < len(layers.norms) else None, convolution.dilation[0])
             for number, (convolution, (weight, bias)) in enumerate(
-                zip(convolutions, absorbed(convolutions, norms), strict=True)
+                zip(layers.convolutions, absorbed(layers), strict=True)
             )
         ]
 
@@ -172,7 +170,10 @@ class Stream:
             else None
             for layer in self.layers
         ]
-        planes, rows = self._margins(source, brick, count, depth)
+        planes, rows = [], []  # for each layer those that it keeps for each brick along j, and for the next one
+        for layer in self.layers:
+            planes.append(source.new_zeros(count[1], 2 * layer.reach, brick[1], depth, layer.into))
+            rows.append(source.new_zeros(brick[0] + 2 * layer.reach, 2 * layer.reach, depth, layer.into))
         memory = [source.new_empty(self._largest(brick, depth)) for _ in range(2)]
         for i, j in itertools.product(*(range(n) for n in count)):
             start = [number * edge - self.offset(edge) for number, edge in zip((i, j), brick, strict=True)]
@@ -199,17 +200,6 @@ class Stream:
             finished = h[valid[0], valid[1], :, 0]
             if finished.numel():
                 yield start[0] + valid[0].start, start[1] + valid[1].start, finished
-
-    def _margins(
-        self, like: Tensor, brick: Brick, count: tuple[int, int], depth: int
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return for each layer the planes that it keeps for each brick along j, and the rows, zero."""
-        planes, rows = [], []
-        for layer in self.layers:
-            r = layer.reach
-            planes.append(like.new_zeros(count[1], 2 * r, brick[1], depth, layer.into))
-            rows.append(like.new_zeros(brick[0] + 2 * r, 2 * r, depth, layer.into))
-        return planes, rows
 
 
 def _array(memory: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from unscanned.errors import DatasetError
 from unscanned.simulation.tissues import LABELS, TISSUES
+from unscanned.volumes.intensity import largest_component
 from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = [
@@ -19,10 +20,10 @@ __all__ = [
     "Fractions",
     "LabelMap",
     "Warp",
-    "check_label_map",
     "draw_warp",
     "find_label_maps",
     "read_label_map",
+    "read_tissues",
     "smooth_field",
 ]
 
@@ -216,23 +217,19 @@ def read_label_map(path: Path, rng: np.random.Generator) -> LabelMap:
         VolumeError: The file cannot be read.
         DatasetError: It has numbers that stand for no tissue.
     """
-    tissues, volume = _read_tissues(path)
-    head = _largest_component(tissues > 0)
+    tissues, volume = read_tissues(path)
+    head = largest_component(tissues > 0)
     spacing_mm = float(np.mean(volume.spacing_mm))
     return LabelMap(_divide_soft_tissue(np.where(head, tissues, 0).astype(np.uint8), spacing_mm, rng), volume.affine)
 
 
-def check_label_map(path: Path) -> None:
-    """Read a label map and drop it.
+def read_tissues(path: Path) -> tuple[np.ndarray, Volume]:
+    """Return the tissue of each voxel of a label map, as an index into the names of `TISSUES`, and the map itself.
 
     Raises:
         VolumeError: The file cannot be read.
         DatasetError: It has numbers that stand for no tissue.
     """
-    _read_tissues(path)
-
-
-def _read_tissues(path: Path) -> tuple[np.ndarray, Volume]:
     volume = read_volume(path)
     known = np.full(max(LABELS) + 2, -1, np.int16)
     for number, name in LABELS.items():
@@ -262,14 +259,6 @@ def _divide_soft_tissue(tissues: np.ndarray, spacing_mm: float, rng: np.random.G
     for axis, size in enumerate(tissues.shape):
         deep = np.repeat(deep, step, axis=axis).take(np.arange(size), axis=axis)
     return np.where(deep & (tissues == NAMES.index("fat")), np.uint8(NAMES.index("muscle")), tissues)
-
-
-def _largest_component(mask: np.ndarray) -> np.ndarray:
-    components, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    return components == 1 + int(np.argmax(sizes[1:]))
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from unscanned import files
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.progress import Progress
-from unscanned.simulation.anatomy import Anatomy, check_label_map, find_label_maps, read_label_map
+from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
 from unscanned.volumes.nifti import LIMIT_BYTES, write_volume
@@ -100,6 +100,7 @@ def simulate(
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
     with files.lock(out):
+        files.remove_partials(out)
         _check_folder(out, subjects, contrasts)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
@@ -185,7 +186,7 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
             do=f"Ask for {len(maps) * per_anatomy} subjects, or for per_anatomy = {-(-subjects // len(maps))}.",
         )
     for path in maps[:needed]:
-        check_label_map(path)
+        read_tissues(path)
     return maps[:needed]
 
 

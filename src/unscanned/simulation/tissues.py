@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -77,9 +77,7 @@ def draw_tissues(
     drawn = {}
     for name, tissue in TISSUES.items():
         factor = np.exp(spread * np.clip(rng.standard_normal(3), -2.5, 2.5))
-        drawn[name] = Tissue(
-            float(tissue.proton_density * factor[0]), float(tissue.t1_ms * factor[1]), float(tissue.t2_ms * factor[2])
-        )
+        drawn[name] = Tissue(*(factor * astuple(tissue)).tolist())
     return drawn
 
 

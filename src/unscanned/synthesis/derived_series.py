@@ -256,15 +256,12 @@ def _series_number(source: int) -> int:
 
 
 def _image(header: Dataset, common: dict[str, Any], pixels: np.ndarray, number: int, uid: str) -> Dataset:
-    from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    image = Dataset()
+    image = _item(**common)
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    for name, value in common.items():
-        setattr(image, name, value)
     for name in _SHARED:
         if name in header:
             image[name] = header[name]

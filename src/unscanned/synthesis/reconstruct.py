@@ -12,7 +12,7 @@ from unscanned.errors import ResourceError, SettingsError
 from unscanned.machine.memory import is_out_of_memory, keep_freed_memory_in_process
 from unscanned.models.generators import FastGenerator, evaluating
 from unscanned.progress import Progress
-from unscanned.volumes.patches import axis_starts, starts
+from unscanned.volumes.patches import axis_starts, cut, starts
 
 __all__ = ["check_grid", "default_batch", "reconstruct"]
 
@@ -89,12 +89,17 @@ def reconstruct(
         done = 0
         while done < len(positions):
             group = positions[done : done + size]
-            outputs = _map_if_memory_suffices(source, group, patch, mapped, device, constants)
-            if outputs is None:
+            outputs = None
+            try:
+                outputs = _map([cut(source, start, patch) for start in group], mapped, device, constants)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if outputs is None:  # not earlier: by now the error has let go of what it held
                 size = _halve(size, patch, device, note)
                 continue
             for start, output in zip(group, outputs, strict=True):
-                _at(total, start, patch).add_(output)
+                cut(total, start, patch).add_(output)
             done += len(group)
             if progress:
                 progress(done, len(positions), "patches")
@@ -104,23 +109,6 @@ def reconstruct(
             count[first : first + patch] += 1
         total /= count.view([-1 if a == axis else 1 for a in range(3)])
     return total[tuple(slice(n) for n in shape)].contiguous().numpy()
-
-
-def _map_if_memory_suffices(
-    source: Tensor,
-    group: np.ndarray,
-    patch: int,
-    network: Callable[[Tensor], Tensor],
-    device: torch.device,
-    constants: dict[tuple[float, ...], Tensor],
-) -> list[Tensor] | None:
-    """Do as `_map` does, and return None where memory is short; by then the error has let go of what it held."""
-    try:
-        return _map(source, group, patch, network, device, constants)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
 
 
 def _halve(size: int, patch: int, device: torch.device, note: Callable[[str], None] | None) -> int:
@@ -139,15 +127,12 @@ def _halve(size: int, patch: int, device: torch.device, note: Callable[[str], No
 
 
 def _map(
-    source: Tensor,
-    group: np.ndarray,
-    patch: int,
+    tiles: list[Tensor],
     network: Callable[[Tensor], Tensor],
     device: torch.device,
     constants: dict[tuple[float, ...], Tensor],
 ) -> list[Tensor]:
-    """Return the outputs (patch, patch, patch) of a group of patches, using and filling those of constant patches."""
-    tiles = [_at(source, start, patch) for start in group]
+    """Return the outputs (patch, patch, patch) of some patches, using and filling those of constant patches."""
     keys = [_constant(tile) or number for number, tile in enumerate(tiles)]
     wanted = {key: tile for key, tile in zip(keys, tiles, strict=True) if key not in constants}
     outputs: dict[tuple[float, ...] | int, Tensor] = {}
@@ -156,11 +141,6 @@ def _map(
         outputs = dict(zip(wanted, mapped[:, 0].to("cpu", torch.float32), strict=True))
     constants.update({key: output for key, output in outputs.items() if isinstance(key, tuple)})
     return [outputs[key] if key in outputs else constants[key] for key in keys]  # type: ignore[index]
-
-
-def _at(volume: Tensor, start: np.ndarray, patch: int) -> Tensor:
-    i, j, k = (int(n) for n in start)
-    return volume[..., i : i + patch, j : j + patch, k : k + patch]
 
 
 def _constant(tile: Tensor) -> tuple[float, ...] | None:

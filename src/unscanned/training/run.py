@@ -20,6 +20,7 @@ from unscanned.machine.memory import keep_freed_memory_in_process
 from unscanned.machine.precision import check_precision, set_process_precision
 from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
+from unscanned.models.base import check_edge
 from unscanned.progress import Progress, interruptible
 from unscanned.settings import Settings, check, resolve, to_dict
 from unscanned.synthesis.whole_volume import check_network
@@ -77,7 +78,7 @@ def check_settings(settings: Settings) -> torch.device:
     discriminator = discriminators.build(patch=patch, **to_dict(settings.discriminator))
     generator = generators.build(**to_dict(settings.generator))
     if settings.loss.adversarial > 0:
-        discriminators.check_patch(discriminator, name=settings.discriminator.name, patch=patch)
+        check_edge(discriminator, noun="discriminator", name=settings.discriminator.name, patch=patch)
     generators.check_patch(generator, name=settings.generator.name, patch=patch, margin=margin)
     if settings.synthesis.mode == "volume":
         check_network(generator)

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import nibabel
 import numpy as np
 
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.volumes.header import corners
 from unscanned.volumes.nifti import Volume
 
 if TYPE_CHECKING:
@@ -77,22 +79,14 @@ class Series:
     def onto(self, volume: Volume) -> np.ndarray | None:
         """Return the volume's voxels as (column, row, slice) of the series, or None if its grid is another one."""
         try:
-            mapping = np.linalg.inv(volume.affine) @ self.affine
-        except np.linalg.LinAlgError:
+            turn = nibabel.orientations.io_orientation(np.linalg.inv(self.affine) @ volume.affine)
+            turned = nibabel.orientations.apply_orientation(volume.array, turn)
+            affine = volume.affine @ nibabel.orientations.inv_ornt_aff(turn, volume.shape)
+            off = np.linalg.inv(affine) @ self.affine - np.eye(4)  # from the series' voxels, in those of the volume
+        except (np.linalg.LinAlgError, nibabel.orientations.OrientationError):
             return None
-        axes = np.rint(mapping[:3, :3]).astype(int)
-        if not (np.abs(axes).sum(0) == 1).all() or not (np.abs(axes).sum(1) == 1).all():
-            return None
-        order = tuple(int(axis) for axis in np.abs(axes).argmax(0))  # the volume's axis for each of the series'
-        if tuple(volume.shape[axis] for axis in order) != self.shape:
-            return None
-        signs = axes.sum(0)
-        start = np.array([volume.shape[axis] - 1 if axes[axis].sum() < 0 else 0 for axis in range(3)])
-        corners = np.stack(np.meshgrid(*((0, size - 1) for size in self.shape)), -1).reshape(-1, 3)
-        off = corners @ mapping[:3, :3].T + mapping[:3, 3] - (corners @ axes.T + start)
-        if np.abs(off).max() > _FITS_VOXELS:
-            return None
-        return np.flip(volume.array.transpose(order), tuple(axis for axis in range(3) if signs[axis] < 0))
+        is_other = turned.shape != self.shape or np.abs(off[:3, :3]).max() > 0.5
+        return None if is_other or np.abs(off[:3] @ corners(self.shape)).max() > _FITS_VOXELS else turned
 
     def read_voxels(self) -> np.ndarray:
         """Return the voxels as (column, row, slice), in the series' intensities (rescale slope and intercept applied).
@@ -201,10 +195,7 @@ def _stack(images: list[tuple[Path, Dataset]]) -> Series | None:
             return None
         between_rows, between_columns = map(float, first.PixelSpacing)
         affine = np.eye(4)
-        affine[:3, 0] = axes[0] * between_columns
-        affine[:3, 1] = axes[1] * between_rows
-        affine[:3, 2] = step
-        affine[:3, 3] = positions[0]
+        affine[:3] = np.stack([axes[0] * between_columns, axes[1] * between_rows, step, positions[0]], 1)
     except (TypeError, ValueError, AttributeError):
         return None
     return Series(headers, files, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # DICOM's world is LPS+

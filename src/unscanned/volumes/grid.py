@@ -184,12 +184,6 @@ def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: n
 
 def _window(array: np.ndarray, start: Sequence[int], shape: Triple) -> np.ndarray:
     result = np.zeros(shape, array.dtype)
-    inside, outside = [], []
-    for first, size, have in zip(start, shape, array.shape, strict=True):
-        low, high = max(first, 0), min(first + size, have)
-        if low >= high:
-            return result
-        inside.append(slice(low - first, high - first))
-        outside.append(slice(low, high))
-    result[tuple(inside)] = array[tuple(outside)]
+    low, high = np.clip([start, np.add(start, shape)], 0, array.shape)
+    result[tuple(map(slice, low - start, high - start))] = array[tuple(map(slice, low, high))]
     return result

@@ -12,7 +12,7 @@ import numpy as np
 
 from unscanned.errors import VolumeError
 
-__all__ = ["HEADER_BYTES", "IMPLAUSIBLE", "Header", "check_size", "corner_distance_mm", "parse_header"]
+__all__ = ["HEADER_BYTES", "IMPLAUSIBLE", "Header", "check_size", "corner_distance_mm", "corners", "parse_header"]
 
 HEADER_BYTES = 348
 IMPLAUSIBLE = "the size of the voxels is not that of a scan of a head"
@@ -79,16 +79,7 @@ def parse_header(block: bytes) -> Header:
     unit = _UNITS.get(int(fields["xyzt_units"]) & 7)
     if unit:
         warnings += (f"the header says {unit}; its numbers are taken as millimetres, as other software does",)
-    return Header(
-        shape=shape,
-        dtype=_dtype(fields),
-        offset=_offset(fields),
-        slope=slope,
-        intercept=intercept,
-        affine=affine,
-        unit=unit,
-        warnings=warnings,
-    )
+    return Header(shape, _dtype(fields), _offset(fields), slope, intercept, affine, unit, warnings)
 
 
 def check_size(header: Header) -> None:
@@ -118,8 +109,12 @@ def check_size(header: Header) -> None:
 
 def corner_distance_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
     """Return how far apart two affines put the same corner voxel of a grid, at most, in mm."""
-    corners = [[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in shape[:3]))]
-    return float(np.linalg.norm(((first - second) @ np.array(corners).T)[:3], axis=0).max())
+    return float(np.linalg.norm(((first - second) @ corners(shape))[:3], axis=0).max())
+
+
+def corners(shape: tuple[int, ...]) -> np.ndarray:
+    """Return the eight corner voxels of a grid, (4, 8), as an affine takes them."""
+    return np.array([[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in shape[:3]))]).T
 
 
 def _byte_order(block: bytes) -> str:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from unscanned.errors import VolumeError
 from unscanned.volumes.orientation import from_ras, to_ras
 
-__all__ = ["Contrast", "Normalization", "head_mask", "head_scale"]
+__all__ = ["Contrast", "Normalization", "head_mask", "head_scale", "largest_component"]
 
 
 def head_mask(array: np.ndarray, affine: np.ndarray | None = None) -> np.ndarray:
@@ -37,11 +37,7 @@ def head_mask(array: np.ndarray, affine: np.ndarray | None = None) -> np.ndarray
     if positive.size == 0:
         return np.zeros(array.shape, bool)
     bright = coarse > 0.1 * np.percentile(positive, 99)
-    labels, count = ndimage.label(bright)
-    if count == 0:
-        return np.zeros(array.shape, bool)
-    mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    padded = np.pad(mask, 2)
+    padded = np.pad(largest_component(bright), 2)
     mask = ndimage.binary_closing(padded, iterations=2)[2:-2, 2:-2, 2:-2]
     for axis in range(3):
         for index in range(mask.shape[axis]):
@@ -50,6 +46,12 @@ def head_mask(array: np.ndarray, affine: np.ndarray | None = None) -> np.ndarray
     for axis, s in enumerate(step):
         mask = np.repeat(mask, s, axis)
     return mask[: array.shape[0], : array.shape[1], : array.shape[2]]
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """Return the largest connected part of a mask, of equal ones the first."""
+    labels, count = ndimage.label(mask)
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(mask.shape, bool)
 
 
 def head_scale(array: np.ndarray, mask: np.ndarray, percentile: float = 99.9, *, where: object = None) -> float:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["axis_starts", "cut", "starts"]
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 def starts(shape: Sequence[int], patch: int, stride: int) -> np.ndarray:
@@ -38,7 +44,7 @@ def axis_starts(n: int, patch: int, stride: int) -> np.ndarray:
     return np.append(np.arange(0, n - patch, stride), n - patch)
 
 
-def cut(volume: np.ndarray, start: Sequence[int], patch: int) -> np.ndarray:
-    """Return the patch of edge `patch` that begins at `start`, a view."""
+def cut(volume: Array, start: Sequence[int] | np.ndarray, patch: int) -> Array:
+    """Return the patch of edge `patch` that begins at `start`, of an array or a tensor (..., i, j, k), a view."""
     i, j, k = start
-    return volume[i : i + patch, j : j + patch, k : k + patch]
+    return volume[..., i : i + patch, j : j + patch, k : k + patch]
