@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,28 @@ _SHOWN = 10
 "Cases that a line names before it only counts them."
 
 
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"Characters that steer a terminal or turn the direction of text, as they may stand in a file's name."
+
+
+def shown(text: str) -> str:
+    """Return a text with all that could steer a terminal as escapes.
+
+    Example:
+        >>> shown("sub-01\x1b[2J")
+        'sub-01\\\\x1b[2J'
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def say(text: str) -> None:
     """Print a result."""
-    print(text)
+    print(shown(text))
 
 
 def complain(text: str) -> None:
     """Print a message on standard error."""
-    print(f"unscanned: {text}", file=sys.stderr)
+    print(f"unscanned: {shown(text)}", file=sys.stderr)
 
 
 def complain_of(message: Warning | str, *place: object, **more: object) -> None:
@@ -81,7 +96,7 @@ def say_verification(result: Any) -> None:
 
 def say_settings(settings: Settings) -> None:
     """Print resolved settings as TOML."""
-    print(to_toml(settings))
+    say(to_toml(settings))
 
 
 def say_scores(evaluation: Any) -> None:
@@ -104,7 +119,7 @@ def say_scores(evaluation: Any) -> None:
     for arm, regions in evaluation.content.arms.items():
         summaries = regions["head"]
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
-        table.add_row(escape(arm), *cells, str(next(iter(summaries.values())).n))
+        table.add_row(escape(shown(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
 
 
@@ -126,7 +141,8 @@ def say_findings(
     if findings:
         table = Table("case", "severity", "fault", "message")
         for finding in findings:
-            table.add_row(*map(escape, (finding.case, finding.severity, finding.fault, finding.message)))
+            cells = finding.case, finding.severity, finding.fault, finding.message
+            table.add_row(*(escape(shown(cell)) for cell in cells))
         Console().print(table)
     say(
         f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "
