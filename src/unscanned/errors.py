@@ -24,6 +24,10 @@ __all__ = [
 ]
 
 
+BUG = "this is a bug"
+"What the message of every `BugError` says."
+
+
 class UnscannedError(Exception):
     """Base of all errors raised on purpose.
 

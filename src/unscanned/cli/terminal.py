@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.errors import DatasetError, PartialFailure, listed
+from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, listed
 from unscanned.files import write_json
 from unscanned.settings import Settings, to_toml
 
@@ -129,6 +129,7 @@ def say_findings(
     """Print the findings of a dataset as a table.
 
     Raises:
+        BugError: A case could not be checked, for a reason that nobody foresaw.
         DatasetError: A case is unusable.
     """
     from rich.console import Console
@@ -163,6 +164,8 @@ def say_findings(
                 ],
             },
         )
+    if any(finding.fault == "bug" for finding in findings):
+        raise _met_bug()
     if unusable or not usable:
         raise DatasetError(
             "some cases are unusable" if usable else "no case is usable",
@@ -180,6 +183,7 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
         count: All cases; None where at least one did not fail.
 
     Raises:
+        BugError: One failed in a way that nobody foresaw.
         PartialFailure: Some cases failed.
         DatasetError: All did.
     """
@@ -187,6 +191,8 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
         return
     for case, error in failures.items():
         complain(f"{case}: {error}" if case not in str(error) else str(error))
+    if any(isinstance(error, BugError) for error in failures.values()):
+        raise _met_bug()
     if len(failures) == count:
         raise DatasetError("no case was usable, nothing was written")
     of = f" of {count}" if count is not None else ""
@@ -197,12 +203,21 @@ def raise_failed_scores(evaluation: Any) -> None:
     """Print each volume that was not scored, and raise if there is one.
 
     Raises:
+        BugError: One failed in a way that nobody foresaw.
         PartialFailure: There is one.
     """
     for failure in evaluation.failures:
         complain(f"{failure.case}, {failure.arm}: {failure.reason}")
+    if evaluation.met_bug:
+        raise _met_bug()
     if evaluation.failures:
         raise PartialFailure(f"{len(evaluation.failures)} volumes were not scored, the others were")
+
+
+def _met_bug() -> BugError:
+    return BugError(
+        f"{BUG} in at least one case; the others went on", do="Please report it with the files named above."
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
-from unscanned.errors import DatasetError, SettingsError, UnscannedError
+from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
@@ -32,6 +32,7 @@ from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, sum
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
+from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
 from unscanned.progress import Progress
 
@@ -58,6 +59,11 @@ class Evaluation:
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
     content: EvaluationRecord
+
+    @property
+    def met_bug(self) -> bool:
+        """Whether something that nobody foresaw kept a case from being scored."""
+        return any(BUG in text for text in (*(row.reason for row in self.failures), *self.content.warnings))
 
 
 def evaluate(
@@ -134,8 +140,8 @@ def evaluate(
                 images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
-            except UnscannedError as error:
-                failures.append(Failure(case=pair.case, arm="target", reason=str(error)))
+            except Exception as error:
+                failures.append(Failure(case=pair.case, arm="target", reason=str(of_one(error, where=pair.case))))
         if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
@@ -230,8 +236,8 @@ def _fit(
                 progress(index, total, f"regression: {pair.case}")
             try:
                 yield training_pair(pair, percentile=percentile, resample=resample)
-            except UnscannedError as error:
-                warnings.append(f"left out of the regression: {error}")
+            except Exception as error:
+                warnings.append(f"left out of the regression: {of_one(error, where=pair.case)}")
 
     try:
         return fit_regression(usable()), warnings

@@ -10,7 +10,6 @@ from typing import Any
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import UnscannedError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
 from unscanned.evaluation.metrics import METRICS
@@ -18,6 +17,7 @@ from unscanned.evaluation.scores import case_constants
 from unscanned.files import read_json, write_text
 from unscanned.formats.evaluation import Case, Comparison, EvaluationRecord, read_evaluation
 from unscanned.formats.sidecar import STAMP
+from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
 from unscanned.report import figures
 from unscanned.report.curves import training_curves
@@ -146,8 +146,8 @@ def _case(entry: Case, content: EvaluationRecord, width: int) -> tuple[dict[str,
             )
             image = _data_uri(strip.image, "webp")
             case["strips"].append({"name": name, "strip": strip, "image": image, "synthetic": synthetic})
-    except UnscannedError as error:
-        case["reason"] = str(error)
+    except Exception as error:
+        case["reason"] = str(of_one(error, where=entry.case))
         return case, None
     return case, images
 

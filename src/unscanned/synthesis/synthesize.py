@@ -15,6 +15,7 @@ from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
+from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
 from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
@@ -130,8 +131,8 @@ def synthesize(
                 made = _one(model, scan, path, how, overwrite, force, report)
             except (ResourceError, Interrupted):
                 raise
-            except UnscannedError as error:
-                result.failures[str(scan)] = error
+            except Exception as error:
+                result.failures[str(scan)] = of_one(error, where=scan)
                 continue
             (result.written if made else result.skipped).append(path)
         if progress:

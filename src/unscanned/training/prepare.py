@@ -21,6 +21,7 @@ from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
+from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
 from unscanned.settings import Prepare
 from unscanned.volumes.grid import Frame, frame
@@ -173,8 +174,8 @@ def prepare(
             cases.append(prepare_pair(pair, folder, settings))
         except (ResourceError, SettingsError):
             raise
-        except UnscannedError as error:
-            failures[pair.case] = error
+        except Exception as error:
+            failures[pair.case] = of_one(error, where=pair.case)
     _warn_of_crops(cases)
     if progress:
         progress(len(pairs), len(pairs), "prepared")
