@@ -34,9 +34,19 @@ from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Fail
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
+from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["EVALUATION", "Evaluation", "claim_evaluation", "evaluate"]
+
+EVALUATION = json_with("definitions", "scores", "comparisons", "cases")
+"The mark of evaluation.json."
+
+_OUTPUTS = {
+    "scores.csv": begins_with("case,subject,session,arm,region,status,"),
+    "slices.csv": begins_with("case,arm,plane,index,"),
+    "evaluation.json": EVALUATION,
+}
 
 Files = list[tuple[Pair, dict[str, Path | None]]]
 "The cases to score, with the file of each arm; None where it is missing."
@@ -100,11 +110,13 @@ def evaluate(
         progress: Called with (done, total, case).
 
     Raises:
-        SettingsError: No arm, an arm with the name of a baseline, or a sidecar that names another percentile.
+        SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in
+            `out` that is no evaluation's.
         DatasetError: No case to score, none that can be, or a subject that is both trained on and scored.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
+    claim_evaluation(out)
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
@@ -178,6 +190,16 @@ def evaluate(
         write_text(Path(out, "slices.csv"), slices_csv(slices))
         write_json(Path(out, "evaluation.json"), content)
     return Evaluation(Path(out), arms, tuple(scores), tuple(failures), EvaluationRecord.model_validate(content))
+
+
+def claim_evaluation(out: str | Path) -> None:
+    """Refuse a folder in which an evaluation would replace anything but an evaluation.
+
+    Raises:
+        SettingsError: It would.
+    """
+    for name, is_own in _OUTPUTS.items():
+        claim(Path(out, name), is_own, "an earlier evaluation, or nothing")
 
 
 def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
