@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = complain_of
     threading.excepthook = complain_of_thread
     _fill_closed_descriptors()
+    os.environ.pop("MPLBACKEND", None)  # pictures are only written, and a backend that is not there fails the import
     with _Messages.in_place_of("stderr", "backslashreplace"):
         # A path comes out as the bytes that it is.
         with _terminable(), _Stream.in_place_of("stdout", "surrogateescape") as output:
