@@ -19,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unscanned.errors import BusyError, DatasetError, ResourceError
+from unscanned.errors import BusyError, DatasetError, ResourceError, UnscannedError
 
 __all__ = [
     "atomic_path",
@@ -86,7 +86,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, ResourceError) and error.where == temporary:  # of an atomic file within this one
+        if isinstance(error, UnscannedError) and temporary is not None and error.where == temporary:  # which is gone
             raise error.at(path) from error
         raise
 

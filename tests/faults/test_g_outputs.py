@@ -424,3 +424,14 @@ def test_g08_a_demo_does_not_begin_in_another_experiment_s_folder(experiment, tm
     with pytest.raises(SettingsError, match="expected an earlier demo"):
         demo(out, subjects=7)
     assert content(out) == before
+
+
+def test_g07_a_model_that_makes_no_numbers_is_told_with_the_name_of_the_output(tiny_run, tiny_dataset, tmp_path):
+    model = load_model(tiny_run)
+    for tensor in model.generators[0].parameters():
+        tensor.data.fill_(float("nan"))
+    scan = tiny_dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
+    (error,) = synthesize(model, [(scan, None)], tmp_path, force=True).failures.values()
+    assert "not finite" in str(error)
+    assert ".partial" not in str(error)
+    assert str(output(tmp_path)) in str(error)
