@@ -6,6 +6,7 @@ from unscanned import errors
 
 CODES = {
     "UnscannedError": 1,
+    "BugError": 1,
     "SettingsError": 2,
     "VolumeError": 3,
     "DatasetError": 3,

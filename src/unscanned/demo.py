@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
-from unscanned.experiment import reproduce
+from unscanned.experiment import claim_folder, reproduce
+from unscanned.outputs import claim, nothing
 from unscanned.progress import Progress
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
@@ -49,7 +50,7 @@ def demo(
         should_stop: Asked after each training step.
 
     Raises:
-        SettingsError: There are too few subjects. Nothing was written.
+        SettingsError: There are too few subjects, or `out` holds anything but a demo. Nothing was written.
         UnscannedError: As for `simulate` and `reproduce`.
     """
     split = resolve("demo").split
@@ -62,6 +63,10 @@ def demo(
             expected=f"at least {subjects - test + 1}: {split.train} train, {split.validation} validation, 1 test",
         )
     out = Path(out)
+    claim_folder(out)
+    if not (out / "dataset").exists():
+        for name in ("split.json", "arms", "prepared", "evaluation"):
+            claim(out / name, nothing, "an earlier demo, or nothing", do="Choose a folder of its own.")
     dataset = simulate(out / "dataset", subjects=subjects, seed=seed, progress=progress)
     result = reproduce(
         dataset,

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Self
 
 __all__ = [
+    "BugError",
     "BusyError",
     "CheckpointError",
     "DatasetError",
@@ -21,6 +22,10 @@ __all__ = [
     "UnscannedError",
     "VolumeError",
 ]
+
+
+BUG = "this is a bug"
+"What the message of every `BugError` says."
 
 
 class UnscannedError(Exception):
@@ -55,6 +60,10 @@ class UnscannedError(Exception):
         if self.do is not None:
             text += f". {self.do}"
         return text
+
+
+class BugError(UnscannedError):
+    """Something that nobody foresaw; the message names the file that holds the traceback."""
 
 
 class SettingsError(UnscannedError):

@@ -9,21 +9,23 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from unscanned.datasets.pairs import Selection, select_pairs
+from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.errors import SettingsError, UnscannedError
-from unscanned.evaluation.evaluate import Evaluation, evaluate
-from unscanned.files import check_apart, write_json
+from unscanned.evaluation.evaluate import Evaluation, claim_evaluation, evaluate
+from unscanned.files import write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
+from unscanned.outputs import check_apart, claim, json_with, nothing
 from unscanned.progress import Progress, interruptible, labelled
-from unscanned.report.page import write_report
+from unscanned.report.page import claim_report, write_report
 from unscanned.settings import Settings, decisive, resolve, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.prepare import refuse_other_cases
 from unscanned.training.run import check_settings, train
 
-__all__ = ["ARMS", "Reproduced", "reproduce"]
+__all__ = ["ARMS", "Reproduced", "claim_folder", "reproduce"]
 
 ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
 """The arms of the reference, in its order; each is a preset."""
@@ -74,8 +76,8 @@ def reproduce(
 
     Raises:
         SettingsError: The arms would not share data, grid and split, two are the same, one is named twice, or none
-            is; no subject is left to test on; `out` is the dataset; or as for `check_settings` for any arm. Nothing was
-            written.
+            is; no subject is left to test on; `out` is the dataset, a run, or another experiment's; or as for
+            `check_settings` for any arm. Nothing was written.
         DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
         UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
@@ -90,6 +92,8 @@ def reproduce(
         check_settings(wanted)
     found = select_pairs(dataset, **to_dict(first.data))
     split = _split(found, first)
+    claim_folder(out)
+    _claim_experiment(out, split, [pair for pair in found.pairs if pair.subject not in split["test"]], first)
     failures: dict[str, UnscannedError] = {}
     watched = interruptible(progress, should_stop, out)
     record: dict[str, Any] = {
@@ -123,7 +127,12 @@ def reproduce(
         model = load_model(out / "arms" / arm / "model", choose_device(wanted.training.device))
         # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
         made = synthesize(
-            model, scans, out / "synthetic" / arm, force=True, progress=labelled(watched, f"synthesize {arm}: ")
+            model,
+            scans,
+            out / "synthetic" / arm,
+            renew=True,
+            force=True,
+            progress=labelled(watched, f"synthesize {arm}: "),
         )
         failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
         record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
@@ -150,6 +159,29 @@ def reproduce(
         progress=labelled(watched, "report: "),
     )
     return Reproduced(evaluation, report, failures, found.incomplete)
+
+
+def claim_folder(out: Path) -> None:
+    """Refuse a folder in which an experiment would replace what is not one's.
+
+    Raises:
+        SettingsError: It holds a run of `train`, or a file of another kind under the name of an output.
+    """
+    experiment = "an earlier experiment, or nothing"
+    for name in ("settings.json", "log.jsonl", "model", "stage-1"):
+        claim(out / name, nothing, "no run of unscanned train", do="Choose a folder of its own.")
+    claim(out / "split.json", json_with("train", "validation", "test"), experiment)
+    claim(out / "reproduce.json", json_with("arms", "dataset", "environment"), experiment)
+    claim_report(out / "report.html")
+    claim_evaluation(out / "evaluation")
+
+
+def _claim_experiment(out: Path, split: dict[str, list[str]], pairs: Sequence[Pair], settings: Settings) -> None:
+    """Refuse a folder with the experiment of other subjects or scans, before any of it is replaced."""
+    for path in (out / "split.json", *sorted(out.glob("arms/*/split.json"))):
+        do = "Choose another folder, or the dataset and split that this one was begun with."
+        claim(path, json_with(**split), "the same subjects in the split", do=do)
+    refuse_other_cases(pairs, out / "prepared", settings.prepare)
 
 
 def _refuse_twins(settings: Mapping[str, Settings]) -> None:

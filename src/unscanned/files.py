@@ -19,12 +19,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from unscanned.errors import BusyError, DatasetError, ResourceError, SettingsError
+from unscanned.errors import BusyError, DatasetError, ResourceError, UnscannedError
 
 __all__ = [
     "atomic_path",
-    "check_apart",
     "digest",
+    "is_stream",
     "lock",
     "new_folder",
     "open_regular",
@@ -67,15 +67,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with writing(path):
             final = Path(os.path.realpath(path)) if path.is_symlink() else path
-            is_stream = _is_stream(path)
-            folder = Path(tempfile.gettempdir()) if is_stream else final.parent
+            to_stream = is_stream(path)
+            folder = Path(tempfile.gettempdir()) if to_stream else final.parent
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp("".join(path.suffixes[-2:]), f".partial-{os.getpid()}-", folder)
             temporary = Path(name)
             os.fchmod(handle, 0o666 & ~_umask())
             os.close(handle)
             yield temporary
-            if is_stream:
+            if to_stream:
                 with open(temporary, "rb") as source, _open_stream(path) as target:
                     shutil.copyfileobj(source, target)
                 temporary.unlink()
@@ -86,7 +86,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, ResourceError) and error.where == temporary:  # of an atomic file within this one
+        if isinstance(error, UnscannedError) and temporary is not None and error.where == temporary:  # which is gone
             raise error.at(path) from error
         raise
 
@@ -142,6 +142,15 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _cannot_write(Path(path), error) from error
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is written to as it is: a device, a pipe, or a descriptor of this process."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _descriptor(path) is not None
 
 
 def require_room(path: str | Path, needed: int) -> None:
@@ -306,21 +315,6 @@ def lock(folder: str | Path) -> Iterator[None]:
                 file.truncate(0)
 
 
-def check_apart(dataset: str | Path, out: str | Path) -> None:
-    """Refuse an output folder that is the dataset itself.
-
-    Raises:
-        SettingsError: They are one folder.
-    """
-    if os.path.isdir(dataset) and os.path.exists(out) and os.path.samefile(dataset, out):
-        raise SettingsError(
-            "the output folder is the dataset itself",
-            where=out,
-            expected="a folder of its own",
-            do="Choose another folder, such as derivatives/unscanned inside the dataset.",
-        )
-
-
 def remove_partials(folder: str | Path) -> None:
     """Remove what killed processes left of unfinished files below a folder; call it while its lock is held.
 
@@ -374,15 +368,6 @@ def _cannot_write(path: Path, error: OSError) -> ResourceError:
     return ResourceError(
         "cannot be written", where=path, found=error.strerror or error, do="Choose another place for the output."
     )
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether a path is written to as it is: a device, a pipe, or a descriptor of this process."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _descriptor(path) is not None
 
 
 def _descriptor(path: Path) -> int | None:

@@ -20,6 +20,7 @@ from pydantic import Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
 from unscanned.errors import SettingsError, UnscannedError
+from unscanned.files import read_text
 from unscanned.schema import Schema, near, read
 
 __all__ = [
@@ -48,7 +49,8 @@ Layout = Literal["auto", "bids", "ixi", "csv"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Initialization = Literal["xavier_uniform", "xavier_normal", "kaiming_normal", "normal", "pytorch"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1e12)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OwnOptions = dict[str, bool | int | float | str | list[int]]
 
 INDIFFERENT: dict[str, Any] = {"decides": False}
@@ -78,7 +80,7 @@ class Prepare(Schema):
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((224, 224, 128), strict=False)
     "Voxels along (i, j, k) in RAS+ that training volumes are cropped or padded to, around the head's centre."
-    spacing_mm: float | None = Field(None, gt=0)
+    spacing_mm: float | None = Field(None, gt=0, le=100)
     "Isotropic voxel size to resample to; unset keeps each scan's own."
     resample: bool = False
     "Resample the target onto the source's grid where the two differ; otherwise such a pair is refused."
@@ -89,13 +91,13 @@ class Prepare(Schema):
 class Split(Schema):
     """Subjects to train on, to choose the epoch with, and to test on. Sessions of a subject stay together."""
 
-    train: int = Field(60, gt=0)
+    train: int = Field(60, gt=0, le=10**9)
     "Number of training subjects."
-    validation: int = Field(3, ge=0)
+    validation: int = Field(3, ge=0, le=10**9)
     "Number of validation subjects."
-    test: int = Field(26, ge=0)
+    test: int = Field(26, ge=0, le=10**9)
     "Number of test subjects."
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     "Seed of the shuffle of subjects."
     file: str | None = None
     "JSON file with the lists train, validation and test; overrides the numbers."
@@ -110,7 +112,7 @@ class Generator(Schema):
     "Options of that architecture's own."
     residual: bool = False
     "Add the source to the output of the last convolution (ResGAN)."
-    slope: float = Field(0.2, ge=0)
+    slope: float = Field(0.2, ge=0, le=1e3)
     "Negative slope of LeakyReLU."
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
@@ -127,7 +129,7 @@ class Discriminator(Schema):
     "Architecture, by its name in unscanned.models.discriminators."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
-    slope: float = Field(0.2, ge=0)
+    slope: float = Field(0.2, ge=0, le=1e3)
     "Negative slope of LeakyReLU."
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
@@ -151,21 +153,21 @@ class Loss(Schema):
 class Training(Schema):
     """Adversarial training."""
 
-    epochs: int = Field(42, gt=0, json_schema_extra=INDIFFERENT)
+    epochs: int = Field(42, gt=0, le=10**9, json_schema_extra=INDIFFERENT)
     "Passes over the training patches."
-    steps_per_epoch: int | None = Field(None, gt=0)
+    steps_per_epoch: int | None = Field(None, gt=0, le=10**9)
     "Steps that count as an epoch; unset means all patches once."
-    batch: int = Field(7, gt=0)
+    batch: int = Field(7, gt=0, le=10**6)
     "Patches a step."
-    patch: int = Field(32, gt=0)
+    patch: int = Field(32, gt=0, le=1024)
     "Edge of a cubic patch, in voxels."
-    margin: int = Field(0, ge=0)
+    margin: int = Field(0, ge=0, le=1024)
     "Voxels around each patch that the generator sees and no loss does; from 29 on they prepare it for mode volume."
     min_head: Share = 0.0
     "Share of a patch that must lie inside the head for it to be trained on; 0 keeps all patches."
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     "Optimizer of both networks."
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1e6)
     "Its learning rate."
     beta1: float = Field(0.5, ge=0, lt=1)
     "Adam's decay of the first moment; the momentum of rmsprop and sgd."
@@ -173,17 +175,17 @@ class Training(Schema):
     "Adam's decay of the second moment; rmsprop's decay of the squares."
     order: Literal["discriminator_first", "generator_first"] = "discriminator_first"
     "Which network takes its step first; the other's loss then sees it changed."
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     "Seed of the weights and of the order of patches."
-    workers: int = Field(0, ge=0, json_schema_extra=INDIFFERENT)
+    workers: int = Field(0, ge=0, le=1024, json_schema_extra=INDIFFERENT)
     "Processes that cut patches ahead of time; the result does not depend on it."
     validation_stride: int = Field(32, gt=0)
     "Stride of the reconstruction that chooses the best epoch."
-    checkpoint_minutes: float = Field(5.0, gt=0, json_schema_extra=INDIFFERENT)
+    checkpoint_minutes: float = Field(5.0, gt=0, le=1e6, json_schema_extra=INDIFFERENT)
     "Minutes between checkpoints within an epoch; one is always written at its end."
     device: str = Field("auto", json_schema_extra=INDIFFERENT)
     "auto, cpu, cuda or cuda:N."
-    threads: int | None = Field(None, gt=0, json_schema_extra=INDIFFERENT)
+    threads: int | None = Field(None, gt=0, le=4096, json_schema_extra=INDIFFERENT)
     "CPU threads; unset leaves it to PyTorch."
     precision: Precision = "float32"
     "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
@@ -192,13 +194,13 @@ class Training(Schema):
 class Context(Schema):
     """The auto-context chain."""
 
-    stages: int = Field(1, gt=0)
+    stages: int = Field(1, gt=0, le=100)
     "Generators in the chain; each after the first also sees the previous one's output."
     input: Literal["volume", "patch"] = "volume"
     "What the next stage sees of the previous: its reconstructed volume, or (in_sample) its output on the same patch."
     training_input: Literal["out_of_fold", "in_sample"] = "out_of_fold"
     "Whether a training subject's context comes from a model that did not train on it."
-    folds: int = 2
+    folds: int = Field(2, le=10_000)
     "Number of folds for out_of_fold."
     stride: int = Field(8, gt=0)
     "Stride of the reconstruction that gives the context of training volumes."
@@ -213,9 +215,9 @@ class Synthesis(Schema):
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)
     "Voxels between neighbouring patches along each axis, in mode patches."
-    batch: int | None = Field(None, gt=0, json_schema_extra=INDIFFERENT)
+    batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
-    memory_mib: int | None = Field(None, gt=0, json_schema_extra=INDIFFERENT)
+    memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)
     "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1440, or most of a GPU's memory."
     precision: Precision = "float32"
     "Arithmetic of the networks, as in training.precision."
@@ -321,11 +323,19 @@ def check(settings: Settings) -> None:
     """Refuse values that exclude each other. What a network does not take, it refuses itself.
 
     Raises:
-        SettingsError: A stride larger than the patch, a context that cannot be had, or a loss without a term.
+        SettingsError: A patch larger than the grid, a stride larger than the patch, a context that cannot be had, or a
+            loss without a term.
     """
     if not any(isinstance(weight, float) and weight > 0 for weight in to_dict(settings.loss).values()):
         raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
     context, patch = settings.context, settings.training.patch
+    if patch > max(settings.prepare.shape):
+        raise SettingsError(
+            "a patch larger than the model's grid",
+            where="training.patch",
+            found=patch,
+            expected=f"at most {max(settings.prepare.shape)}, the longest edge of prepare.shape",
+        )
     strides = {
         "synthesis.stride": settings.synthesis.stride,
         "context.stride": context.stride,
@@ -400,7 +410,7 @@ _RENAMED = {"training.context": "margin"}
 def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     """Return what messages call the file, with the release that wrote it if it says so, and its content."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         writer = re.match(rf"{_WRITTEN_BY}(\S+)", text)
         return f"{path} (of unscanned {writer[1]})" if writer else str(path), tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Volume]]:
         subjects=3,
         per_anatomy=3,
         contrasts=CONTRASTS,
-        spacing_mm=4.0,
+        spacing_mm=3.5,
         shading=(0.1, 0.25),
         seed=6,
     )
@@ -46,6 +46,23 @@ def refusal(volume: Volume, profile: ContrastProfile | None, contrast: str) -> s
         check_contrast(volume, profile, contrast)
     assert caught.value.exit_code == 3
     return str(caught.value)
+
+
+@pytest.mark.parametrize("spacing_mm", [(4.0, 4.0, 4.0), (3.0, 3.0, 5.5), (3.6, 3.6, 3.6)])
+def test_below_the_resolution_that_was_measured_the_check_says_that_it_cannot_judge(heads, profiles, spacing_mm):
+    scan = heads["T1"][0]  # its appearance is wrong, and would be refused
+    coarse = Volume(scan.array, np.diag([*spacing_mm, 1.0]))
+    with pytest.warns(UserWarning, match="its contrast cannot be judged: voxels of"):
+        checked = check_contrast(coarse, profiles["PD"], "PD")
+    assert checked.verified is None
+    assert "up to 3.5 mm" in checked.reason
+    fine = Volume(scan.array, np.diag([3.5, 3.5, 3.5, 1.0]))
+    assert check_contrast(fine, profiles["PD"], "PD", force=True).verified is False
+
+
+def test_a_name_speaks_at_any_resolution(heads, profiles):
+    coarse = Volume(heads["PD"][0].array, np.diag([4.0, 4.0, 4.0, 1.0]), Path("sub-01_T1w.nii.gz"))
+    assert "its name says T1w" in refusal(coarse, profiles["PD"], "PD")
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)

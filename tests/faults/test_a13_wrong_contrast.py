@@ -39,7 +39,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         subjects=3,
         per_anatomy=3,
         contrasts=("PD", "T2", "T1"),
-        spacing_mm=4.0,
+        spacing_mm=3.5,
         noise=(0.0, 0.0),
         seed=9,
     )

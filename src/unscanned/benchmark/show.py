@@ -9,18 +9,21 @@ from typing import Any
 from unscanned.benchmark.workload import STRIDE
 from unscanned.errors import SettingsError
 from unscanned.files import atomic_path
+from unscanned.outputs import claim, holds
 
 __all__ = ["FORMATS", "check_plot", "plot", "table"]
 
 FORMATS = ("png", "svg", "pdf")
 "Of the plot, by the suffix of its file."
 
+_MADE_BY = "unscanned benchmark"
+
 
 def check_plot(path: Path) -> None:
     """Refuse a plot that could not be written as what its name says, before it is made.
 
     Raises:
-        SettingsError: A suffix that is not one of `FORMATS`.
+        SettingsError: A suffix that is not one of `FORMATS`, or a file that is no such plot is there.
     """
     if path.suffix.lstrip(".") not in FORMATS:
         raise SettingsError(
@@ -29,6 +32,7 @@ def check_plot(path: Path) -> None:
             found=path.suffix or "no suffix",
             expected=f"a name ending in .{', .'.join(FORMATS)}",
         )
+    claim(path, holds(_MADE_BY), "an earlier plot of unscanned benchmark, or nothing")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -150,4 +154,6 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
         axes.yaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip("."), dpi=150)
+        kind = Path(path).suffix.lstrip(".")
+        # A plot says what made it, so that it is known again and nothing else is replaced.
+        figure.savefig(temporary, format=kind, dpi=150, metadata={"Software" if kind == "png" else "Creator": _MADE_BY})

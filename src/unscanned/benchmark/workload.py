@@ -21,17 +21,17 @@ class Workload(Schema):
 
     device: str = "cpu"
     "cpu, cuda or cuda:N."
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=4096)
     "CPU threads; unset leaves it to PyTorch."
     network: Literal["nie", "small"] = "nie"
     "Generator and discriminator of one name."
-    edge: int = Field(48, ge=PATCH)
+    edge: int = Field(48, ge=PATCH, le=1024)
     "Edge of the cubic volume whose stride-8 patches are mapped; 48 has 27 of them."
-    repeats: int = Field(3, gt=0)
+    repeats: int = Field(3, gt=0, le=10**6)
     "Rounds of inference and of the cost against size; the contenders take turns in each."
-    batch: int = Field(7, gt=0)
+    batch: int = Field(7, gt=0, le=10**6)
     "Patches of a training step."
-    steps: int = Field(1, gt=0)
+    steps: int = Field(1, gt=0, le=10**6)
     "Rounds of training; a plain step takes about a minute on two cores."
     patches: Numbers = (1, 8, 64)
     "Numbers of patches for mode patches."

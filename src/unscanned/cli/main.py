@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import signal
 import sys
-import tempfile
 import threading
-import traceback
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from cyclopts import CycloptsError
 
 from unscanned.cli.terminal import complain, complain_of, complain_of_thread
 from unscanned.cli.verbs import app
-from unscanned.errors import UnscannedError
-from unscanned.machine.provenance import version
+from unscanned.errors import ResourceError, UnscannedError
+from unscanned.machine.crash import as_bug
 
 __all__ = ["main"]
+
+_READER_LEFT = 128 + signal.SIGPIPE
+"Exit code where nobody reads standard output any more: what a shell says of a program that SIGPIPE ended."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = complain_of
     threading.excepthook = complain_of_thread
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path comes out as the bytes that it is
+    _fill_closed_descriptors()
+    os.environ.pop("MPLBACKEND", None)  # pictures are only written, and a backend that is not there fails the import
+    with _Messages.in_place_of("stderr", "backslashreplace"):
+        # A path comes out as the bytes that it is.
+        with _terminable(), _Stream.in_place_of("stdout", "surrogateescape") as output:
+            code = _run(arguments, output)
+        if output.lost is None or code:
+            return code
+        if isinstance(output.lost, BrokenPipeError):  # a reader that has gone, such as head, wanted no more
+            return _READER_LEFT
+        complain(str(ResourceError("cannot be written", where="standard output", found=output.lost.strerror)))
+        return ResourceError.exit_code
+
+
+def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
@@ -42,16 +58,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         complain("stopped at once; what was finished before is kept")
         return 128 + int(next(iter(error.args), signal.SIGINT))
-    except Exception:
-        path = _write_crash(traceback.format_exc())
-        complain(f"this is a bug; what happened is in {path}. Please report it with that file.")
-        return 1
+    except SystemExit:  # of rich, where nobody reads its table any more
+        return _READER_LEFT
+    except Exception as error:
+        if error is not output.lost:
+            complain(str(as_bug(error)))
+            return 1
     return 0
 
 
-def _write_crash(text: str) -> Path:
-    """Write a traceback to a file of its own and return its path."""
-    handle, name = tempfile.mkstemp(prefix="unscanned-crash-", suffix=".txt")
-    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"unscanned {version()}\n{' '.join(sys.argv)}\n\n{text}")
-    return Path(name)
+class _Stream(io.TextIOWrapper):
+    """A standard stream that remembers why it could not be written.
+
+    Attributes:
+        lost: The first error.
+    """
+
+    lost: OSError | None = None
+    is_needed = True
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_place_of(cls, name: str, errors: str) -> Iterator[_Stream]:
+        """Put one in the place of `sys.stdout` or `sys.stderr`, and write out at the end what it holds."""
+        before = getattr(sys, name)
+        known = before if isinstance(before, io.TextIOWrapper) else io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        stream = cls(
+            known.buffer,
+            encoding=known.encoding,
+            errors=errors,
+            line_buffering=known.line_buffering,
+            write_through=known.write_through,
+        )
+        if known is before:
+            setattr(sys, name, stream)
+        try:
+            yield stream
+        finally:
+            with contextlib.suppress(OSError):
+                stream.flush()
+            if stream.lost is not None:
+                # What cannot be written any more must not fail once more when the interpreter ends.
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+            stream.detach()
+            setattr(sys, name, before)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._remembering():
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what is held back."""
+        with self._remembering():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = self.lost or error
+            if self.is_needed:
+                raise
+
+
+class _Messages(_Stream):
+    """Standard error: where it cannot be written, nobody can be told, and the work goes on."""
+
+    is_needed = False
+
+
+def _fill_closed_descriptors() -> None:
+    """Lead standard streams that were closed to nowhere, so that no file that is opened takes a stream's number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a verb as Ctrl-C does, with what was begun cleared away, where the verb has no more to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from unscanned.cli.terminal import complain
+from unscanned.cli.terminal import complain, shown
 from unscanned.errors import Interrupted
 from unscanned.progress import Progress
 
@@ -39,7 +39,7 @@ def progress() -> Iterator[Progress]:
             if total != last[1] or done < last[0]:
                 bars.reset(task, total=total)
             last = (done, total)
-            bars.update(task, completed=done, total=total, description=escape(label))
+            bars.update(task, completed=done, total=total, description=escape(shown(label)))
 
         yield show
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.errors import DatasetError, PartialFailure, listed
+from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, listed
 from unscanned.files import write_json
 from unscanned.settings import Settings, to_toml
 
@@ -17,14 +18,28 @@ _SHOWN = 10
 "Cases that a line names before it only counts them."
 
 
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"Characters that steer a terminal or turn the direction of text, as they may stand in a file's name."
+
+
+def shown(text: str) -> str:
+    """Return a text with all that could steer a terminal as escapes.
+
+    Example:
+        >>> shown("sub-01\x1b[2J")
+        'sub-01\\\\x1b[2J'
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def say(text: str) -> None:
     """Print a result."""
-    print(text)
+    print(shown(text))
 
 
 def complain(text: str) -> None:
     """Print a message on standard error."""
-    print(f"unscanned: {text}", file=sys.stderr)
+    print(f"unscanned: {shown(text)}", file=sys.stderr)
 
 
 def complain_of(message: Warning | str, *place: object, **more: object) -> None:
@@ -81,7 +96,7 @@ def say_verification(result: Any) -> None:
 
 def say_settings(settings: Settings) -> None:
     """Print resolved settings as TOML."""
-    print(to_toml(settings))
+    say(to_toml(settings))
 
 
 def say_scores(evaluation: Any) -> None:
@@ -104,7 +119,7 @@ def say_scores(evaluation: Any) -> None:
     for arm, regions in evaluation.content.arms.items():
         summaries = regions["head"]
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
-        table.add_row(escape(arm), *cells, str(next(iter(summaries.values())).n))
+        table.add_row(escape(shown(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
 
 
@@ -114,6 +129,7 @@ def say_findings(
     """Print the findings of a dataset as a table.
 
     Raises:
+        BugError: A case could not be checked, for a reason that nobody foresaw.
         DatasetError: A case is unusable.
     """
     from rich.console import Console
@@ -126,7 +142,8 @@ def say_findings(
     if findings:
         table = Table("case", "severity", "fault", "message")
         for finding in findings:
-            table.add_row(*map(escape, (finding.case, finding.severity, finding.fault, finding.message)))
+            cells = finding.case, finding.severity, finding.fault, finding.message
+            table.add_row(*(escape(shown(cell)) for cell in cells))
         Console().print(table)
     say(
         f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "
@@ -147,6 +164,8 @@ def say_findings(
                 ],
             },
         )
+    if any(finding.fault == "bug" for finding in findings):
+        raise _met_bug()
     if unusable or not usable:
         raise DatasetError(
             "some cases are unusable" if usable else "no case is usable",
@@ -164,6 +183,7 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
         count: All cases; None where at least one did not fail.
 
     Raises:
+        BugError: One failed in a way that nobody foresaw.
         PartialFailure: Some cases failed.
         DatasetError: All did.
     """
@@ -171,6 +191,8 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
         return
     for case, error in failures.items():
         complain(f"{case}: {error}" if case not in str(error) else str(error))
+    if any(isinstance(error, BugError) for error in failures.values()):
+        raise _met_bug()
     if len(failures) == count:
         raise DatasetError("no case was usable, nothing was written")
     of = f" of {count}" if count is not None else ""
@@ -181,12 +203,21 @@ def raise_failed_scores(evaluation: Any) -> None:
     """Print each volume that was not scored, and raise if there is one.
 
     Raises:
+        BugError: One failed in a way that nobody foresaw.
         PartialFailure: There is one.
     """
     for failure in evaluation.failures:
         complain(f"{failure.case}, {failure.arm}: {failure.reason}")
+    if evaluation.met_bug:
+        raise _met_bug()
     if evaluation.failures:
         raise PartialFailure(f"{len(evaluation.failures)} volumes were not scored, the others were")
+
+
+def _met_bug() -> BugError:
+    return BugError(
+        f"{BUG} in at least one case; the others went on", do="Please report it with the files named above."
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,6 +13,7 @@ from unscanned.cli import settings as options
 from unscanned.cli.settings import HowOptions, Options, WorkloadOptions
 from unscanned.datasets.split import read_split
 from unscanned.machine.provenance import version
+from unscanned.outputs import Mark, claim, json_with
 from unscanned.progress import interruptible
 from unscanned.schema import read
 from unscanned.settings import Layout
@@ -184,6 +185,7 @@ def check(
     from unscanned.datasets.check import check_dataset
     from unscanned.datasets.pairs import survey
 
+    _claim_json(json, json_with("dataset", "source", "target", "usable", "unusable", "findings"))
     with running.progress() as progress:
         findings = check_dataset(
             dataset, source=source, target=target, layout=layout, resample=resample, progress=progress
@@ -254,7 +256,7 @@ def prepare(
     if dry_run:
         return terminal.say_settings(resolved)
     from unscanned.datasets.pairs import select_pairs
-    from unscanned.files import check_apart
+    from unscanned.outputs import check_apart
     from unscanned.training import prepare as module
 
     check_apart(dataset, out)
@@ -344,9 +346,9 @@ def synthesize(
     force
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
-    from unscanned.files import check_apart
     from unscanned.machine.device import choose_device
     from unscanned.machine.threads import set_process_threads
+    from unscanned.outputs import check_apart
     from unscanned.synthesis.model_file import load_model
     from unscanned.synthesis.synthesize import list_inputs
     from unscanned.synthesis.synthesize import synthesize as run
@@ -492,10 +494,13 @@ def evaluate(
     json
         Also write the evaluation to this file.
     """
+    from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.evaluation.evaluate import evaluate as run
-    from unscanned.files import check_apart, write_json
+    from unscanned.files import write_json
+    from unscanned.outputs import check_apart
 
     check_apart(dataset, out)
+    _claim_json(json, EVALUATION)
     arms = options.named_folders(synthetic)
     parts = read_split(split) if split is not None else None
     with running.progress() as progress:
@@ -576,9 +581,11 @@ def reproduce(
         for arm in arms:
             terminal.say_settings(options.resolve(arm, settings, given))
         return
+    from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
 
+    _claim_json(json, EVALUATION)
     command = "unscanned " + " ".join(sys.argv[1:])
     device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"  # no arm is refused below
     with running.computing(device) as (progress, stop):
@@ -621,6 +628,7 @@ def benchmark(*, workload: Load | None = None, json: Json = None, plot: Path | N
     from unscanned.files import write_json
 
     asked = read(Workload, options.overrides(workload))
+    _claim_json(json, json_with("settings", "machine", "floor", "inference", "training", "size"))
     if plot is not None:
         show.check_plot(plot)
     with running.progress() as progress:
@@ -630,3 +638,9 @@ def benchmark(*, workload: Load | None = None, json: Json = None, plot: Path | N
         write_json(json, result)
     if plot is not None:
         show.plot(result, plot)
+
+
+def _claim_json(path: Path | None, is_own: Mark) -> None:
+    """Refuse before the work begins a file for the results that holds anything but such results."""
+    if path is not None:
+        claim(path, is_own, "results of the same command")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +18,22 @@ from unscanned.errors import VolumeError
 from unscanned.files import read_json
 from unscanned.volumes.nifti import Volume
 
-__all__ = ["THRESHOLD", "ContrastCheck", "ContrastProfile", "check_contrast", "named_contrasts"]
+__all__ = [
+    "LARGEST_VOXEL_MM3",
+    "LONGEST_EDGE_MM",
+    "THRESHOLD",
+    "ContrastCheck",
+    "ContrastProfile",
+    "check_contrast",
+    "named_contrasts",
+]
 
 THRESHOLD = 3.6
 """Largest score that is accepted; docs/contrast-check.md says how often a right scan lies above it."""
+
+LARGEST_VOXEL_MM3 = 46.0
+LONGEST_EDGE_MM = 5.05
+"""Voxels up to which the check was measured: 3.5 mm in all directions, or slices of 5 mm."""
 
 # A model sees few subjects, often of one scanner: these are the least spreads that it believes in, about those of one
 # contrast between scanners.
@@ -104,7 +118,8 @@ class ContrastCheck:
 
     Attributes:
         verified: True where the scan fits, False where it does not, None where that is unknown: the model has no
-            profile, and neither the name nor the JSON file contradicts.
+            profile, or the voxels are larger than the check was measured for; and neither the name nor the JSON file
+            contradicts.
         score: Distance from the training scans; None where it could not be measured.
         reason: In words, what speaks against the scan or why nothing is known; empty where it fits.
     """
@@ -130,15 +145,19 @@ def check_contrast(
         contrast: Its name, such as "PD".
         force: Return what would have been refused.
 
+    Warns:
+        UserWarning: The scan's voxels are too large to judge what it looks like.
+
     Raises:
         VolumeError: The scan's name or JSON file says another contrast, or it does not look like the training scans.
     """
+    coarse = _too_coarse(volume)
     seen = measure_appearance(volume.array, volume.affine) if profile else None
     score = profile.score(seen) if profile and seen else None
     reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
     if profile is not None and seen is None:
         reasons.append("no head in which a contrast can be measured")
-    elif profile is not None and seen is not None and score is not None and score > THRESHOLD:
+    elif profile is not None and seen is not None and score is not None and score > THRESHOLD and not coarse:
         reasons.append(f"score {score:.1f}: {_describe(profile, seen, contrast)}")
     reason = "; ".join(reasons)
     if reason and not force:
@@ -152,7 +171,18 @@ def check_contrast(
         )
     if not reason and profile is None:
         return ContrastCheck(None, None, "the model has no profile of its training scans")
+    if not reason and coarse:
+        warnings.warn(f"{volume.path}: its contrast cannot be judged: {coarse}", stacklevel=2)
+        return ContrastCheck(None, score, f"cannot be judged: {coarse}")
     return ContrastCheck(not reason, score, reason)
+
+
+def _too_coarse(volume: Volume) -> str:
+    """Return why the voxels are larger than those that the check was measured for; empty where they are not."""
+    if max(volume.spacing_mm) <= LONGEST_EDGE_MM and math.prod(volume.spacing_mm) <= LARGEST_VOXEL_MM3:
+        return ""
+    spacing = " x ".join(f"{edge:.3g}" for edge in volume.spacing_mm)
+    return f"voxels of {spacing} mm, and the check knows scans of up to 3.5 mm, or slices of up to 5 mm"
 
 
 def named_contrasts(path: Path | None) -> list[tuple[str, str]]:

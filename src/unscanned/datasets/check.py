@@ -16,6 +16,7 @@ from unscanned.datasets.layout import Layout
 from unscanned.datasets.pairs import Finding, Pair, survey
 from unscanned.errors import DatasetError, VolumeError
 from unscanned.files import sha256
+from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
 from unscanned.volumes.header import IMPLAUSIBLE
 from unscanned.volumes.nifti import CONSTANT, FOUR_D, NONFINITE, Volume, grid_difference, read_volume
@@ -75,7 +76,10 @@ def check_dataset(
     pairs, findings = survey(root, source=source, target=target, layout=layout)
     seen: dict[str, Content] = {}
     for done, pair in enumerate(pairs, start=1):
-        findings += _check_pair(pair, seen, resample)
+        try:
+            findings += _check_pair(pair, seen, resample)
+        except Exception as error:
+            findings.append(Finding(pair.case, "error", "bug", str(of_one(error, where=pair.case)), pair.source))
         if progress is not None:
             progress(done, len(pairs), pair.case)
     return sorted(findings, key=lambda finding: (finding.case, finding.severity, finding.fault, str(finding.path)))

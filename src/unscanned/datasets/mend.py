@@ -9,6 +9,7 @@ from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import SettingsError
 from unscanned.files import write_json
 from unscanned.machine.provenance import utc_now, version
+from unscanned.outputs import claim, nothing
 from unscanned.volumes.nifti import Volume, read_volume, write_volume
 
 __all__ = ["mend"]
@@ -32,11 +33,12 @@ def mend(
 
     Raises:
         VolumeError: The scan is refused all the same, or the name of `out` does not say NIfTI.
-        SettingsError: `out` is there already.
+        SettingsError: `out` is there already, or a JSON file of its name.
     """
     scan, out = Path(scan), Path(out)
     if os.path.lexists(out):
         raise SettingsError("the output is there already", where=out, do="Choose another name, or remove it.")
+    claim(sidecar_path(out), nothing, "nothing")
     volume = read_volume(scan, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
     write_volume(out, volume.array, volume.affine, description=f"from {scan.name} by unscanned {version()}")
     write_json(

@@ -12,10 +12,11 @@ import numpy as np
 
 from unscanned.datasets.layout import bids_suffix, sidecar_path
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError, UnscannedError
+from unscanned.errors import DatasetError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.files import read_json
 from unscanned.formats.sidecar import Intensity
+from unscanned.machine.crash import of_one
 from unscanned.schema import read
 from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
@@ -137,13 +138,14 @@ def load_images(
     def add(arm: str, make: Callable[..., np.ndarray], *given: Any) -> None:
         try:
             arms[arm] = make(*given)
-        except UnscannedError as error:
-            failures[arm] = str(error)
+        except Exception as error:
+            failures[arm] = str(of_one(error, where=f"{pair.case}, {arm}"))
 
     try:
         array = _onto(target, read_volume(pair.source), resample)
         source = array / np.float32(head_scale(array, head, percentile))
-    except UnscannedError as error:
+    except Exception as error:
+        error = of_one(error, where=pair.source)
         failures = dict.fromkeys(BASELINES if regression else BASELINES[:1], str(error))
     else:
         add("source", source_as_target, source, unit, head)

@@ -16,7 +16,7 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
-from unscanned.errors import DatasetError, SettingsError, UnscannedError
+from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
@@ -32,10 +32,21 @@ from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, sum
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
+from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
+from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["EVALUATION", "Evaluation", "claim_evaluation", "evaluate"]
+
+EVALUATION = json_with("definitions", "scores", "comparisons", "cases")
+"The mark of evaluation.json."
+
+_OUTPUTS = {
+    "scores.csv": begins_with("case,subject,session,arm,region,status,"),
+    "slices.csv": begins_with("case,arm,plane,index,"),
+    "evaluation.json": EVALUATION,
+}
 
 Files = list[tuple[Pair, dict[str, Path | None]]]
 "The cases to score, with the file of each arm; None where it is missing."
@@ -58,6 +69,11 @@ class Evaluation:
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
     content: EvaluationRecord
+
+    @property
+    def met_bug(self) -> bool:
+        """Whether something that nobody foresaw kept a case from being scored."""
+        return any(BUG in text for text in (*(row.reason for row in self.failures), *self.content.warnings))
 
 
 def evaluate(
@@ -94,11 +110,13 @@ def evaluate(
         progress: Called with (done, total, case).
 
     Raises:
-        SettingsError: No arm, an arm with the name of a baseline, or a sidecar that names another percentile.
+        SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in
+            `out` that is no evaluation's.
         DatasetError: No case to score, none that can be, or a subject that is both trained on and scored.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
+    claim_evaluation(out)
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
@@ -134,8 +152,8 @@ def evaluate(
                 images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
-            except UnscannedError as error:
-                failures.append(Failure(case=pair.case, arm="target", reason=str(error)))
+            except Exception as error:
+                failures.append(Failure(case=pair.case, arm="target", reason=str(of_one(error, where=pair.case))))
         if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
@@ -172,6 +190,16 @@ def evaluate(
         write_text(Path(out, "slices.csv"), slices_csv(slices))
         write_json(Path(out, "evaluation.json"), content)
     return Evaluation(Path(out), arms, tuple(scores), tuple(failures), EvaluationRecord.model_validate(content))
+
+
+def claim_evaluation(out: str | Path) -> None:
+    """Refuse a folder in which an evaluation would replace anything but an evaluation.
+
+    Raises:
+        SettingsError: It would.
+    """
+    for name, is_own in _OUTPUTS.items():
+        claim(Path(out, name), is_own, "an earlier evaluation, or nothing")
 
 
 def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
@@ -230,8 +258,8 @@ def _fit(
                 progress(index, total, f"regression: {pair.case}")
             try:
                 yield training_pair(pair, percentile=percentile, resample=resample)
-            except UnscannedError as error:
-                warnings.append(f"left out of the regression: {error}")
+            except Exception as error:
+                warnings.append(f"left out of the regression: {of_one(error, where=pair.case)}")
 
     try:
         return fit_regression(usable()), warnings

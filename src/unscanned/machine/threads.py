@@ -33,11 +33,11 @@ def set_process_threads(count: int | None) -> None:
     """Set the CPU threads for all that follows in this process; None leaves their number to PyTorch.
 
     Raises:
-        SettingsError: Less than one.
+        SettingsError: Less than one, or more than any machine has.
     """
     if count is not None:
-        if count < 1:
-            raise SettingsError("no such number of threads", where="threads", found=count, expected="1 or more")
+        if not 1 <= count <= 4096:
+            raise SettingsError("no such number of threads", where="threads", found=count, expected="1 to 4096")
         torch.set_num_threads(count)
 
 

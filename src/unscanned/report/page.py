@@ -10,7 +10,7 @@ from typing import Any
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import UnscannedError
+from unscanned.errors import SettingsError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
 from unscanned.evaluation.metrics import METRICS
@@ -18,11 +18,13 @@ from unscanned.evaluation.scores import case_constants
 from unscanned.files import read_json, write_text
 from unscanned.formats.evaluation import Case, Comparison, EvaluationRecord, read_evaluation
 from unscanned.formats.sidecar import STAMP
+from unscanned.machine.crash import of_one
+from unscanned.outputs import claim, holds
 from unscanned.progress import Progress
 from unscanned.report import figures
-from unscanned.report.curves import training_curves
+from unscanned.report.curves import find_logs, training_curves
 
-__all__ = ["write_report"]
+__all__ = ["claim_report", "write_report"]
 
 
 def write_report(
@@ -49,10 +51,21 @@ def write_report(
 
     Raises:
         DatasetError: The folder holds no evaluation that can be read; see `read_evaluation`.
+        SettingsError: Something else than a report is at `out`, or a run has no log.
         ResourceError: The disk is full.
     """
+    claim_report(out)
     content = read_evaluation(Path(evaluation))
     runs = dict(runs or {})
+    for arm, folder in runs.items():
+        if not find_logs({arm: folder}):
+            raise SettingsError(
+                "no training has begun in this folder",
+                where=f"run {arm}: {folder}",
+                expected="log.jsonl, or stage-1/log.jsonl",
+                do="Name the folder that unscanned train wrote into.",
+            )
+    curves = training_curves(runs)
     cases, sheet = [], None
     total = len(content.cases)
     # Narrower slices keep the page of a large cohort small enough to open.
@@ -67,7 +80,6 @@ def write_report(
             sheet = {"case": entry.case, "image": _data_uri(png)}
     if progress:
         progress(total, total, "report")
-    curves = training_curves(runs)
     template = _environment().get_template("report.html")
     page = template.render(
         evaluation=content,
@@ -83,6 +95,15 @@ def write_report(
     )
     write_text(out, page)
     return Path(out)
+
+
+def claim_report(out: str | Path) -> None:
+    """Refuse a file that a report would replace and that is none.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    claim(out, holds("Unscanned · report"), "an earlier report, or nothing")
 
 
 def _environment() -> Any:
@@ -146,8 +167,8 @@ def _case(entry: Case, content: EvaluationRecord, width: int) -> tuple[dict[str,
             )
             image = _data_uri(strip.image, "webp")
             case["strips"].append({"name": name, "strip": strip, "image": image, "synthetic": synthetic})
-    except UnscannedError as error:
-        case["reason"] = str(error)
+    except Exception as error:
+        case["reason"] = str(of_one(error, where=entry.case))
         return case, None
     return case, images
 

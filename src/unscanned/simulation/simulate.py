@@ -7,6 +7,7 @@ receive field and noise drawn for it; several subjects may share an anatomy.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ import numpy as np
 
 from unscanned import files
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
 from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
-from unscanned.volumes.nifti import LIMIT_BYTES, write_volume
+from unscanned.volumes.nifti import LIMIT_BYTES, read_volume, write_volume
 
 __all__ = ["simulate"]
 
@@ -81,7 +83,8 @@ def simulate(
         The dataset's folder.
 
     Raises:
-        SettingsError: An argument is out of range, or there are too few anatomies for the subjects.
+        SettingsError: An argument is out of range, there are too few anatomies for the subjects, or `out` holds what is
+            no simulation with the same settings.
         DatasetError: The label maps cannot be used, or `out` holds files of another dataset.
         VolumeError: A label map cannot be read.
         BusyError: Another process writes into `out`.
@@ -102,6 +105,8 @@ def simulate(
     with files.lock(out):
         files.remove_partials(out)
         _check_folder(out, subjects, contrasts)
+        settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
+        _claim(out, grid, settings)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
             anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
@@ -115,7 +120,6 @@ def simulate(
                 _write_subject(out, _subject(index), result, grid, origin)
         anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
-        settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
         _write_description(out, anatomies, source, settings)
     if progress:
         progress(subjects, subjects, "done")
@@ -203,6 +207,33 @@ def _check_folder(out: Path, subjects: int, contrasts: Sequence[str]) -> None:
             found=", ".join(others[:5]) + (", ..." if len(others) > 5 else ""),
             do="Choose another folder, or remove them.",
         )
+
+
+def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
+    """Refuse to replace what is no simulation with these settings."""
+    same = "a simulation with the same seed, grid and settings, or nothing"
+    do = "Choose another folder, or remove them."
+    parameters = json.loads(json.dumps(settings))
+
+    def is_description(path: Path) -> bool:
+        (tool,) = files.read_json(path)["GeneratedBy"]
+        return bool(tool["Description"] == "simulate" and tool["Parameters"] == parameters)
+
+    def is_image(path: Path) -> bool:
+        facts = files.read_json(path.with_name(path.name.split(".")[0] + ".json"))
+        if not (facts["Simulated"] and facts["Simulation"]["Seed"] == settings["seed"]):
+            return False
+        if path.suffix == ".json":
+            return True
+        image = read_volume(path, allow_constant=True)
+        return image.shape == grid.shape and np.allclose(image.affine, grid.affine, atol=1e-3)
+
+    claim(out / "dataset_description.json", is_description, same, do=do)
+    claim(out / "README", begins_with(_README[:40]), same, do=do)
+    claim(out / "participants.tsv", begins_with("participant_id\tanatomy\n"), same, do=do)
+    claim(out / "participants.json", json_with("anatomy"), same, do=do)
+    for path in sorted(out.glob("sub-*/anat/*")):
+        claim(path, is_image, same, do=do)
 
 
 def _subject(index: int) -> str:

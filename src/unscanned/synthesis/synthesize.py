@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import nibabel as nib
+
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
+from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
+from unscanned.outputs import claim
 from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
@@ -23,6 +27,9 @@ from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, rela
 from unscanned.volumes.nifti import read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
+
+_DESCRIPTION = "SYNTHETIC"
+"How the header of a synthetic volume describes it."
 
 
 @dataclass
@@ -92,20 +99,22 @@ def synthesize(
     out: str | Path,
     *,
     overwrite: bool = False,
+    renew: bool = False,
     force: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
 
-    A scan whose output is there already from the same input, model and settings is skipped. A scan that is refused does
-    not stop the others.
+    A scan whose output is there already from the same input, model and settings is skipped. From the same model alone,
+    it is made again; anything else under its name is refused. A scan that is refused does not stop the others.
 
     Args:
         model: What to synthesize with.
         scans: As `list_inputs` returns them: (scan, case).
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
-        overwrite: Make volumes again that are there already.
+        overwrite: Make volumes again that are there already, and replace whatever has their names.
+        renew: Replace the synthetic volumes of other models too.
         force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
         progress: Called with (done, total, label), in thousandths of a scan.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
@@ -127,11 +136,11 @@ def synthesize(
             path = output_path(out, scan, model.target, case)
             try:
                 report = within(progress, number, len(scans), partial("{}, {}".format, scan.name), unit=1000)
-                made = _one(model, scan, path, how, overwrite, force, report)
+                made = _one(model, scan, path, how, overwrite, renew, force, report)
             except (ResourceError, Interrupted):
                 raise
-            except UnscannedError as error:
-                result.failures[str(scan)] = error
+            except Exception as error:
+                result.failures[str(scan)] = of_one(error, where=scan)
                 continue
             (result.written if made else result.skipped).append(path)
         if progress:
@@ -145,19 +154,22 @@ def _one(
     path: Path,
     how: Synthesis,
     overwrite: bool,
+    renew: bool,
     force: bool,
     progress: Progress | None,
 ) -> bool:
     volume = read_volume(scan)
-    if not overwrite and _is_done(path, output_key(volume, model, how), force):
-        return False
+    if not overwrite:
+        if _is_done(path, output_key(volume, model, how), force):
+            return False
+        _claim(path, None if renew else model)
     checked = check_contrast(volume, model.profile, model.source, force=force)
     synthetic = model.synthesize(volume, how, progress=progress)
     # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
-            content, synthetic.array, volume.affine, description=f"SYNTHETIC {model.target} {NAME} {version()}"
+            content, synthetic.array, volume.affine, description=f"{_DESCRIPTION} {model.target} {NAME} {version()}"
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
@@ -186,6 +198,29 @@ def _is_done(path: Path, key: str, force: bool) -> bool:
         accepted = force or facts.input_contrast_verified is not False
         return accepted and facts.key == key and facts.sha256 == sha256(path)
     except (OSError, VolumeError):
+        return False
+
+
+def _claim(path: Path, model: Model | None) -> None:
+    """Refuse to replace what is no synthetic volume, or one of another model than this; None stands for any."""
+
+    def is_own(file: Path) -> bool:
+        try:
+            made_by = read_sidecar(path).model.sha256
+        except VolumeError:  # gone or damaged; the volume's own header tells too
+            return file == path and _says_synthetic(path)
+        return file != path or model is None or made_by == model.sha256
+
+    do = "Choose another folder, or give --overwrite to replace it."
+    claim(path, is_own, "nothing, or a volume that the same model made", do=do)
+    if not (path.exists() and _says_synthetic(path)):
+        claim(sidecar_path(path), is_own, "nothing, or the sidecar of a synthetic volume", do=do)
+
+
+def _says_synthetic(path: Path) -> bool:
+    try:
+        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(_DESCRIPTION.encode()))
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return False
 
 

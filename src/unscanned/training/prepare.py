@@ -19,17 +19,20 @@ from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
-from unscanned.files import atomic_path, read_sealed, short_digest, write_sealed
+from unscanned.files import atomic_path, read_sealed, sha256, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
+from unscanned.machine.crash import of_one
+from unscanned.outputs import claim, nothing
 from unscanned.progress import Progress
 from unscanned.settings import Prepare
 from unscanned.volumes.grid import Frame, frame
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = ["Case", "normalization", "prepare", "prepare_pair"]
+__all__ = ["Case", "normalization", "prepare", "prepare_pair", "refuse_other_cases"]
 
 _DEFAULTS = Prepare()
+_FILES = ("case.json", "source.npy", "target.npy", "head.npy")
 _FIRST = ("shape", "spacing_mm", "resample", "percentile")
 "Settings that the key of a cache has always named."
 
@@ -106,10 +109,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     if pair.target is None:
         raise DatasetError("the target is missing", where=pair.case, do="Run unscanned check to see all such cases.")
     case = Case(pair.case, pair.subject, Path(folder) / pair.case)
-    known = _known(settings)
-    key = short_digest(
-        {"settings": str(known), "files": [_stamp(pair.source), _stamp(pair.target)], "content": _CONTENT}
-    )
+    key = _key(pair, settings)
     if _is_cached(case, key):
         return case
     case = Case(pair.case, pair.subject, case.folder)  # without what it knew of an older cache
@@ -137,7 +137,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         source_scale=aligned.source_scale,
         target_scale=aligned.target_scale,
         appearance=appearance,
-        settings=known,
+        settings=_known(settings),
         frame=where.to_json(),
         head_left_out=_left_out(head, source, where, arrays["head"]),
         warnings=[*source.warnings, *target.warnings],
@@ -159,12 +159,17 @@ def prepare(
         settings: As for `prepare_pair`.
         progress: Called with (done, total, case).
 
+    Raises:
+        SettingsError: As for `prepare_pair` and `refuse_other_cases`.
+        ResourceError: The disk is full.
+
     Warns:
         UserWarning: The model's grid leaves out more than a fiftieth of a head.
 
     Returns:
         The prepared cases in the order of `pairs`, and the error of each case that was refused.
     """
+    refuse_other_cases(pairs, folder, settings)
     cases, failures = [], {}
     for index, pair in enumerate(pairs):
         if progress:
@@ -173,12 +178,44 @@ def prepare(
             cases.append(prepare_pair(pair, folder, settings))
         except (ResourceError, SettingsError):
             raise
-        except UnscannedError as error:
-            failures[pair.case] = error
+        except Exception as error:
+            failures[pair.case] = of_one(error, where=pair.case)
     _warn_of_crops(cases)
     if progress:
         progress(len(pairs), len(pairs), "prepared")
     return cases, failures
+
+
+def refuse_other_cases(pairs: Iterable[Pair], folder: str | Path, settings: Prepare) -> None:
+    """Refuse a cache that holds cases of another dataset under the names of these, before any is replaced.
+
+    A case with one other scan is made anew: a scan that was mended or registered again is no other dataset.
+
+    Raises:
+        SettingsError: A case there was prepared from two other scans, or a file that is no prepared case has its name.
+    """
+    for pair in pairs:
+        case = Case(pair.case, pair.subject, Path(folder) / pair.case)
+        there = [case.folder / name for name in _FILES if (case.folder / name).exists()]
+        if there and not _is_known(case, pair, settings):
+            claim(there[0], nothing, "a case that was prepared from the same scans, or nothing")
+
+
+def _is_known(case: Case, pair: Pair, settings: Prepare) -> bool:
+    """Whether a folder in a cache is this case's, whole or not, whatever settings it was prepared with."""
+    try:
+        if _is_cached(case, _key(pair, settings)):
+            return True
+        facts = case.facts
+    except (OSError, ValueError, DatasetError, VolumeError):  # cut off or damaged: it is made again
+        return all(entry.name in _FILES or entry.name.startswith(".") for entry in case.folder.iterdir())
+    for file, scan in ((pair.source, facts.source), (pair.target, facts.target)):
+        try:
+            if file is None or sha256(file) == scan.sha256:
+                return True
+        except (OSError, ValueError):  # it is refused where it is read
+            return True
+    return False
 
 
 def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normalization:
@@ -208,6 +245,12 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
         std = float(np.sqrt(max(second / n - mean**2, 0.0)))
         contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std)
     return Normalization(percentile, contrasts["source"], contrasts["target"])
+
+
+def _key(pair: Pair, settings: Prepare) -> str:
+    """Return the digest of the scans, the settings and what a cache holds."""
+    files = [_stamp(path) for path in (pair.source, pair.target) if path is not None]
+    return short_digest({"settings": str(_known(settings)), "files": files, "content": _CONTENT})
 
 
 def _known(settings: Prepare) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
-from unscanned.files import check_apart, lock, remove_partials
+from unscanned.files import lock, remove_partials
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
 from unscanned.machine.memory import keep_freed_memory_in_process
@@ -21,6 +21,7 @@ from unscanned.machine.precision import check_precision, set_process_precision
 from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
+from unscanned.outputs import check_apart
 from unscanned.progress import Progress, interruptible
 from unscanned.settings import Settings, check, resolve, to_dict
 from unscanned.synthesis.whole_volume import check_network

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import CheckpointError, UnscannedError
-from unscanned.files import read_json, sha256, write_json, write_text
+from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.machine.provenance import environment, utc_now
+from unscanned.outputs import claim, nothing
 from unscanned.settings import Settings, decisive, difference, read_settings, to_dict, to_toml
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import read_model_record, save_model, weights_bytes
@@ -22,11 +23,18 @@ __all__ = ["claim_settings", "claim_split", "save_run_model"]
 
 T = TypeVar("T")
 
+_ELSEWHERE = "Choose another folder for the run."
+
 
 def claim_settings(folder: Path, settings: Settings) -> None:
     """Write the settings into a run's folder, or refuse one that holds another run."""
     path = folder / "settings.json"
-    if path.exists():
+    if not path.exists():
+        text = to_toml(settings)  # a run that was ended between its first two files has this one
+        claim(folder / "settings.toml", lambda file: read_text(file) == text, "a new run, or the same", do=_ELSEWHERE)
+        for name in ("split.json", "model", "log.jsonl", "checkpoints", "best", "stage-1"):
+            claim(folder / name, nothing, "a new run, or the same", do=_ELSEWHERE)
+    else:
         found = decisive(_read_own(path, "settings", partial(read_settings, where=str(path), error=CheckpointError)))
         wanted = decisive(settings)
         if found != wanted:

@@ -1,0 +1,131 @@
+"""Section G, bounds: values that nothing could use are refused at once; a model is never read half replaced."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from tool import ENVIRONMENT
+
+from unscanned.errors import CheckpointError
+from unscanned.files import write_json
+from unscanned.synthesis.model_file import load_model, save_model
+
+HUGE = 2**64
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--training.seed", HUGE],
+        ["--split.seed", HUGE],
+        ["--training.patch", 8000],
+        ["--training.patch", 512],
+        ["--training.margin", 100_000],
+        ["--training.batch", 10**9],
+        ["--training.threads", 10**9],
+        ["--training.workers", 10**6],
+        ["--training.epochs", 10**23],
+        ["--training.steps-per-epoch", 10**23],
+        ["--training.learning-rate", 1e300],
+        ["--generator.slope", 1e300],
+        ["--loss.l1", 1e300],
+        ["--context.stages", 10**6],
+        ["--context.folds", 10**9],
+        ["--prepare.spacing-mm", 1e300],
+    ],
+    ids=lambda option: " ".join(map(str, option)),
+)
+def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anything_is_read(cli, tmp_path, option):
+    began = time.monotonic()
+    done = cli("train", tmp_path / "missing", "-o", tmp_path / "out", "--preset", "demo", *option)
+    assert done.returncode == 2, done.stderr
+    assert option[0].lstrip("-").replace("-", "_") in done.stderr
+    assert "found" in done.stderr
+    assert time.monotonic() - began < 20
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--threads", 10**9], ["--edge", 10**5], ["--batch", 10**9]])
+def test_g09_a_workload_out_of_all_proportion_is_refused_by_its_name(cli, option):
+    done = cli("benchmark", *option)
+    assert done.returncode == 2
+    assert option[0].lstrip("-") in done.stderr
+
+
+def test_g09_an_odd_backend_of_matplotlib_does_not_stop_a_report(cli, tiny_dataset, tiny_run, tmp_path, monkeypatch):
+    assert cli("synthesize", tiny_run, tiny_dataset, "-o", tmp_path / "arm", "--force").returncode == 0
+    assert cli("evaluate", tiny_dataset, tmp_path / "arm", "-o", tmp_path / "scores").returncode == 0
+    program = [sys.executable, "-m", "unscanned", "report", tmp_path / "scores", "-o", tmp_path / "report.html"]
+    runs = ["--runs", f"x={tiny_run}"]
+    done = subprocess.run(
+        [*map(str, program), *runs],
+        env={**ENVIRONMENT, "MPLBACKEND": "odd"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "{}"])
+def test_g09_an_evaluation_or_a_sidecar_that_lacks_what_it_should_hold_is_refused_by_its_file(
+    cli, tmp_path, tiny_dataset, tiny_run, content
+):
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "evaluation.json").write_text(content)
+    done = cli("report", scores, "-o", tmp_path / "report.html")
+    assert done.returncode == 3
+    assert "evaluation.json" in done.stderr
+    scan = tiny_dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
+    assert cli("synthesize", tiny_run, scan, "-o", tmp_path / "arm", "--force").returncode == 0
+    volume = next((tmp_path / "arm").rglob("*.nii.gz"))
+    volume.with_name(volume.name.replace(".nii.gz", ".json")).write_text(content)
+    done = cli("verify", volume)
+    assert done.returncode == 3
+    assert cli("synthesize", tiny_run, scan, "-o", tmp_path / "arm", "--force").returncode == 0
+    assert cli("verify", volume).returncode == 0
+
+
+def test_g10_a_model_that_is_rewritten_while_it_is_loaded_is_never_one_s_facts_with_another_s_weights(
+    tiny_run, tmp_path
+):
+    model = load_model(tiny_run)
+    other = load_model(tiny_run)
+    for tensor in other.generators[0].parameters():
+        tensor.data.fill_(0.5)
+    folders = {name: save_model(m, tmp_path / name) for name, m in (("one", model), ("other", other))}
+    whole = {}
+    for folder in folders.values():
+        loaded = load_model(folder)
+        whole[loaded.sha256] = loaded.weights_sha256
+    assert len(whole) == 2
+    target = tmp_path / "target"
+    child = os.fork()
+    if child == 0:
+        try:
+            ends = time.monotonic() + 12
+            while time.monotonic() < ends:
+                for each in (model, other):
+                    save_model(each, target)
+        finally:
+            os._exit(0)
+    loads = refused = 0
+    try:
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            try:
+                loaded = load_model(target)
+            except CheckpointError:
+                refused += 1
+                continue
+            loads += 1
+            assert whole[loaded.sha256] == loaded.weights_sha256
+            first = next(loaded.generators[0].parameters())
+            is_other = bool((first == 0.5).all())
+            assert is_other == (loaded.weights_sha256 == list(whole.values())[1])
+    finally:
+        write_json(tmp_path / "counts.json", {"loads": loads, "refused": refused})
+    assert loads > 20
