@@ -113,13 +113,13 @@ def train_stage(
             state.save(keep=epoch_start)
             if should_stop():
                 raise _interrupted(state, total) from error
-            raise _with_patches(error, batches, state) from error
+            raise error.at(_place(batches, state)) from error
         waiting = time.monotonic() - began
         torch.manual_seed(_step_seed(settings.seed, state.step))
         try:
             losses = take_step(source.to(device), target.to(device))
         except TrainingError as error:
-            failure = _with_patches(error, batches, state)
+            failure = error.at(_place(batches, state))
             log.close()
             feed.close()
             _roll_back(state, epoch_start, failure)
@@ -191,10 +191,9 @@ def _roll_back(state: TrainingState, epoch_start: int, error: UnscannedError) ->
     state.save(keep=state.step)
 
 
-def _with_patches(error: UnscannedError, batches: PatchBatches, state: TrainingState) -> UnscannedError:
-    """Return the error with the patches of the next step as its place."""
-    place = f"step {state.step}, {batches.describe(state.step)}"
-    return type(error)(error.what, where=place, found=error.found, expected=error.expected, do=error.do)
+def _place(batches: PatchBatches, state: TrainingState) -> str:
+    """Return the next step and its patches in words."""
+    return f"step {state.step}, {batches.describe(state.step)}"
 
 
 def _too_large(take_step: Step, source: Tensor, target: Tensor, device: torch.device | str) -> ResourceError:

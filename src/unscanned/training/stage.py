@@ -99,7 +99,7 @@ class Stage:
                 should_stop=run.should_stop,
             )
         except TrainingError as error:
-            failed = StageFailed(error.what, where=error.where, found=error.found, expected=error.expected, do=error.do)
+            failed = StageFailed(**error.parts)
             chosen = load_checkpoint(self.folder / "best", identity)
             if chosen is not None:
                 restore(chosen.tensors, {"generator": step.generator}, {})
