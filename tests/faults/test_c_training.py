@@ -623,8 +623,8 @@ def test_c12_an_infinite_weight_is_stopped_before_the_next_step(tmp_path, batche
             next(network.parameters()).fill_(float("inf"))
         return False
 
+    step = step_of(generator, discriminator)
     with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match="not finite"):
-        step = step_of(generator, discriminator)
         train_stage(tmp_path, step, batches, lambda n: {}, Training(epochs=2), should_stop=spoil)
 
 
