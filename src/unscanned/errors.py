@@ -6,7 +6,7 @@ A message has four parts: what went wrong, where, what was found against what wa
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Self
+from typing import Any, Self
 
 __all__ = [
     "BugError",
@@ -49,7 +49,16 @@ class UnscannedError(Exception):
 
     def at(self, where: object) -> Self:
         """Return this error as one that is about another place."""
-        return type(self)(self.what, where=where, found=self.found, expected=self.expected, do=self.do)
+        return self.but(where=where)
+
+    def but(self, **parts: Any) -> Self:
+        """Return this error with other parts, such as `do`, in place of its own."""
+        return type(self)(**{**self.parts, **parts})
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What it was made from, by the names of the arguments."""
+        return {name: getattr(self, name) for name in ("what", "where", "found", "expected", "do")}
 
     def _message(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"

@@ -35,6 +35,7 @@ from unscanned.files import lock, read_json, sha256, write_json
 from unscanned.losses import GeneratorLoss
 from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import utc_now
+from unscanned.settings import Training
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.adversary import Adversary
@@ -43,7 +44,7 @@ from unscanned.training.checkpoint import load_checkpoint, save_checkpoint
 from unscanned.training.feed import Feed
 from unscanned.training.health import FATAL_AFTER, FATAL_STEPS, count_signs, output_signs, sign_warnings
 from unscanned.training.log import RunLog, read_log
-from unscanned.training.loop import Schedule, train_stage
+from unscanned.training.loop import train_stage
 from unscanned.training.prepare import Case, normalization
 from unscanned.training.run import train
 from unscanned.training.step import Step
@@ -78,16 +79,16 @@ def cases(tiny_run, tmp_path):
 
 @pytest.fixture
 def batches(cases):
-    return PatchBatches(cases, normalization(cases), patch=PATCH, batch=2)
+    return PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=2))
 
 
 def train_networks(folder, batches, generator=None, **options):
     """Train two networks of a few weights for three epochs of four steps, and return the generator."""
     step = step_of(*networks(generator), adversarial=options.pop("adversarial", 0.5))
     chosen = {"epochs": 3, "steps_per_epoch": 4, "checkpoint_minutes": 1e-9}
-    schedule = Schedule(**{name: options.pop(name, value) for name, value in {**chosen, "workers": 0}.items()})
+    settings = Training(**{name: options.pop(name, value) for name, value in {**chosen, "workers": 0}.items()})
     validate = options.pop("validate", lambda network: {})
-    train_stage(folder, step, batches, validate, schedule, **options)
+    train_stage(folder, step, batches, validate, settings, **options)
     return step.generator
 
 
@@ -478,7 +479,7 @@ def limit_memory(mib):
 def train_wide(folder, cases, **options):
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv3d(1, 32, 1), nn.LeakyReLU(), nn.Conv3d(32, 1, 1))
-    batches = PatchBatches(cases, normalization(cases), patch=16, batch=256)
+    batches = PatchBatches(cases, normalization(cases), Training(patch=16, batch=256))
     train_networks(folder, batches, generator=wide, adversarial=0.0, epochs=1, **options)
 
 
@@ -570,7 +571,7 @@ class Once(PatchBatches):
 
 def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_what_is_kept_goes_on(tmp_path, cases):
     options = {"epochs": 6, "steps_per_epoch": 2, **RARELY}
-    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=8, seed=7)
+    batches = PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=8, seed=7))
     whole = cases[1].target.copy()
     damage(cases[1])
     pattern = rf"step 5, .*{cases[1].name} at .*\(0, 0, 0\).*discriminator's loss or gradient is not finite"
@@ -590,7 +591,7 @@ def test_c12_a_nan_voxel_is_named_after_one_roll_back_and_what_is_kept_goes_on(t
 
 
 def test_c12_after_a_passing_fault_training_goes_on_from_the_epoch_in_another_order(tmp_path, cases):
-    batches = Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
+    batches = Once(PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=2)), 6)
     first = batches.chosen(6).tolist()
     with pytest.warns(UserWarning, match="went back to step 4 and another order"):
         generator = train_networks(tmp_path / "run", batches)
@@ -603,7 +604,7 @@ def test_c12_after_a_passing_fault_training_goes_on_from_the_epoch_in_another_or
 
 def test_c12_a_resume_after_a_roll_back_equals_the_run_that_was_not_interrupted(tmp_path, cases):
     def fresh():
-        return Once(PatchBatches(cases, normalization(cases), patch=PATCH, batch=2), 6)
+        return Once(PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=2)), 6)
 
     with pytest.warns(UserWarning, match="went back"):
         train_networks(tmp_path / "whole", fresh())
@@ -624,8 +625,9 @@ def test_c12_an_infinite_weight_is_stopped_before_the_next_step(tmp_path, batche
             next(network.parameters()).fill_(float("inf"))
         return False
 
+    step = step_of(generator, discriminator)
     with pytest.warns(UserWarning, match="went back"), pytest.raises(TrainingError, match="not finite"):
-        train_stage(tmp_path, step_of(generator, discriminator), batches, lambda n: {}, Schedule(2), should_stop=spoil)
+        train_stage(tmp_path, step, batches, lambda n: {}, Training(epochs=2), should_stop=spoil)
 
 
 def test_c12_the_best_epoch_of_a_failed_training_is_written_as_a_model(tmp_path, tiny_dataset, tiny_settings):
@@ -774,7 +776,7 @@ def test_c14_a_worker_lost_while_training_costs_no_step(tmp_path, batches, numbe
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_c14_a_scan_that_vanishes_while_training_is_named_and_the_state_is_saved(tmp_path, cases, workers):
-    batches = PatchBatches(cases, normalization(cases), patch=PATCH, batch=1, seed=5)
+    batches = PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=1, seed=5))
     first = next(step for step in range(12) if batches.chosen(step)[0, 0] == 1)
     assert first % 4 > 0  # an epoch's end saves anyway
     away = (cases[1].folder / "source.npy").rename(tmp_path / "away.npy")
@@ -794,8 +796,8 @@ def test_c14_a_scan_that_vanishes_while_training_is_named_and_the_state_is_saved
 
 def test_c16_a_sample_depends_on_its_step_and_slot_alone(cases):
     contrasts = normalization(cases)
-    whole = PatchBatches(cases, contrasts, patch=PATCH, batch=8, seed=3)
-    half = PatchBatches(cases, contrasts, patch=PATCH, batch=4, seed=3)
+    whole = PatchBatches(cases, contrasts, Training(patch=PATCH, batch=8, seed=3))
+    half = PatchBatches(cases, contrasts, Training(patch=PATCH, batch=4, seed=3))
     for step in (5, 0, 40):
         slots = np.concatenate([half.chosen(2 * step), half.chosen(2 * step + 1)])
         np.testing.assert_array_equal(whole.chosen(step), slots)

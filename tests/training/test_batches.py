@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError
-from unscanned.settings import Prepare
+from unscanned.settings import Prepare, Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import prepare
 from unscanned.volumes.intensity import Contrast, Normalization
@@ -25,7 +25,7 @@ def cases(tiny_dataset, tmp_path_factory):
 
 @pytest.fixture
 def batches(cases):
-    return PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=3)
+    return PatchBatches(cases, CONSTANTS, Training(patch=16, batch=5, seed=3))
 
 
 def same(one, other):
@@ -98,10 +98,10 @@ def test_a_batch_is_the_z_scores_of_its_patches(cases, batches):
 
 def test_a_batch_depends_on_seed_and_step_alone(cases, batches):
     later = batches(7)
-    fresh = PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=3)
+    fresh = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=5, seed=3))
     assert same(fresh(7), later)
     assert not same(fresh(6), later)
-    assert not same(PatchBatches(cases, CONSTANTS, patch=16, batch=5, seed=4)(7), later)
+    assert not same(PatchBatches(cases, CONSTANTS, Training(patch=16, batch=5, seed=4))(7), later)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -123,7 +123,7 @@ def test_the_global_random_state_changes_no_batch(batches):
 @settings(deadline=None, max_examples=30)
 @given(batch=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_every_patch_comes_once_a_pass_and_passes_differ_in_order(cases, batch, seed):
-    batches = PatchBatches(cases, CONSTANTS, patch=16, batch=batch, seed=seed)
+    batches = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=batch, seed=seed))
     n = len(batches.index)
     assert n == 3 * 2 * 3 * 2
     rows = np.concatenate([batches.chosen(step) for step in range(-(-2 * n // batch))])
@@ -137,8 +137,8 @@ def test_every_patch_comes_once_a_pass_and_passes_differ_in_order(cases, batch, 
 
 def test_the_context_is_the_second_channel_of_the_same_patch(cases):
     volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
-    plain = PatchBatches(cases, CONSTANTS, patch=16, batch=4)
-    chained = PatchBatches(cases, CONSTANTS, patch=16, batch=4, earlier=volumes)
+    plain = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=4))
+    chained = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=4), volumes)
     inputs, targets = chained(1)
     assert inputs.shape == (4, 2, 16, 16, 16)
     assert torch.equal(inputs[:, :1], plain(1)[0])
@@ -149,7 +149,7 @@ def test_the_context_is_the_second_channel_of_the_same_patch(cases):
 
 def test_patches_with_too_little_head_are_left_out(cases):
     share = 0.6
-    chosen = PatchBatches(cases, CONSTANTS, patch=16, batch=1, min_head=share).index
+    chosen = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=1, min_head=share)).index
     expected = [
         (number, *start)
         for number, case in enumerate(cases)
@@ -162,9 +162,9 @@ def test_patches_with_too_little_head_are_left_out(cases):
 
 def test_no_patch_with_enough_head_is_an_error_that_names_the_setting(cases):
     with pytest.raises(DatasetError, match=r"training\.min_head"):
-        PatchBatches(cases, CONSTANTS, patch=32, batch=1, min_head=1.0)
+        PatchBatches(cases, CONSTANTS, Training(patch=32, batch=1, min_head=1.0))
 
 
 def test_a_volume_smaller_than_the_patch_is_refused_by_its_case(cases):
     with pytest.raises(DatasetError, match="sub-001: a training volume is smaller than the patch"):
-        PatchBatches(cases, CONSTANTS, patch=40, batch=1)
+        PatchBatches(cases, CONSTANTS, Training(patch=40, batch=1))

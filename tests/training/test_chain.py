@@ -9,6 +9,7 @@ import torch
 
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.models import generators
+from unscanned.settings import Training
 from unscanned.synthesis.context import PatchChain
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -102,11 +103,8 @@ def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_
     batches = PatchBatches(
         cases,
         load_model(run).normalization,
-        patch=16,
-        batch=2,
-        seed=seed,
-        min_head=0.1,
-        earlier=[context_of(run, case) for case in cases],
+        Training(patch=16, batch=2, seed=seed, min_head=0.1),
+        [context_of(run, case) for case in cases],
     )
     torch.manual_seed(seed)
     generator = generators.build("small", in_channels=2, residual=True)
@@ -150,9 +148,8 @@ def test_what_lies_around_a_patch_reaches_the_generator_of_a_run(brief, tiny_dat
     train(tiny_dataset, tmp_path / "run", settings)
     seed = 1000 * brief.training.seed + 1
     normalization = load_model(tmp_path / "run").normalization
-    batches = PatchBatches(
-        cases_of(tmp_path / "run", "train"), normalization, patch=16, batch=2, seed=seed, min_head=0.1, margin=3
-    )
+    patches = Training(patch=16, batch=2, seed=seed, min_head=0.1, margin=3)
+    batches = PatchBatches(cases_of(tmp_path / "run", "train"), normalization, patches)
     torch.manual_seed(seed)
     generator = generators.build("small", residual=True)
     source, target = batches(0)

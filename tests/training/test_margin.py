@@ -1,5 +1,4 @@
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +9,11 @@ from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import available
 from unscanned.models import discriminators
 from unscanned.models.nie import SmallGenerator
-from unscanned.settings import Prepare
+from unscanned.settings import Prepare, Training
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
-from unscanned.training.loop import Schedule, train_stage
+from unscanned.training.loop import train_stage
 from unscanned.training.prepare import prepare_pair
 from unscanned.training.step import Step
 from unscanned.volumes.intensity import Contrast, Normalization
@@ -35,7 +34,7 @@ def prepared(folder):
 
 def test_a_margin_is_cut_from_the_volume_around_the_same_patch(tmp_path):
     case = prepared(tmp_path)
-    plain, wide = (PatchBatches([case], AS_IT_IS, patch=16, batch=8, margin=margin) for margin in (0, 5))
+    plain, wide = (PatchBatches([case], AS_IT_IS, Training(patch=16, batch=8, margin=margin)) for margin in (0, 5))
     (source, target), (around, same) = plain(0), wide(0)
     assert around.shape == (8, 1, 26, 26, 26)
     assert torch.equal(target, same)
@@ -49,11 +48,11 @@ def train(folder, batches, precision="float32"):
     torch.manual_seed(0)
     generator = SmallGenerator()
     discriminator = discriminators.build("small", patch=16)
-    with_adam = partial(optimizers.build, "adam", learning_rate=1e-4, betas=(0.5, 0.999))
-    adversary = Adversary(discriminator, with_adam(discriminator), precision)
+    settings = Training(epochs=1)
+    adversary = Adversary(discriminator, optimizers.build(discriminator, settings), precision)
     loss = GeneratorLoss({"l1": 1.0, "gdl": 1.0})
-    step = Step(generator, with_adam(generator), loss, adversary, adversarial=0.5, precision=precision)
-    result = train_stage(folder, step, batches, lambda network: {}, Schedule(1))
+    step = Step(generator, optimizers.build(generator, settings), loss, adversary, adversarial=0.5, precision=precision)
+    result = train_stage(folder, step, batches, lambda network: {}, settings)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return generator, result, [event for event in events if event["event"] == "step"]
 
@@ -62,10 +61,10 @@ def test_the_losses_see_the_centre_and_the_generator_the_margin(tmp_path):
     case = prepared(tmp_path)
     steps = {}
     for margin in (0, 8):
-        batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=margin)
+        batches = PatchBatches([case], AS_IT_IS, Training(patch=16, batch=4, margin=margin))
         _, _, steps[margin] = train(tmp_path / str(margin), batches)
     torch.manual_seed(0)
-    network, wide = SmallGenerator(), PatchBatches([case], AS_IT_IS, patch=16, batch=4, margin=8)
+    network, wide = SmallGenerator(), PatchBatches([case], AS_IT_IS, Training(patch=16, batch=4, margin=8))
     around, target = wide(0)
     with torch.no_grad():
         centre = network(around)[..., 8:-8, 8:-8, 8:-8]
@@ -75,7 +74,7 @@ def test_the_losses_see_the_centre_and_the_generator_the_margin(tmp_path):
 
 def test_the_share_of_waiting_is_that_of_the_steps_in_the_log(tmp_path):
     case = prepared(tmp_path)
-    _, result, steps = train(tmp_path, PatchBatches([case], AS_IT_IS, patch=16, batch=4))
+    _, result, steps = train(tmp_path, PatchBatches([case], AS_IT_IS, Training(patch=16, batch=4)))
     share = sum(step["waiting_s"] for step in steps) / sum(step["seconds"] for step in steps)
     assert np.isclose(result["waiting_share"], share)
     assert 0 < share < 1
@@ -84,7 +83,7 @@ def test_the_share_of_waiting_is_that_of_the_steps_in_the_log(tmp_path):
 @pytest.mark.skipif("bfloat16" not in available(torch.device("cpu")), reason="the processor has no bfloat16")
 def test_bfloat16_trains_float32_weights_to_nearly_the_same(tmp_path):
     case = prepared(tmp_path)
-    batches = PatchBatches([case], AS_IT_IS, patch=16, batch=4)
+    batches = PatchBatches([case], AS_IT_IS, Training(patch=16, batch=4))
     exact, _, steps = train(tmp_path / "float32", batches)
     rounded, _, rough = train(tmp_path / "bfloat16", batches, precision="bfloat16")
     assert {p.dtype for p in rounded.parameters()} == {torch.float32}

@@ -7,22 +7,25 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
+from unscanned.settings import Training
 from unscanned.training.checkpoint import restore, state
 from unscanned.training.optimizers import OPTIMIZERS, build
 
 RATE, BETAS = 0.1, (0.5, 0.9)
+SETTINGS = Training(learning_rate=RATE, beta1=BETAS[0], beta2=BETAS[1])
 
 
 def weights(name: str, steps: int, *, saved_after: int | None = None) -> torch.Tensor:
     """Return a weight that began at 1 after steps with gradients 1, 2, 3, ..."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    optimizer = build(name, layer, learning_rate=RATE, betas=BETAS)
+    settings = SETTINGS.model_copy(update={"optimizer": name})
+    optimizer = build(layer, settings)
     for step in range(steps):
         if step == saved_after:
             tensors = {key: tensor.clone() for key, tensor in state({"g": layer}, {"o": optimizer}).items()}
             layer = nn.Linear(1, 1, bias=False)
-            optimizer = build(name, layer, learning_rate=RATE, betas=BETAS)
+            optimizer = build(layer, settings)
             restore(tensors, {"g": layer}, {"o": optimizer})
         layer.weight.grad = torch.full_like(layer.weight, step + 1.0)
         optimizer.step()
@@ -53,4 +56,4 @@ def test_from_a_checkpoint_it_goes_on_bit_for_bit(name: str) -> None:
 
 def test_a_name_that_is_not_known_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="adam, adamw, rmsprop, sgd"):
-        build("lion", nn.Linear(1, 1), learning_rate=RATE, betas=BETAS)
+        build(nn.Linear(1, 1), SETTINGS.model_copy(update={"optimizer": "lion"}))

@@ -14,7 +14,7 @@ import unscanned
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
-from unscanned.settings import resolve, to_dict, to_toml
+from unscanned.settings import Training, resolve, to_dict, to_toml
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.batches import PatchBatches
@@ -498,7 +498,7 @@ def test_the_batches_of_a_run_are_those_of_its_seed(tiny_run, tiny_settings):
     split = json.loads((tiny_run / "split.json").read_text())
     cases = [Case(f"sub-{subject}", subject, tiny_run / "prepared" / f"sub-{subject}") for subject in split["train"]]
     seed = 1000 * tiny_settings.training.seed + 1
-    batches = PatchBatches(cases, model.normalization, patch=16, batch=2, seed=seed, min_head=0.1)
+    batches = PatchBatches(cases, model.normalization, Training(patch=16, batch=2, seed=seed, min_head=0.1))
     torch.manual_seed(seed)
     source, target = batches(0)
     made = generators.build("small", residual=True)(source)

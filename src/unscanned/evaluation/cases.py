@@ -193,10 +193,7 @@ def _onto(target: Volume, other: Volume, resample: bool) -> np.ndarray:
     try:
         return onto_grid(target, other, str(other.path), resample=resample)
     except DatasetError as error:
-        raise DatasetError(
-            "different grid: the volume does not lie on the target's grid",
-            where=error.where,
-            found=error.found,
-            expected=error.expected,
+        raise error.but(
+            what="different grid: the volume does not lie on the target's grid",
             do="If the two are aligned in world space, allow resampling; if not, register them first.",
         ) from error

@@ -59,9 +59,7 @@ class Record(Schema):
             if writer is None:
                 raise
             told = " ".join(filter(None, (refusal.do, f"unscanned {writer} wrote the file.")))
-            raise error(
-                refusal.what, where=refusal.where, found=refusal.found, expected=refusal.expected, do=told
-            ) from refusal
+            raise refusal.but(do=told) from refusal
 
     @classmethod
     def upgrade(cls, content: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unscanned.errors import DatasetError
+from unscanned.settings import Training
 from unscanned.training.feed import Feed
 from unscanned.training.prepare import Case
 from unscanned.volumes.intensity import Normalization
@@ -27,12 +28,9 @@ class PatchBatches:
     Args:
         cases: Prepared training cases.
         normalization: Constants that turn unit scale into z-scores.
-        patch: Edge of a patch, in voxels.
-        batch: Patches a step.
-        seed: Seed of the order.
-        min_head: Share of a patch that must lie inside the head.
+        settings: Edge of a patch and its margin, patches a step, the share of a patch that must lie inside the head,
+            and the seed of the order. Where a margin reaches beyond the volume, the volume's edge is repeated.
         earlier: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
-        margin: Voxels that the input has more than the target on each side; beyond the volume its edge is repeated.
 
     Attributes:
         order: Another number gives the passes another order.
@@ -45,30 +43,25 @@ class PatchBatches:
         self,
         cases: Sequence[Case],
         normalization: Normalization,
-        *,
-        patch: int,
-        batch: int,
-        seed: int = 0,
-        min_head: float = 0.0,
+        settings: Training,
         earlier: Sequence[np.ndarray] | None = None,
-        margin: int = 0,
     ) -> None:
         self.cases, self.normalization, self.earlier = list(cases), normalization, earlier
-        self.margin = margin
-        self.patch, self.batch, self.seed, self.order = patch, batch, seed, 0
+        self.patch, self.margin, self.batch = settings.patch, settings.margin, settings.batch
+        self.seed, self.order = settings.seed, 0
         self.index = np.array(
             [
                 (number, *start)
                 for number, case in enumerate(self.cases)
                 for start in self._grid(case)
-                if min_head <= 0 or cut(case.head, start, patch).mean() >= min_head
+                if settings.min_head <= 0 or cut(case.head, start, self.patch).mean() >= settings.min_head
             ]
         ).reshape(-1, 4)
         if len(self.index) == 0:
             raise DatasetError(
                 "no training patch has enough of the head",
                 where="training.min_head",
-                found=min_head,
+                found=settings.min_head,
                 do="Lower it, or look at the prepared heads.",
             )
 

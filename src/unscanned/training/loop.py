@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.machine.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
+from unscanned.settings import Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.feed import Feed
 from unscanned.training.health import check_collapse, count_signs, sign_warnings
@@ -22,26 +22,7 @@ from unscanned.training.log import RunLog
 from unscanned.training.state import TrainingState
 from unscanned.training.step import Step
 
-__all__ = ["Schedule", "train_stage"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a stage trains, and in what order.
-
-    Attributes:
-        epochs: Number of epochs.
-        steps_per_epoch: Steps that count as one; None means all patches once.
-        seed: Of what is random within a step.
-        workers: Processes that cut patches.
-        checkpoint_minutes: Time between checkpoints within an epoch.
-    """
-
-    epochs: int
-    steps_per_epoch: int | None = None
-    seed: int = 0
-    workers: int = 0
-    checkpoint_minutes: float = 5.0
+__all__ = ["train_stage"]
 
 
 def train_stage(
@@ -49,7 +30,7 @@ def train_stage(
     take_step: Step,
     batches: PatchBatches,
     validate: Callable[[nn.Module], dict[str, float]],
-    schedule: Schedule,
+    settings: Training,
     *,
     device: torch.device | str = "cpu",
     identity: Mapping[str, Any] | None = None,
@@ -73,7 +54,7 @@ def train_stage(
         validate: Scores the generator after each epoch; `psnr`, in dB, chooses the best, and `health.SIGNS` are
             watched. Without validation subjects it returns an empty dict, and the last epoch is kept. May raise
             `Interrupted`.
-        schedule: How long, and in what order.
+        settings: How long, the seed of what is random within a step, and the processes that cut patches.
         device: Where the networks are.
         identity: Settings and data, table by table; a checkpoint with another one is refused.
         progress: Called with (steps taken, all steps, label).
@@ -91,8 +72,8 @@ def train_stage(
         DatasetError: Prepared scans can no longer be read; the state is saved.
         ResourceError: The disk is full, memory is short, or a loader worker was lost.
     """
-    steps_per_epoch = schedule.steps_per_epoch or batches.steps_per_pass
-    total = schedule.epochs * steps_per_epoch
+    steps_per_epoch = settings.steps_per_epoch or batches.steps_per_pass
+    total = settings.epochs * steps_per_epoch
     state = TrainingState(folder, take_step.networks, take_step.optimizers, identity or {}, device)
     notes = state.load()
     if notes is None:
@@ -102,13 +83,13 @@ def train_stage(
             "the run is beyond the last epoch",
             where=folder,
             found=f"step {state.step}",
-            expected=f"at most {total} ({schedule.epochs} epochs of {steps_per_epoch} steps)",
+            expected=f"at most {total} ({settings.epochs} epochs of {steps_per_epoch} steps)",
             do="Give training.epochs as many as it has had or more, or choose another folder.",
         )
     record, log = state.record, RunLog(folder, state.step, state.record.validated)
     for note in notes or ():
         _warn(log, state.step, note)
-    feed = _feed(batches, state, total, schedule.workers)
+    feed = _feed(batches, state, total, settings.workers)
     saved_at = time.monotonic()
     take_step.generator.train()
     while True:
@@ -132,19 +113,19 @@ def train_stage(
             state.save(keep=epoch_start)
             if should_stop():
                 raise _interrupted(state, total) from error
-            raise _with_patches(error, batches, state) from error
+            raise error.at(_place(batches, state)) from error
         waiting = time.monotonic() - began
-        torch.manual_seed(_step_seed(schedule.seed, state.step))
+        torch.manual_seed(_step_seed(settings.seed, state.step))
         try:
             losses = take_step(source.to(device), target.to(device))
         except TrainingError as error:
-            failure = _with_patches(error, batches, state)
+            failure = error.at(_place(batches, state))
             log.close()
             feed.close()
             _roll_back(state, epoch_start, failure)
             record, log = state.record, RunLog(folder, state.step, state.record.validated)
             _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
-            feed = _feed(batches, state, total, schedule.workers)
+            feed = _feed(batches, state, total, settings.workers)
             continue
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -160,9 +141,9 @@ def train_stage(
         epoch = -(-state.step // steps_per_epoch)
         log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
-            progress(state.step, total, f"epoch {epoch}/{schedule.epochs}, L1 {losses['l1']:.3f}")
+            progress(state.step, total, f"epoch {epoch}/{settings.epochs}, L1 {losses['l1']:.3f}")
         stop = should_stop()
-        if stop or time.monotonic() - saved_at > 60 * schedule.checkpoint_minutes:
+        if stop or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
             state.save(keep=state.step - state.step % steps_per_epoch)
             saved_at = time.monotonic()
         if stop:
@@ -171,7 +152,7 @@ def train_stage(
     log.close()
     state.load_best()
     return {
-        "epochs": schedule.epochs,
+        "epochs": settings.epochs,
         "steps": total,
         "patches": total * batches.batch,
         "seconds": record.seconds,
@@ -210,10 +191,9 @@ def _roll_back(state: TrainingState, epoch_start: int, error: UnscannedError) ->
     state.save(keep=state.step)
 
 
-def _with_patches(error: UnscannedError, batches: PatchBatches, state: TrainingState) -> UnscannedError:
-    """Return the error with the patches of the next step as its place."""
-    place = f"step {state.step}, {batches.describe(state.step)}"
-    return type(error)(error.what, where=place, found=error.found, expected=error.expected, do=error.do)
+def _place(batches: PatchBatches, state: TrainingState) -> str:
+    """Return the next step and its patches in words."""
+    return f"step {state.step}, {batches.describe(state.step)}"
 
 
 def _too_large(take_step: Step, source: Tensor, target: Tensor, device: torch.device | str) -> ResourceError:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
+from unscanned.settings import Training
 
 __all__ = ["OPTIMIZERS", "build"]
 
@@ -43,14 +44,15 @@ OPTIMIZERS: dict[str, Callable[[Parameters, float, Betas], torch.optim.Optimizer
 }
 
 
-def build(name: str, network: nn.Module, *, learning_rate: float, betas: Betas) -> torch.optim.Optimizer:
-    """Return the optimizer of that name over a network's weights.
+def build(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, over a network's weights.
 
     Raises:
         SettingsError: Unknown name; lists the known ones.
     """
+    name = settings.optimizer
     if name not in OPTIMIZERS:
         raise SettingsError(
             "no such optimizer", where="training.optimizer", found=name, expected=f"one of {', '.join(OPTIMIZERS)}"
         )
-    return OPTIMIZERS[name](network.parameters(), learning_rate, betas)
+    return OPTIMIZERS[name](network.parameters(), settings.learning_rate, (settings.beta1, settings.beta2))

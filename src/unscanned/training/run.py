@@ -65,16 +65,9 @@ def check_settings(settings: Settings) -> torch.device:
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = choose_device(settings.training.device)
-    for table, precision in (
-        ("synthesis", settings.synthesis.precision),
-        ("training", settings.training.precision),
-    ):
-        check_precision(
-            precision,
-            device,
-            convolution=settings.generator.convolution,
-            where=f"{table}.precision",
-        )
+    convolution = settings.generator.convolution
+    for name, table in (("synthesis", settings.synthesis), ("training", settings.training)):
+        check_precision(table.precision, device, convolution=convolution, where=f"{name}.precision")
     patch, margin = settings.training.patch, settings.training.margin
     discriminator = discriminators.build(patch=patch, **to_dict(settings.discriminator))
     generator = generators.build(**to_dict(settings.generator))
@@ -169,13 +162,8 @@ def train(
             if not chain.is_complete:
                 raise
             model = save_run_model(run, chain, failures, found.incomplete)
-            raise TrainingError(
-                error.what,
-                where=error.where,
-                found=error.found,
-                expected=error.expected,
-                do=f"{error.do} The best epoch so far is the model {model}.",
-            ) from error
+            do = f"{error.do} The best epoch so far is the model {model}."
+            raise TrainingError(**{**error.parts, "do": do}) from error
         model = save_run_model(run, chain, failures, found.incomplete)
     return Trained(model, chain.results, failures, found.incomplete)
 

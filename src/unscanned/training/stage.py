@@ -25,7 +25,7 @@ from unscanned.training.adversary import Adversary
 from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, restore
 from unscanned.training.inputs import TrainingRun
-from unscanned.training.loop import Schedule, train_stage
+from unscanned.training.loop import train_stage
 from unscanned.training.prepare import Case
 from unscanned.training.step import Step
 from unscanned.training.validation import validate
@@ -80,40 +80,26 @@ class Stage:
             StageFailed: The training diverged or collapsed.
             UnscannedError: As for `train_stage`.
         """
-        settings, seed = run.settings, 1000 * self.seed + self.number
+        seed = 1000 * self.seed + self.number
         torch.manual_seed(seed)
-        step = build_step(settings, self.number, run.device, self.previous)
-        batches = PatchBatches(
-            self.cases,
-            run.normalization,
-            patch=settings.training.patch,
-            batch=settings.training.batch,
-            seed=seed,
-            min_head=settings.training.min_head,
-            earlier=[self.volumes[case.name] for case in self.cases] if self.volumes else None,
-            margin=settings.training.margin,
-        )
+        step = build_step(run.settings, self.number, run.device, self.previous)
+        settings = run.settings.training.model_copy(update={"seed": seed})
+        earlier = [self.volumes[case.name] for case in self.cases] if self.volumes else None
         identity = self.identity(run)
         try:
             result = train_stage(
                 self.folder,
                 step,
-                batches,
+                PatchBatches(self.cases, run.normalization, settings, earlier),
                 partial(validate, run, self.volumes, self.previous, step.adversary),
-                Schedule(
-                    epochs=settings.training.epochs,
-                    steps_per_epoch=settings.training.steps_per_epoch,
-                    seed=seed,
-                    workers=settings.training.workers,
-                    checkpoint_minutes=settings.training.checkpoint_minutes,
-                ),
+                settings,
                 device=run.device,
                 identity=identity,
                 progress=labelled(run.progress, self.label),
                 should_stop=run.should_stop,
             )
         except TrainingError as error:
-            failed = StageFailed(error.what, where=error.where, found=error.found, expected=error.expected, do=error.do)
+            failed = StageFailed(**error.parts)
             chosen = load_checkpoint(self.folder / "best", identity)
             if chosen is not None:
                 restore(chosen.tensors, {"generator": step.generator}, {})
@@ -157,19 +143,14 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
         previous: The earlier stages, where the context is their output on the same patch.
     """
     loss, training = settings.loss, settings.training
-    with_optimizer = partial(
-        optimizers.build,
-        training.optimizer,
-        learning_rate=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-    )
     generator, adversary = build_generator(settings, stage, device), None
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
-        adversary = Adversary(network, with_optimizer(network), training.precision, CRITERIA[loss.criterion])
+        optimizer = optimizers.build(network, training)
+        adversary = Adversary(network, optimizer, training.precision, CRITERIA[loss.criterion])
     return Step(
         generator,
-        with_optimizer(generator),
+        optimizers.build(generator, training),
         GeneratorLoss({name: getattr(loss, name) for name in TERMS}, loss.reduction),
         adversary,
         adversarial=loss.adversarial,
