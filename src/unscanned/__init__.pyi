@@ -5,7 +5,7 @@ from .datasets.split import split_subjects as split_subjects
 from .errors import UnscannedError as UnscannedError
 from .evaluation.evaluate import evaluate as evaluate
 from .report.page import write_report as write_report
-from .reproduce import reproduce as reproduce
+from .experiment import reproduce as reproduce
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate
