@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from seams import seam_index
 
 from unscanned.datasets.pairs import find_pairs
-from unscanned.evaluation.metrics import mae, psnr, seam_index, ssim
+from unscanned.evaluation.metrics import mae, psnr, ssim
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 from unscanned.files import write_json
 from unscanned.machine.device import choose_device

@@ -91,17 +91,6 @@ class ContrastProfile:
         spread = np.maximum(deviation, _LEAST_SPREAD.vector) * np.sqrt(1 + 1 / len(vectors))
         return cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any] | None) -> ContrastProfile | None:
-        """Return the profile that `to_json` wrote; None for None."""
-        if content is None:
-            return None
-        return cls(content["scans"], Appearance(**content["centre"]), Appearance(**content["spread"]))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
-
     def deviations(self, seen: Appearance) -> dict[str, float]:
         """Return how far each number lies from the training scans, in their standard deviations."""
         z = (seen.vector - self.centre.vector) / self.spread.vector
