@@ -260,7 +260,9 @@ def give_away(folder: Path) -> None:
 
 def protected(kind: str, verb: str) -> tuple[str, ...]:
     """Return names below @/out that a call must leave as they are."""
-    names = ["foreign", "file", "null", "full"] + [f"{name}{end}" for name in ("foreign", "null", "full") for end in ENDINGS]
+    names = ["foreign", "file", "null", "full"] + [
+        f"{name}{end}" for name in ("foreign", "null", "full") for end in ENDINGS
+    ]
     own = {"another run": "train", "another evaluation": "evaluate"}
     if kind.startswith("another ") and own.get(kind) != verb:
         names.append(f"other-{kind.removeprefix('another ')}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import hashlib
 import io
+import multiprocessing
 import os
 import random
 import re
@@ -18,25 +20,28 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from harness import files
+from harness.calls import Call
+from peak_memory import forget_peak, peak_mib
 
 import unscanned
 from unscanned import cli, demo
 from unscanned.datasets import ixi
 
-from harness import files
-from harness.calls import Call
-
+PATH = os.environ["PATH"]
 CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
 CPU_S, WALL_S, MEMORY_MIB = 40, 150, 1500
 "A call may use so much: seconds of processor time, seconds in all (for what waits without end), and memory."
 
-OWN_DIRECTORIES = (".cache", ".config", "matplotlib-", "torchinductor_", "tmp")
+OWN_DIRECTORIES = (".cache", ".config", "matplotlib-", "torchinductor_", "tmp", "intel")
 "Of the libraries, in the home folder and among temporary files."
 
 
@@ -61,14 +66,14 @@ class Verdict:
     signature: str = ""
 
 
-def judge(call: Call, world: Path, base: Path, *, served: str = "http://127.0.0.1:9") -> Verdict:
+def judge(call: Call, world: Path, base: Path, worker: Worker | None = None) -> Verdict:
     """Make the files of a call, run it, compare all files with what they were, and remove them.
 
     Args:
         call: The call.
         world: Folder of `make_world`.
         base: An empty folder that other users may enter.
-        served: Address of the archives in world/served, for `fetch`.
+        worker: Makes the call, unless it is a process of its own.
     """
     case = Path(tempfile.mkdtemp(prefix="case-", dir=base))
     case.chmod(0o755)
@@ -78,16 +83,20 @@ def judge(call: Call, world: Path, base: Path, *, served: str = "http://127.0.0.
         reader = os.open(case / "out/fifo", os.O_RDONLY | os.O_NONBLOCK) if call.out == "fifo" else None
         if reader is not None:
             fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)  # a writer waits for a reader, and then for room
+        began = time.monotonic()
         try:
-            code, used, wall = _run(call, case, served)
+            code, seconds, mib = _run_process(call, case) if worker is None else worker.run(call, case)
         finally:
             if reader is not None:
                 os.close(reader)
-        shown = "".join((case / name).read_bytes().decode(errors="replace") for name in ("stdout", "stderr"))
-        seconds = used.ru_utime + used.ru_stime
-        mib = used.ru_maxrss / 1024 - (0 if call.is_process else _own_mib())
+        wall = time.monotonic() - began
+        shown = "".join(
+            path.read_bytes().decode(errors="replace")
+            for name in ("stdout", "stderr")
+            if (path := case / name).exists()
+        )
         broken = [*_said(call, code, shown), *_changed(call, before, snapshot(case))]
-        if seconds > CPU_S or wall > WALL_S:
+        if seconds > CPU_S or wall > WALL_S or code == -signal.SIGPROF:
             broken.append(f"time {seconds:.0f} s of processor time, {wall:.0f} s in all")
         if mib > MEMORY_MIB:
             broken.append(f"memory {mib:,.0f} MiB")
@@ -141,13 +150,19 @@ def _facts(folder: str) -> Iterator[tuple[str, tuple[int, object]]]:
 def _changed(call: Call, before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:
     """Yield what is another file than before, new outside the output, or left unfinished."""
     kept = files.protected(call.out, call.verb)
-    here = call.out in ("nothing", "here")
-    inside = "in/dataset/derivatives" if call.out == "in dataset" else None
+    here = call.out in ("nothing", "here") or "-o" not in call.words  # what a verb writes without being told where
+    # Where the dataset is given as the output, a file is written beside it: dataset.html.
+    inside = {"in dataset": "in/dataset/derivatives", "dataset": "in/dataset."}.get(call.out)
     for path in sorted(set(before) | set(after)):
         first, *rest = path.split("/")
         if before.get(path) == after.get(path) or path in ("stdout", "stderr"):
             continue
-        if first == "gone" or path.endswith("/.lock") or "unscanned-crash-" in path or (rest and rest[0].startswith(OWN_DIRECTORIES)):
+        if (
+            first == "gone"
+            or path.endswith("/.lock")
+            or "unscanned-crash-" in path
+            or (rest and rest[0].startswith(OWN_DIRECTORIES))
+        ):
             continue
         own = first == "out" or (first == "home" and here) or (inside is not None and path.startswith(inside))
         if path in before and path not in after:
@@ -193,7 +208,7 @@ def _signature(shown: str) -> str:
 
 def _environment(call: Call, case: Path) -> dict[str, str]:
     environment = {
-        "PATH": os.environ["PATH"],
+        "PATH": PATH,
         "PYTHONPATH": str(Path(unscanned.__file__).parents[1]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
@@ -208,95 +223,170 @@ def _environment(call: Call, case: Path) -> dict[str, str]:
     return environment
 
 
-def _run(call: Call, case: Path, served: str) -> tuple[int, resource.struct_rusage, float]:
-    """Run the call to its end or its limits; return its exit code, what it used, and the seconds it took."""
-    words = [word.replace("@", str(case)) for word in call.words]
-    out = os.open(case / "stdout", os.O_WRONLY | os.O_CREAT)
-    if call.stdout == "full":
-        os.close(out)
-        out = os.open("/dev/full", os.O_WRONLY)
-    elif call.stdout == "closed":
-        os.close(out)
-        reader, out = os.pipe()
-        os.close(reader)
-    err = os.open(case / "stderr", os.O_WRONLY | os.O_CREAT)
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 125
+class Worker:
+    """A fork of this process that makes calls of the command line, one after the other.
+
+    It is another process so that a call may hang, use up the memory or end it; the next call then gets a new one. Each
+    call finds the environment, working folder, user, streams and signals as a process that has just started.
+    """
+
+    def __init__(self, served: str) -> None:
+        self._connection, other = multiprocessing.Pipe()
+        self._child = os.fork()
+        self.calls = 0
+        if self._child == 0:
+            self._connection.close()
+            try:
+                _serve(other, served)
+            except EOFError:
+                pass  # the harness has ended
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(124)
+        other.close()
+
+    def run(self, call: Call, case: Path) -> tuple[int, float, float]:
+        """Make a call; return its exit code, the seconds of processor time, and the memory that it took, in MiB."""
+        self.calls += 1
+        self._connection.send((call, case))
         try:
-            os.setsid()
-            nothing = os.open("/dev/null", os.O_RDONLY)
-            for descriptor, number in ((nothing, 0), (out, 1), (err, 2)):
-                os.dup2(descriptor, number)
-            _limit()
-            cwd = case / ("gone" if call.cwd == "gone" else "home")
-            os.chdir(cwd)
-            if call.cwd == "gone":
-                cwd.rmdir()
-            environment = _environment(call, case)
-            if call.is_process:
-                powers = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if call.user == "powerless" else []
-                command = [*powers, sys.executable, "-m", "unscanned", *words]
-                os.execvpe(command[0], command, environment)
-            if call.user == "nobody" and os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(files.NOBODY)
-                os.setuid(files.NOBODY)
-            code = _in_process(words, environment, served, case)
-        finally:
-            os._exit(code)
-    os.close(out)
-    os.close(err)
-    watched = os.pidfd_open(child)
-    ready, _, _ = select.select([watched], [], [], WALL_S)
-    os.close(watched)
-    if not ready:
-        os.kill(child, signal.SIGABRT)  # the fault handler says where it is
-        time.sleep(0.5)
-    _, status, used = os.wait4(child, os.WNOHANG if not ready else 0)
-    if not ready:
-        _kill_group(child)
-        _, status, used = (0, signal.SIGKILL, used) if status else os.wait4(child, 0)
-    wall = time.monotonic() - began
-    _kill_group(child)  # what it may have left running
-    return os.waitstatus_to_exitcode(status), used, wall
+            if not self._connection.poll(WALL_S):
+                os.kill(self._child, signal.SIGABRT)  # the fault handler says where it is
+                time.sleep(0.5)
+                self.end()
+                return -signal.SIGKILL, 0.0, 0.0
+            code, seconds, mib = self._connection.recv()
+        except (EOFError, ConnectionError):
+            _, status, used = os.wait4(self._child, 0)
+            self._child = 0
+            self.end()
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, 0.0
+        return code, seconds, mib
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can make another call."""
+        return self._child > 0
+
+    def end(self) -> None:
+        """End it, and whatever its calls have left running."""
+        self._connection.close()
+        if self._child > 0:
+            _kill_group(self._child)
+            os.waitpid(self._child, 0)
+        self._child = 0
 
 
-def _kill_group(child: int) -> None:
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _serve(connection: Connection, served: str) -> None:
+    os.setsid()
+    os.setgroups([]) if os.geteuid() == 0 else None
+    _limit()
+    torch.set_num_threads(1)
+    # What a fork cannot have from a slow network or in tiny: the archives come from here, the demo is small.
+    ixi.fetch_ixi.__kwdefaults__.update(base_url=served, checksums=CHECKSUMS, tries=2, backoff_s=0.01)
+    demo.simulate = partial(demo.simulate, shape=(24, 24, 24), spacing_mm=8.0)
+    demo.reproduce = partial(demo.reproduce, file=SETTINGS)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
+    while True:
+        call, case = connection.recv()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        began, before = time.process_time(), _own_mib()
+        forget_peak()
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # ends the process
+        code = _in_process(call, case)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send((code, time.process_time() - began, peak_mib() - before))
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S + 5, CPU_S + 10))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    bytes_ = pages * resource.getpagesize() + 8 * 2**30  # libraries reserve more than they use
-    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
-
-
-def _in_process(words: list[str], environment: Mapping[str, str], served: str, case: Path) -> int:
-    """Call the command line in this process as if it had just started."""
+def _in_process(call: Call, case: Path) -> int:
+    """Make a call in this process as if it had just started."""
+    _redirect(call, case)
+    environment = _environment(call, case)
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    sys.argv = ["unscanned", *words]
+    sys.argv = ["unscanned", *_words(call, case)]
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", errors="surrogateescape")
     sys.stderr = io.TextIOWrapper(
         io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
     )
     faulthandler.enable(sys.stderr)
     torch.set_num_threads(1)
-    # What a fork cannot have from a slow network or in tiny: the archives come from here, the demo is small.
-    ixi.fetch_ixi.__kwdefaults__.update(base_url=served, checksums=CHECKSUMS, tries=2, backoff_s=0.01)
-    demo.simulate = partial(demo.simulate, shape=(24, 24, 24), spacing_mm=8.0)
-    demo.reproduce = partial(demo.reproduce, file=SETTINGS)
-    code = cli.main(words)
-    sys.stdout.flush()
+    is_other = call.user == "nobody" and os.geteuid() == 0
+    if is_other:
+        os.setresgid(files.NOBODY, files.NOBODY, 0)
+        os.setresuid(files.NOBODY, files.NOBODY, 0)
+    try:
+        code = cli.main(sys.argv[1:])
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        code = 125
+    finally:
+        if is_other:
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
     return code
+
+
+def _words(call: Call, case: Path) -> list[str]:
+    return [word.replace("@", str(case)) for word in call.words]
+
+
+def _redirect(call: Call, case: Path) -> None:
+    """Lead the standard streams of this process where the call wants them, and go into its working folder."""
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    err = os.open(case / "stderr", os.O_WRONLY | os.O_CREAT)
+    if call.stdout == "full":
+        out = os.open("/dev/full", os.O_WRONLY)
+    elif call.stdout == "closed":
+        reader, out = os.pipe()
+        os.close(reader)
+    else:
+        out = os.open(case / "stdout", os.O_WRONLY | os.O_CREAT)
+    for descriptor, number in ((nothing, 0), (out, 1), (err, 2)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    cwd = case / ("gone" if call.cwd == "gone" else "home")
+    os.chdir(cwd)
+    if call.cwd == "gone":
+        cwd.rmdir()
+
+
+def _run_process(call: Call, case: Path) -> tuple[int, float, float]:
+    """Make a call in a process of its own, as `Worker.run` does."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            _redirect(call, case)
+            _limit()
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_S + 5, CPU_S + 10))
+            powers = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if call.user == "powerless" else []
+            command = [*powers, sys.executable, "-m", "unscanned", *_words(call, case)]
+            os.execvpe(command[0], command, _environment(call, case))
+        finally:
+            os._exit(125)
+    watched = os.pidfd_open(child)
+    select.select([watched], [], [], WALL_S)
+    os.close(watched)
+    _kill_group(child)  # also what it may have left running
+    _, status, used = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 8 * 2**30  # libraries reserve more than they use
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 CHECKSUMS: dict[str, str] = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -33,18 +34,18 @@ from pathlib import Path
 
 import hypothesis
 import torch
+from harness import judge
+from harness.calls import Call, calls
+from harness.judge import Verdict, Worker
+from harness.world import make_world
 from hypothesis import HealthCheck, Phase, given
 
 import unscanned.benchmark.run
 import unscanned.cli
 
-from harness import judge
-from harness.calls import Call, calls
-from harness.judge import Verdict
-from harness.world import make_world
-
+CALLS_OF_A_WORKER = 40
 BATCH = 250
-"Calls for one search of hypothesis; the next begins afresh with the next seed."
+"""Calls for one search of hypothesis; the next begins afresh with the next seed."""
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def prepared(world: Path | None = None) -> Iterator[Callable[[Call], Verdict]]:
-    """Yield a function that judges a call, with all that it needs around it.
+    """Yield what judges a call, with all that it needs around it.
 
     Args:
         world: Folder of `make_world`; None makes one.
@@ -84,7 +85,42 @@ def prepared(world: Path | None = None) -> Iterator[Callable[[Call], Verdict]]:
         (base / "cases").mkdir()
         _warm(world, base)
         with serving(world / "served") as address:
-            yield functools.partial(judge.judge, world=world, base=base / "cases", served=address)
+            look = _Looking(world, base / "cases", address)
+            yield look
+            look.renew()
+
+
+class _Looking:
+    """Judges calls with a worker that is renewed from time to time.
+
+    What a call broke is looked at once more by a worker that has made no other call.
+    """
+
+    def __init__(self, world: Path, base: Path, served: str) -> None:
+        self.world, self.base, self.served = world, base, served
+        self.worker: Worker | None = None
+
+    def __call__(self, call: Call) -> Verdict:
+        if call.is_process:
+            return judge.judge(call, self.world, self.base)
+        if self.worker is None or not self.worker.is_alive or self.worker.calls >= CALLS_OF_A_WORKER:
+            self.renew()
+            self.worker = Worker(self.served)
+        is_first = self.worker.calls == 0
+        verdict = judge.judge(call, self.world, self.base, self.worker)
+        if not verdict.broken or is_first:
+            return verdict
+        self.renew()
+        again = self(call)
+        if again.broken:
+            return again
+        return dataclasses.replace(verdict, broken=tuple(f"{broken} (not alone)" for broken in verdict.broken))
+
+    def renew(self) -> None:
+        """End the worker; the next call gets a new one."""
+        if self.worker is not None:
+            self.worker.end()
+        self.worker = None
 
 
 def _warm(world: Path, base: Path) -> None:
@@ -99,7 +135,6 @@ def _warm(world: Path, base: Path) -> None:
         ["mend", scan, "-o", out / "mended.nii.gz"],
         ["simulate", "-o", out / "s", "--subjects", 1, "--shape", 12, 12, 12, "--spacing-mm", 16],
         ["evaluate", world / "dataset", world / "synthetic", "-o", out / "e", "--split", world / "split.json"],
-        
         ["mend", "--help"],
     ]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -108,6 +143,7 @@ def _warm(world: Path, base: Path) -> None:
                 raise RuntimeError(f"a call that should be right failed: {call}")
     gc.collect()
     gc.freeze()  # so that forks do not copy all pages when they count references
+    ctypes.CDLL(None).malloc_trim(0)  # a smaller process forks sooner
 
 
 def search(
@@ -173,7 +209,7 @@ class Tally:
             if len(known) == 1:
                 shown = verdict.shown.strip()[-600:]
                 print(f"FINDING {key}\n  {broken}\n  --repeat '{known[0]}'\n  | {shown!r}", flush=True)
-        if self.number % 250 == 0:
+        if self.number % 100 == 0:
             print(
                 f"{self.number} calls, {self.broken} with findings of {len(self.findings)} kinds, "
                 f"{(time.monotonic() - self.began) / 60:.1f} min",
