@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ class Call:
         faults: Of inputs: (name below @/in, which of its files, kind, seed).
         out: What stands at the output's place before; see `files.OUTPUTS`.
         environment: Variables; None unsets one.
-        user: root; nobody, who owns the outputs only; or powerless: root, but bound to what the files' modes allow,
-            for processes of their own, since another user may not be allowed to start this interpreter.
+        user: root; nobody, who owns the outputs only; powerless, which is root bound to what the modes of files allow
+            (another user may not be able to start this interpreter); or self, where the harness is not run by root.
         stdout: Where standard output leads: file, full (a full disk) or closed (a pipe that nobody reads).
         cwd: home, or gone for a working folder that was removed.
         is_process: Whether it is a process of its own, or a fork of this one.
@@ -51,6 +52,8 @@ class Call:
         named = {word.split("@/in/", 1)[1].split("/")[0] for word in self.words if "@/in/" in word}
         return sorted(named | ({"dataset"} if "table.csv" in named else set()))
 
+
+AS_ROOT = os.geteuid() == 0
 
 ODD = (
     "", " ", "0", "-1", "1", "2", "3", "7", "8", "16", "0.5", "1e9", "1e-9", "1e400", "nan", "inf", "-inf", "-0",
@@ -219,7 +222,7 @@ def _option(draw: Draw, verb: str, out: str) -> list[str]:
 def calls(draw: Draw, *, is_process: bool = False) -> Call:
     """Draw a call: mostly right words with few things wrong, since a call that is all wrong ends at the first."""
     verb = draw(st.sampled_from([verb for verb, weight in WEIGHTS.items() for _ in range(weight)]))
-    kind = draw(st.one_of(st.just("new"), st.sampled_from(sorted(files.OUTPUTS))))
+    kind = draw(st.one_of(st.just("new"), st.sampled_from(files.possible_outputs())))
     out = files.OUTPUTS[kind]
     words = _base(draw, verb, out, is_process)
     rate = draw(st.integers(0, 7))  # of eight calls, three have their words and inputs all right
@@ -257,7 +260,7 @@ def calls(draw: Draw, *, is_process: bool = False) -> Call:
         faults=tuple(faults),
         out=kind,
         environment=tuple(environment),
-        user=draw(st.sampled_from(("root", "root", "powerless" if is_process else "nobody"))),
+        user=draw(st.sampled_from(("root", "root", "powerless" if is_process else "nobody"))) if AS_ROOT else "self",
         stdout=draw(st.sampled_from(("file",) * 6 + (("full", "closed") if is_process else ()))),
         cwd=draw(st.sampled_from(("home",) * 9 + ("gone",))),
         is_process=is_process,

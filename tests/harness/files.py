@@ -216,6 +216,11 @@ ENDINGS = ("", ".nii.gz", ".html", ".json")
 """What a verb may put behind the name of its output."""
 
 
+def possible_outputs() -> list[str]:
+    """Return the kinds of output that this user can make: devices and disks are for root."""
+    return sorted(kind for kind in OUTPUTS if os.geteuid() == 0 or not kind.endswith(("device", "disk")))
+
+
 def make_output(kind: str, folder: Path, world: Path) -> None:
     """Put what `OUTPUTS` names into the folder @/out.
 

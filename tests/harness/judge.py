@@ -118,7 +118,8 @@ def _furnish(call: Call, world: Path, case: Path) -> None:
     for name, number, kind, seed in call.faults:
         found = [path for path in files.files_below(case / "in" / name) if path.is_file() and not path.is_symlink()]
         if found:
-            files.FAULTS[kind](found[number % len(found)], random.Random(seed))
+            with contextlib.suppress(OSError):  # an earlier fault may have left nothing to do it to
+                files.FAULTS[kind](found[number % len(found)], random.Random(seed))
     files.make_output(call.out, case / "out", world)
     if call.out == "read-only":
         (case / "out/read-only").chmod(0o555)
