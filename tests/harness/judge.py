@@ -41,8 +41,8 @@ CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
 CPU_S, WALL_S, MEMORY_MIB = 40, 150, 1500
 "A call may use so much: seconds of processor time, seconds in all (for what waits without end), and memory."
 
-OWN_DIRECTORIES = (".cache", ".config", "matplotlib-", "torchinductor_", "tmp", "intel")
-"Of the libraries, in the home folder and among temporary files."
+OF_LIBRARIES = (".cache", ".config", "matplotlib-", "torchinductor_", "intel")
+"What libraries keep in the home folder and among temporary files."
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _changed(call: Call, before: Mapping[str, object], after: Mapping[str, objec
             first == "gone"
             or path.endswith("/.lock")
             or "unscanned-crash-" in path
-            or (rest and rest[0].startswith(OWN_DIRECTORIES))
+            or (first in ("home", "tmp") and rest and rest[0].startswith(OF_LIBRARIES))
         ):
             continue
         own = first == "out" or (first == "home" and here) or (inside is not None and path.startswith(inside))
@@ -281,7 +281,8 @@ class Worker:
 
 def _serve(connection: Connection, served: str) -> None:
     os.setsid()
-    os.setgroups([]) if os.geteuid() == 0 else None
+    if os.geteuid() == 0:
+        os.setgroups([])
     _limit()
     torch.set_num_threads(1)
     # What a fork cannot have from a slow network or in tiny: the archives come from here, the demo is small.

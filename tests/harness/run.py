@@ -268,7 +268,7 @@ def main() -> int:
             if time.monotonic() - tally.began > options.seconds:
                 raise _Over
 
-        with contextlib.suppress(_Over):
+        with contextlib.suppress(_Over, KeyboardInterrupt):
             while tally.number < options.calls:
                 wanted = min(BATCH, options.calls - tally.number)
                 search(look, wanted, seed, take, is_process=options.processes)
