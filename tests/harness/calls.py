@@ -231,8 +231,11 @@ def calls(draw: Draw, *, is_process: bool = False) -> Call:
             words += _option(draw, verb, out)
     elif rate == 3 and words:
         place = draw(st.integers(0, len(words) - 1))
-        pool = tuple(files.OUTPUTS.values()) if "-o" in words[max(0, place - 1) : place + 1] else ANYTHING + ODD
-        words[place] = draw(st.sampled_from(pool))
+        if words[max(0, place - 1)] == "-o":
+            kind = draw(st.sampled_from(files.possible_outputs()))
+            words[place] = files.OUTPUTS[kind]
+        elif words[place] != "-o":
+            words[place] = draw(st.sampled_from(ANYTHING + ODD))
     elif rate == 4 and words:
         place = draw(st.integers(0, len(words) - 1))
         words = words[:place] + words[place + draw(st.integers(1, 2)) :]

@@ -93,7 +93,7 @@ def prepared(world: Path | None = None) -> Iterator[Callable[[Call], Verdict]]:
 class _Looking:
     """Judges calls with a worker that is renewed from time to time.
 
-    What a call broke is looked at once more by a worker that has made no other call.
+    A call that broke a promise is judged by what it does in a worker that has made no other call.
     """
 
     def __init__(self, world: Path, base: Path, served: str) -> None:
@@ -111,10 +111,7 @@ class _Looking:
         if not verdict.broken or is_first:
             return verdict
         self.renew()
-        again = self(call)
-        if again.broken:
-            return again
-        return dataclasses.replace(verdict, broken=tuple(f"{broken} (not alone)" for broken in verdict.broken))
+        return self(call)
 
     def renew(self) -> None:
         """End the worker; the next call gets a new one."""

@@ -5,13 +5,14 @@ from storm import storm_verbs
 from storm.storm_verbs import Outcome, _inspect, facts, storm
 
 
+@pytest.mark.slow
 def test_a_verb_that_was_killed_comes_to_the_end_of_an_uninterrupted_one(tmp_path, monkeypatch):
     words = storm_verbs.words_of
-    chosen = ("evaluate", "simulate", "prepare", "dicom")
+    chosen = ("evaluate", "prepare", "dicom")
     monkeypatch.setattr(storm_verbs, "words_of", lambda *where: {verb: words(*where)[verb] for verb in chosen})
-    outcome = storm(tmp_path, 6, seed=1)
-    assert outcome.kills.total() == 6
-    assert outcome.reruns >= 3
+    outcome = storm(tmp_path, 3, seed=1)
+    assert outcome.kills.total() == 3
+    assert outcome.reruns >= 1
     assert (outcome.partial, outcome.wrong) == (0, 0), outcome.reasons
 
 
