@@ -152,8 +152,10 @@ def _changed(call: Call, before: Mapping[str, object], after: Mapping[str, objec
     """Yield what is another file than before, new outside the output, or left unfinished."""
     kept = files.protected(call.out, call.verb)
     here = call.out in ("nothing", "here") or "-o" not in call.words  # what a verb writes without being told where
-    # Where the dataset is given as the output, a file is written beside it: dataset.html.
-    inside = {"in dataset": "in/dataset/derivatives", "dataset": "in/dataset."}.get(call.out)
+    # Where a dataset that is no input is given as the output, a run may lie beside its scans, and a file beside it.
+    inside = {"in dataset": ("in/dataset/derivatives",), "dataset": ("in/dataset.",)}.get(call.out, ())
+    if call.out == "dataset" and call.words.count("@/in/dataset") == 1 and "@/in/table.csv" not in call.words:
+        inside = ("in/dataset.", "in/dataset/")
     for path in sorted(set(before) | set(after)):
         first, *rest = path.split("/")
         if before.get(path) == after.get(path) or path in ("stdout", "stderr"):
@@ -165,13 +167,9 @@ def _changed(call: Call, before: Mapping[str, object], after: Mapping[str, objec
             or (first in ("home", "tmp") and rest and rest[0].startswith(OF_LIBRARIES))
         ):
             continue
-        own = first == "out" or (first == "home" and here) or (inside is not None and path.startswith(inside))
-        if path in before and path not in after:
-            what = "removed"
-        elif path in before:
-            what = "changed"
-        else:
-            what = "new"
+        what = "new" if path not in before else "changed" if path in after else "removed"
+        is_new_inside = what == "new" and path.startswith(inside or "/")
+        own = first == "out" or (first == "home" and here) or is_new_inside
         if not own or (first == "out" and rest[0] in kept and what != "new"):
             yield f"files {path} is {what}"
         elif what == "new" and ".partial-" in path:
