@@ -30,13 +30,19 @@ gpu: $(VENV)/bench $(VENV)/dev
 		$(BIN)/unscanned benchmark --device cuda --json runs/benchmark-gpu.json --plot runs/benchmark-gpu.png; \
 	else echo "skipped: PyTorch sees no CUDA device on this machine"; fi
 
-# Hundreds of kills of training and synthesis. Heavy.
+# Hundreds of kills of training, synthesis and the other verbs. Heavy.
 storm: $(VENV)/dev
 	PYTHONPATH=tests $(BIN)/python -m storm.storm_training
 	PYTHONPATH=tests $(BIN)/python -m storm.storm_synthesize
+	PYTHONPATH=tests $(BIN)/python -m storm.storm_verbs
 
-# Tens of thousands of mutated NIfTI files, then many more that the reader's coverage leads to. Heavy.
+# Tens of thousands of calls of the command line; of mutated NIfTI files, and of those that the reader's coverage leads
+# to. Heavy; make fuzz CALLS=1000 is shorter. For every forty calls in forks, one is made as a process of its own.
+CALLS ?= 20000
 fuzz: $(VENV)/fuzz
+	mkdir -p runs
+	PYTHONPATH=tests $(BIN)/python -m harness.run --calls $(CALLS) --json runs/calls.json
+	PYTHONPATH=tests $(BIN)/python -m harness.run --calls $$(( $(CALLS) / 40 )) --processes --json runs/processes.json
 	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --executions 25000
 	PYTHONPATH=tests $(BIN)/python -m fuzz.fuzz_volume --engine atheris --executions 300000
 

@@ -53,6 +53,15 @@ def test_the_help_of_a_verb_teaches_with_an_example(verb):
     assert f"Example: unscanned {verb}" in done.stdout
 
 
+def test_a_terminal_that_claims_no_width_still_gets_messages_and_tables(tiny_dataset, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    refused = cli("check")
+    assert refused.returncode == 2
+    assert "dataset" in (refused.stdout + refused.stderr).lower()
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "sub-001" in cli("check", tiny_dataset, "--layout", "bids", "--target", "T9").stdout
+
+
 def test_the_version_is_printed():
     done = run("--version")
     assert done.returncode == 0

@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows the program's name; None takes `sys.argv`.
     """
+    if os.environ.get("COLUMNS") == "0":  # some terminals without a size say so; rich would print nothing at all
+        del os.environ["COLUMNS"]
     warnings.showwarning = complain_of
     threading.excepthook = complain_of_thread
     _fill_closed_descriptors()
