@@ -4,8 +4,8 @@ from .datasets.pairs import find_pairs as find_pairs
 from .datasets.split import split_subjects as split_subjects
 from .errors import UnscannedError as UnscannedError
 from .evaluation.evaluate import evaluate as evaluate
-from .report.page import write_report as write_report
 from .experiment import reproduce as reproduce
+from .report.page import write_report as write_report
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate
