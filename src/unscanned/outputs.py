@@ -94,12 +94,21 @@ def check_apart(dataset: str | Path, out: str | Path) -> None:
     """
     if os.path.isdir(dataset) and os.path.exists(out) and os.path.samefile(dataset, out):
         what, expected = "the output folder is the dataset itself", "a folder of its own"
-    elif _is_in_raw_dataset(os.path.realpath(dataset), os.path.realpath(out)):
+    elif _is_in_raw_dataset(_real(dataset), _real(out)):
         what, expected = "the output folder lies among the scans of a dataset", "a folder of its own"
     else:
         return
     do = "Choose another folder, such as derivatives/unscanned inside the dataset."
     raise SettingsError(what, where=out, expected=expected, do=do)
+
+
+def _real(path: str | Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError as error:  # the working folder of a relative path is gone
+        raise SettingsError(
+            "the path leads nowhere", where=path, found=error.strerror, do="Name it in full."
+        ) from error
 
 
 def _is_in_raw_dataset(dataset: str, out: str) -> bool:

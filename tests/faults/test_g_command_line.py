@@ -134,3 +134,33 @@ def test_g03_names_that_steer_a_terminal_are_shown_as_escapes(cli, tiny_dataset,
 def test_g03_what_is_shown_keeps_all_other_letters():
     assert shown("Prüfung é 頭部 a\tb\n\udcf6") == "Prüfung é 頭部 a\tb\n\udcf6"
     assert shown(str(Path("a\x07b"))) == "a\\x07b"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "{long}"],
+        ["mend", "{scan}", "-o", "{out}/{long}.nii.gz"],
+        ["report", "{out}", "--runs", "x={long}", "-o", "{out}/report.html"],
+        ["report", "{out}", "-o", "{out}/{long}.html"],
+        ["synthesize", "{run}", "{scan}", "-o", "{out}/{long}"],
+        ["train", "{dataset}", "-o", "{out}/{long}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_g12_a_name_that_is_too_long_is_refused_wherever_it_is_met(cli, tmp_path, tiny_dataset, tiny_run, words):
+    scan = next(tiny_dataset.glob("sub-001/anat/*PDw.nii.gz"))
+    names = {"long": "x" * 300, "scan": scan, "out": tmp_path, "run": tiny_run, "dataset": tiny_dataset}
+    done = cli(*(word.format(**names) for word in words))
+    assert done.returncode in (2, 3, 7), done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_g12_an_output_below_a_working_folder_that_is_gone_is_refused(cli, tmp_path, tiny_dataset, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = cli("prepare", tiny_dataset, "-o", "prepared")
+    assert done.returncode in (2, 7), done.stderr
+    assert "bug" not in done.stderr

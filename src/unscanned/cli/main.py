@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -16,7 +17,7 @@ from cyclopts import CycloptsError
 
 from unscanned.cli.terminal import complain, complain_of, complain_of_thread
 from unscanned.cli.verbs import app
-from unscanned.errors import ResourceError, UnscannedError
+from unscanned.errors import ResourceError, SettingsError, UnscannedError
 from unscanned.machine.crash import as_bug
 
 __all__ = ["main"]
@@ -63,6 +64,10 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     except SystemExit:  # of rich, where nobody reads its table any more
         return _READER_LEFT
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # met wherever a path is looked at first
+            told = SettingsError("the name is longer than the file system allows", where=error.filename)
+            complain(str(told))
+            return told.exit_code
         if error is not output.lost:
             complain(str(as_bug(error)))
             return 1
