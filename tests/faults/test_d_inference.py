@@ -145,12 +145,12 @@ def test_d04_a_disk_full_at_the_report_leaves_the_old_report(small_disk, tmp_pat
     raw, arms = write_cohort(tmp_path, ("01",), {"good": 0.02})
     result = evaluate(raw, arms, tmp_path / "evaluation", subjects=("01",))
     report = small_disk / "report.html"
-    report.write_text("the old one")
+    report.write_text("<title>Unscanned · report</title>the old one")
     fill(small_disk, 10_000)
     with pytest.raises(ResourceError, match=r"the disk is full; found [\d,]+ bytes free, expected [\d,]+") as refusal:
         write_report(result.folder, report)
     assert refusal.value.exit_code == 7
-    assert report.read_text() == "the old one"
+    assert report.read_text() == "<title>Unscanned · report</title>the old one"
 
 
 def test_d04_killed_at_random_moments_no_file_under_a_final_name_is_partial(tmp_path):
