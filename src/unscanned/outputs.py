@@ -113,8 +113,8 @@ def _real(path: str | Path) -> str:
 
 def _is_in_raw_dataset(dataset: str, out: str) -> bool:
     inside = Path(out)
-    for above in inside.parents:
-        first = inside.relative_to(above).parts[0]
+    for above in (inside, *inside.parents):
+        first = next(iter(inside.relative_to(above).parts), "")
         if str(above) == dataset and first.startswith("sub-"):
             return True
         try:

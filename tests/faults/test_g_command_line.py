@@ -164,3 +164,11 @@ def test_g12_an_output_below_a_working_folder_that_is_gone_is_refused(cli, tmp_p
     done = cli("prepare", tiny_dataset, "-o", "prepared")
     assert done.returncode in (2, 7), done.stderr
     assert "bug" not in done.stderr
+
+
+def test_g12_a_volume_that_is_not_named_or_not_there_is_refused(cli, tmp_path, tiny_run):
+    assert cli("verify", "", "--model", tiny_run).returncode == 3
+    gone = tmp_path / "sub-01_desc-synthetic_T2w.nii.gz"
+    gone.symlink_to(tmp_path / "nowhere.nii.gz")
+    (tmp_path / "dicom").mkdir()
+    assert cli("dicom", gone, tmp_path / "dicom", "-o", tmp_path / "out").returncode == 3

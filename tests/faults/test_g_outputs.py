@@ -435,3 +435,15 @@ def test_g07_a_model_that_makes_no_numbers_is_told_with_the_name_of_the_output(t
     assert "not finite" in str(error)
     assert ".partial" not in str(error)
     assert str(output(tmp_path)) in str(error)
+
+
+def test_g05_a_dataset_is_no_output_of_a_table_of_its_scans(cli, tmp_path, tiny_dataset):
+    raw = shutil.copytree(tiny_dataset, tmp_path / "raw")
+    scan = "sub-001/anat/sub-001_{}w.nii.gz"
+    table = tmp_path / "table.csv"
+    table.write_text(f"subject,PD,T2\n001,{raw / scan.format('PD')},{raw / scan.format('T2')}\n")
+    before = sorted(raw.rglob("*"))
+    done = cli("prepare", table, "-o", raw)
+    assert done.returncode == 2
+    assert "the output folder lies among the scans of a dataset" in done.stderr
+    assert sorted(raw.rglob("*")) == before

@@ -35,3 +35,11 @@ def test_what_was_saved_stays_and_what_came_later_goes(tmp_path):
     RunLog(tmp_path, step=2, validated=1).close()
     kept = [(event["event"], event["step"]) for event in read_log(tmp_path / "log.jsonl")]
     assert kept == [("step", 1), ("validation", 1), ("step", 2)]
+
+
+def test_a_folder_whose_name_is_no_text_gets_its_lines_all_the_same(tmp_path):
+    folder = tmp_path / "odd \udcff"
+    log = RunLog(folder)
+    log.write("step", step=1, l1=0.5)
+    log.close()
+    assert [event["step"] for event in read_log(folder / "log.jsonl")] == [1]

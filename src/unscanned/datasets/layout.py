@@ -83,7 +83,7 @@ def stem(path: Path) -> str:
 
 def sidecar_path(path: Path) -> Path:
     """Return where the JSON file beside a NIfTI file is."""
-    return path.with_name(stem(path) + ".json")
+    return path.parent / f"{stem(path)}.json"
 
 
 def contrast_key(name: str) -> str:

@@ -83,8 +83,8 @@ def write_dicom(
         DICOM PS3.3: C.12.1 SOP Common, C.7.6.1 General Image, C.8.3.1 MR Image.
     """
     volume, source, out = Path(volume), Path(source), Path(out)
-    facts = _facts(volume)
     synthetic = read_volume(volume, allow_constant=True)
+    facts = _facts(volume)
     with warnings.catch_warnings(action="ignore"):  # pydicom's, of odd values: they quote them whole
         found = _on_grid(read_series(source), synthetic, source, series, echo_time_ms)
         if not force:

@@ -35,7 +35,8 @@ class RunLog:
             )
         )
         self._board = None
-        with contextlib.suppress(OSError, ResourceError):
+        # A folder may have a name that is no text, of which TensorBoard can make no file.
+        with contextlib.suppress(OSError, ResourceError, UnicodeError):
             write_text(self.path, "".join(json.dumps(event) + "\n" for event in kept))
             self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 
