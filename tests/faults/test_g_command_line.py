@@ -161,9 +161,10 @@ def test_g12_an_output_below_a_working_folder_that_is_gone_is_refused(cli, tmp_p
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    done = cli("prepare", tiny_dataset, "-o", "prepared")
-    assert done.returncode in (2, 7), done.stderr
-    assert "bug" not in done.stderr
+    for words in (("prepare", tiny_dataset, "-o", "prepared"), ("check", tiny_dataset, "--json", ".")):
+        done = cli(*words)
+        assert done.returncode in (2, 7), done.stderr
+        assert "bug" not in done.stderr
 
 
 def test_g12_a_volume_that_is_not_named_or_not_there_is_refused(cli, tmp_path, tiny_run):

@@ -64,14 +64,22 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     except SystemExit:  # of rich, where nobody reads its table any more
         return _READER_LEFT
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # met wherever a path is looked at first
-            told = SettingsError("the name is longer than the file system allows", where=error.filename)
+        if isinstance(error, OSError) and (told := _of_a_path(error)):
             complain(str(told))
             return told.exit_code
         if error is not output.lost:
             complain(str(as_bug(error)))
             return 1
     return 0
+
+
+def _of_a_path(error: OSError) -> SettingsError | None:
+    """Return what is wrong with a path that the system itself refused, wherever it was looked at first."""
+    if error.errno == errno.ENAMETOOLONG:
+        return SettingsError("the name is longer than the file system allows", where=error.filename)
+    if error.errno == errno.ENOENT and error.filename is None:  # of getcwd
+        return SettingsError("the working folder is gone", do="Change into one that is there.")
+    return None
 
 
 class _Stream(io.TextIOWrapper):
