@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tool import ENVIRONMENT, start
 
-from unscanned.cli.terminal import shown
+from unscanned.cli.terminal import raise_partial, shown
+from unscanned.errors import PartialFailure, VolumeError
 
 TOOL = [sys.executable, "-m", "unscanned"]
 WRITES = [["--help"], ["--version"], ["check", "--help"], ["train", "x", "-o", "y", "--dry-run"], ["check"]]
@@ -134,3 +135,21 @@ def test_g03_names_that_steer_a_terminal_are_shown_as_escapes(cli, tiny_dataset,
 def test_g03_what_is_shown_keeps_all_other_letters():
     assert shown("Prüfung é 頭部 a\tb\n\udcf6") == "Prüfung é 頭部 a\tb\n\udcf6"
     assert shown(str(Path("a\x07b"))) == "a\\x07b"
+
+
+def test_g03_line_breaks_in_names_and_words_that_are_not_options_are_shown_as_escapes(cli, tmp_path):
+    missing = cli("check", tmp_path / "a\nb")
+    assert "a\\nb" in missing.stderr
+    wrong = cli("check", tmp_path, "--no\x1b[2Jsuch\nthing")
+    assert wrong.returncode == 2
+    assert "\x1b" not in wrong.stderr
+    assert "\\x1b[2Jsuch\\nthing" in wrong.stderr
+
+
+def test_g03_of_many_failures_the_first_ten_and_a_count_are_shown(capsys):
+    failures = {f"row {number}": VolumeError("bad") for number in range(100_000)}
+    with pytest.raises(PartialFailure, match="100000 cases failed"):
+        raise_partial(failures, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "unscanned: and 99,990 more failed"
