@@ -30,6 +30,8 @@ from unscanned.files import write_json
 from unscanned.simulation.simulate import simulate
 from unscanned.volumes.nifti import Volume, read_volume
 
+Variants = Callable[[Volume, np.random.Generator], Iterator[tuple[str, Volume]]]
+
 PLAIN = "as it is"
 FEW = 3
 
@@ -86,7 +88,9 @@ def variants(volume: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Vo
     yield "noise of 3 %", Volume(noisy(volume, 0.03, rng), volume.affine)
 
 
-def measure(domain: str, root: Path, subject_of: Callable[[str], str], seed: int) -> list[Measured]:
+def measure(
+    domain: str, root: Path, subject_of: Callable[[str], str], seed: int, variants: Variants = variants
+) -> list[Measured]:
     """Measure every scan below a dataset's folder, in all variants."""
     measured = []
     for path in sorted(root.rglob("*.nii.gz")):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cohort import head_phantom
@@ -50,3 +52,20 @@ def test_without_constants_the_targets_own_in_its_head_make_the_z_scores():
         (target[head].mean(), target[head].std())
     )
     assert case_constants(images, Constants(mean=0.1, std=0.2, origin="")) == (0.1, 0.2)
+
+
+def test_an_arm_that_fails_in_a_way_nobody_foresaw_is_a_row_and_the_others_are_scored():
+    from unscanned.datasets.pairs import Pair
+    from unscanned.errors import BUG
+    from unscanned.evaluation.cases import Images
+    from unscanned.evaluation.scores import PLANES, score_case
+
+    target, synthetic, head = volumes()
+    arms = {"broken": synthetic[1:], "good": synthetic}
+    images = Images(target, None, head, arms, (1.0, 1.0, 1.0), {}, [])
+    pair = Pair("001", None, Path("pd.nii"), Path("t2.nii"))
+    scores, slices, failures = [], [], []
+    score_case(pair, images, Constants(mean=0.2, std=0.3, origin=""), scores, slices, failures)
+    assert {row.arm for row in scores} == {row.arm for row in slices} == {"good"}
+    assert len(slices) == len(PLANES)
+    assert [(row.arm, BUG in row.reason) for row in failures] == [("broken", True)]

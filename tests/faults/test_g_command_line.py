@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tool import ENVIRONMENT, start
 
-from unscanned.cli.terminal import shown
+from unscanned.cli.terminal import raise_partial, shown
+from unscanned.errors import PartialFailure, VolumeError
 
 TOOL = [sys.executable, "-m", "unscanned"]
 WRITES = [["--help"], ["--version"], ["check", "--help"], ["train", "x", "-o", "y", "--dry-run"], ["check"]]
@@ -173,3 +174,21 @@ def test_g12_a_volume_that_is_not_named_or_not_there_is_refused(cli, tmp_path, t
     gone.symlink_to(tmp_path / "nowhere.nii.gz")
     (tmp_path / "dicom").mkdir()
     assert cli("dicom", gone, tmp_path / "dicom", "-o", tmp_path / "out").returncode == 3
+
+
+def test_g03_line_breaks_in_names_and_words_that_are_not_options_are_shown_as_escapes(cli, tmp_path):
+    missing = cli("check", tmp_path / "a\nb")
+    assert "a\\nb" in missing.stderr
+    wrong = cli("check", tmp_path, "--no\x1b[2Jsuch\nthing")
+    assert wrong.returncode == 2
+    assert "\x1b" not in wrong.stderr
+    assert "\\x1b[2Jsuch\\nthing" in wrong.stderr
+
+
+def test_g03_of_many_failures_the_first_ten_and_a_count_are_shown(capsys):
+    failures = {f"row {number}": VolumeError("bad") for number in range(100_000)}
+    with pytest.raises(PartialFailure, match="100000 cases failed"):
+        raise_partial(failures, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "unscanned: and 99,990 more failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
 import threading
@@ -32,14 +33,24 @@ def shown(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def in_a_line(text: str) -> str:
+    """Return a text that is shown in one line: line breaks, as they may stand in a file's name, are escapes too."""
+    return shown(text).replace("\n", "\\n")
+
+
 def say(text: str) -> None:
-    """Print a result."""
+    """Print a result, in a line."""
+    print(in_a_line(text))
+
+
+def say_lines(text: str) -> None:
+    """Print a result of several lines."""
     print(shown(text))
 
 
 def complain(text: str) -> None:
     """Print a message on standard error."""
-    print(f"unscanned: {shown(text)}", file=sys.stderr)
+    print(f"unscanned: {in_a_line(text)}", file=sys.stderr)
 
 
 def complain_of(message: Warning | str, *place: object, **more: object) -> None:
@@ -96,7 +107,7 @@ def say_verification(result: Any) -> None:
 
 def say_settings(settings: Settings) -> None:
     """Print resolved settings as TOML."""
-    say(to_toml(settings))
+    say_lines(to_toml(settings))
 
 
 def say_scores(evaluation: Any) -> None:
@@ -119,7 +130,7 @@ def say_scores(evaluation: Any) -> None:
     for arm, regions in evaluation.content.arms.items():
         summaries = regions["head"]
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
-        table.add_row(escape(shown(arm)), *cells, str(next(iter(summaries.values())).n))
+        table.add_row(escape(in_a_line(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
 
 
@@ -143,7 +154,7 @@ def say_findings(
         table = Table("case", "severity", "fault", "message")
         for finding in findings:
             cells = finding.case, finding.severity, finding.fault, finding.message
-            table.add_row(*(escape(shown(cell)) for cell in cells))
+            table.add_row(*(escape(in_a_line(cell)) for cell in cells))
         Console().print(table)
     say(
         f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "
@@ -176,7 +187,7 @@ def say_findings(
 
 
 def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
-    """Print each failure, and raise that some cases failed, or all.
+    """Print the first failures and how many more there are, and raise that some cases failed, or all.
 
     Args:
         failures: The reason for each case.
@@ -189,8 +200,10 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
     """
     if not failures:
         return
-    for case, error in failures.items():
+    for case, error in itertools.islice(failures.items(), _SHOWN):
         complain(f"{case}: {error}" if case not in str(error) else str(error))
+    if len(failures) > _SHOWN:
+        complain(f"and {len(failures) - _SHOWN:,} more failed")
     if any(isinstance(error, BugError) for error in failures.values()):
         raise _met_bug()
     if len(failures) == count:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsPanel, Parameter
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
@@ -28,6 +28,7 @@ app = App(
     "`synthesize`, `evaluate`, `report`. Not for clinical use.",
     version=lambda: version(),
     help_format="markdown",
+    error_formatter=lambda error: CycloptsPanel(terminal.in_a_line(str(error))),
     suppress_keyboard_interrupt=False,  # main() has a message for it
 )
 
@@ -633,7 +634,7 @@ def benchmark(*, workload: Load | None = None, json: Json = None, plot: Path | N
         show.check_plot(plot)
     with running.progress() as progress:
         result = run.benchmark(asked, progress=progress)
-    terminal.say(show.table(result))
+    terminal.say_lines(show.table(result))
     if json is not None:
         write_json(json, result)
     if plot is not None:

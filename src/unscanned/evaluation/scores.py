@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import UnscannedError
 from unscanned.evaluation.cases import Images
 from unscanned.evaluation.metrics import METRICS, slice_mse
 from unscanned.formats.evaluation import Constants, Failure, Score, SliceErrors
+from unscanned.machine.crash import of_one
 
 __all__ = ["PLANES", "REGIONS", "case_constants", "score", "score_case"]
 
@@ -72,16 +72,20 @@ def score_case(
     for arm, image in images.arms.items():
         try:
             regions = score(images.target, image, images.head, mean=mean, std=std)
-        except UnscannedError as error:
-            failures.append(Failure(case=pair.case, arm=arm, reason=str(error)))
+            rows = [_slice_errors(pair, arm, images, std, axis) for axis in range(len(PLANES))]
+        except Exception as error:
+            failures.append(Failure(case=pair.case, arm=arm, reason=str(of_one(error, where=f"{pair.case}, {arm}"))))
             continue
         scores += [
             Score(case=pair.case, subject=pair.subject, session=pair.session, arm=arm, region=region, values={**values})
             for region, values in regions.items()
         ]
-        # A mean squared error in unit scale becomes that of z-scores by the square of the standard deviation.
-        for axis, plane in enumerate(PLANES):
-            head = (slice_mse(images.target, image, images.head, axis=axis) / std**2).tolist()
-            whole = (slice_mse(images.target, image, axis=axis) / std**2).tolist()
-            inside = [value if math.isfinite(value) else None for value in head]
-            slices.append(SliceErrors(case=pair.case, arm=arm, plane=plane, mse_head=inside, mse_volume=whole))
+        slices += rows
+
+
+def _slice_errors(pair: Pair, arm: str, images: Images, std: float, axis: int) -> SliceErrors:
+    # A mean squared error in unit scale becomes that of z-scores by the square of the standard deviation.
+    head = (slice_mse(images.target, images.arms[arm], images.head, axis=axis) / std**2).tolist()
+    whole = (slice_mse(images.target, images.arms[arm], axis=axis) / std**2).tolist()
+    inside = [value if math.isfinite(value) else None for value in head]
+    return SliceErrors(case=pair.case, arm=arm, plane=PLANES[axis], mse_head=inside, mse_volume=whole)
