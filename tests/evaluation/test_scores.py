@@ -61,7 +61,7 @@ def test_an_arm_that_fails_in_a_way_nobody_foresaw_is_a_row_and_the_others_are_s
     from unscanned.evaluation.scores import PLANES, score_case
 
     target, synthetic, head = volumes()
-    arms = {"broken": synthetic[1:], "good": synthetic}
+    arms = {"broken": None, "good": synthetic}
     images = Images(target, None, head, arms, (1.0, 1.0, 1.0), {}, [])
     pair = Pair("001", None, Path("pd.nii"), Path("t2.nii"))
     scores, slices, failures = [], [], []

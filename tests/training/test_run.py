@@ -503,3 +503,12 @@ def test_the_batches_of_a_run_are_those_of_its_seed(tiny_run, tiny_settings):
     source, target = batches(0)
     made = generators.build("small", residual=True)(source)
     assert read_log(tiny_run / "log.jsonl")[0]["l1"] == pytest.approx((made - target).abs().mean().item(), rel=1e-4)
+
+
+def test_a_dataset_that_is_refused_leaves_no_settings_that_would_refuse_the_corrected_call(
+    tiny_dataset, tiny_settings, tmp_path
+):
+    for wrong in (tiny_settings.change(data={"source": "FLAIR"}), tiny_settings.change(split={"train": 50})):
+        with pytest.raises(DatasetError):
+            train(tiny_dataset, tmp_path / "run", wrong)
+    train(tiny_dataset, tmp_path / "run", tiny_settings.change(training={"epochs": 1}))

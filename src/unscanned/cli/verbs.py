@@ -109,7 +109,7 @@ def simulate(
     per_anatomy: int = 1,
     contrasts: Subset = ("PD", "T2"),
     seed: int = 0,
-    shape: tuple[int, int, int] | None = None,
+    shape: Annotated[tuple[int, int, int] | None, Parameter(negative="")] = None,
     spacing_mm: float | None = None,
 ) -> None:
     """Write simulated PD, T2 and T1 volumes as a BIDS dataset, from label maps or from heads of its own.

@@ -48,8 +48,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, or None outside one."""
-    folder = Path(__file__).parent
+    """Return the last commit that changed the package, in the checkout that it runs from; None outside of one."""
+    folder = Path(__file__).parents[1]  # of the whole package
     try:
         top = subprocess.run(
             ["git", "-C", folder, "log", "-1", "--format=%H", "--", folder], capture_output=True, text=True, timeout=10

@@ -126,9 +126,9 @@ def train(
     check_apart(dataset, folder)
     with lock(folder):
         remove_partials(folder)
-        claim_settings(folder, settings)
         found = select_pairs(dataset, **to_dict(settings.data))
         split = split_subjects(found.pairs, **to_dict(settings.split))
+        claim_settings(folder, settings)
         claim_split(folder, split)
         used = [pair for pair in found.pairs if pair.subject in {*split["train"], *split["validation"]}]
         prepared, refused = prepare(
