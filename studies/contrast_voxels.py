@@ -25,9 +25,21 @@ from unscanned.files import write_json
 from unscanned.simulation.simulate import simulate
 from unscanned.volumes.nifti import Volume
 
-CUBES_MM = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
-SLICES_MM = (5.0, 6.0, 7.0, 8.0, 10.0)
-VOXELS_MM = (*((mm, mm, mm) for mm in CUBES_MM), *((1.5, 1.5, mm) for mm in SLICES_MM), (3.0, 3.0, 5.0))
+VOXELS_MM = (
+    (3.0, 3.0, 3.0),
+    (3.5, 3.5, 3.5),
+    (1.5, 1.5, 5.0),
+    (3.0, 3.0, 5.0),
+    (4.0, 4.0, 4.0),
+    (4.5, 4.5, 4.5),
+    (5.0, 5.0, 5.0),
+    (6.0, 6.0, 6.0),
+    (1.5, 1.5, 6.0),
+    (1.5, 1.5, 7.0),
+    (1.5, 1.5, 8.0),
+    (1.5, 1.5, 10.0),
+)
+NAMES = {mm: "{:g} x {:g} x {:g}".format(*mm) for mm in VOXELS_MM}
 
 
 def larger(volume: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volume]]:
@@ -35,25 +47,21 @@ def larger(volume: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volu
     yield PLAIN, volume
     for spacing_mm in VOXELS_MM:
         if np.any(np.greater(spacing_mm, np.multiply(1.1, volume.spacing_mm))):
-            yield "{:g} x {:g} x {:g}".format(*spacing_mm), resampled(volume, spacing_mm)
+            yield NAMES[spacing_mm], resampled(volume, spacing_mm)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return a Markdown table of refusals, one row for each size of voxels."""
     lines = ["| voxels, mm | right refused | largest score of a right one | wrong accepted |", "|---|--:|--:|--:|"]
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        right, wrong = (
-            [r for r in rows if r["variant"] == variant and r["right"] is is_right] for is_right in (True, False)
-        )
+    for variant in (PLAIN, *NAMES.values()):
+        group = [row for row in rows if row["variant"] == variant]
+        if not group:
+            continue
+        right, wrong = ([row for row in group if row["right"] is kind] for kind in (True, False))
         largest = max(row["score"] for row in right if row["score"] is not None)
-        accepted = len(wrong) - sum(map(refused, wrong))
-        cells = [
-            variant,
-            f"{sum(map(refused, right))} of {len(right)}",
-            f"{largest:.1f}",
-            f"{accepted} of {len(wrong)}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        name = "as they are" if variant == PLAIN else variant
+        turned_away, accepted = sum(map(refused, right)), len(wrong) - sum(map(refused, wrong))
+        lines.append(f"| {name} | {turned_away} of {len(right)} | {largest:.1f} | {accepted} of {len(wrong)} |")
     return lines
 
 

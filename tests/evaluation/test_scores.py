@@ -54,14 +54,23 @@ def test_without_constants_the_targets_own_in_its_head_make_the_z_scores():
     assert case_constants(images, Constants(mean=0.1, std=0.2, origin="")) == (0.1, 0.2)
 
 
-def test_an_arm_that_fails_in_a_way_nobody_foresaw_is_a_row_and_the_others_are_scored():
+def test_an_arm_that_fails_in_a_way_nobody_foresaw_is_a_row_and_the_others_are_scored(monkeypatch, tmp_path):
     from unscanned.datasets.pairs import Pair
     from unscanned.errors import BUG
     from unscanned.evaluation.cases import Images
+    from unscanned.evaluation.metrics import slice_mse
     from unscanned.evaluation.scores import PLANES, score_case
 
     target, synthetic, head = volumes()
-    arms = {"broken": None, "good": synthetic}
+    arms = {"broken": synthetic.copy(), "good": synthetic}
+
+    def fails(target, image, *rest, **more):
+        if image is arms["broken"]:
+            raise RuntimeError("unforeseen")
+        return slice_mse(target, image, *rest, **more)
+
+    monkeypatch.setattr("unscanned.evaluation.scores.slice_mse", fails)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     images = Images(target, None, head, arms, (1.0, 1.0, 1.0), {}, [])
     pair = Pair("001", None, Path("pd.nii"), Path("t2.nii"))
     scores, slices, failures = [], [], []
@@ -69,3 +78,4 @@ def test_an_arm_that_fails_in_a_way_nobody_foresaw_is_a_row_and_the_others_are_s
     assert {row.arm for row in scores} == {row.arm for row in slices} == {"good"}
     assert len(slices) == len(PLANES)
     assert [(row.arm, BUG in row.reason) for row in failures] == [("broken", True)]
+    assert "unforeseen" in next(tmp_path.glob("unscanned-crash-*.txt")).read_text()
