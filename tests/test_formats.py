@@ -134,7 +134,7 @@ def test_a_setting_that_this_release_does_not_know_is_refused_with_the_near_one(
     path = copy / "run" / "settings.json"
     write_json(path, facts["settings"])
     with pytest.raises(CheckpointError, match=r"learning_rates.*Did you mean learning_rate\?"):
-        train(copy / "dataset", copy / "run", resolve("demo"))
+        train(copy / "dataset", copy / "run", resolve("demo", overrides={"split": {"train": 3, "test": 1}}))
     (copy / "mine.toml").write_text("[training]\nlearning_rates = 3.0\n")
     with pytest.raises(SettingsError, match=r"mine\.toml: training\.learning_rates"):
         resolve("demo", copy / "mine.toml")

@@ -789,7 +789,10 @@ def test_a16_a_raw_dataset_as_output_is_refused_and_keeps_its_description(tmp_pa
     before = sorted(path.relative_to(raw) for path in raw.rglob("*"))
     description = (raw / "dataset_description.json").read_bytes()
     scan = raw / "sub-001" / "anat" / "sub-001_PDw.nii.gz"
-    for entry, reason in ((raw, "the output folder is the dataset itself"), (scan, "holds another dataset")):
+    for entry, reason in (
+        (raw, "the output folder is the dataset itself"),
+        (scan, "lies among the scans of a dataset"),
+    ):
         assert main(["synthesize", str(tiny_run / "model"), str(entry), "-o", str(raw)]) == 2
         message = capsys.readouterr().err
         assert reason in message
