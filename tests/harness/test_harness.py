@@ -103,7 +103,8 @@ def leave(words):
 )
 def test_a_call_that_breaks_a_promise_is_found(look, monkeypatch, work, kind):
     monkeypatch.setattr("unscanned.cli.main", misbehaving(work))
-    monkeypatch.setattr("harness.judge.CPU_S", 1)
+    if work is spin:  # the others may take longer on a busy machine
+        monkeypatch.setattr("harness.judge.CPU_S", 1)
     assert kind in {broken.split()[0] for broken in look(CALL).broken}
 
 
