@@ -11,6 +11,7 @@ from tool import ENVIRONMENT
 from unscanned.errors import CheckpointError
 from unscanned.files import write_json
 from unscanned.synthesis.model_file import load_model, save_model
+from unscanned.training.checkpoint import load_checkpoint
 
 HUGE = 2**64
 
@@ -129,3 +130,33 @@ def test_g10_a_model_that_is_rewritten_while_it_is_loaded_is_never_one_s_facts_w
     finally:
         write_json(tmp_path / "counts.json", {"loads": loads, "refused": refused})
     assert loads > 20
+
+
+def test_g10_a_checkpoint_that_is_being_rewritten_is_never_mixed(tmp_path):
+    """One process writes step 1 again and again, with weights that say which; the other finds those or none."""
+    program = (
+        "import sys, torch\n"
+        "from unscanned.training.checkpoint import save_checkpoint\n"
+        "number = 0\n"
+        "while True:\n"
+        "    number += 1\n"
+        "    tensors = {'generator/weight': torch.full((50_000,), float(number))}\n"
+        "    save_checkpoint(sys.argv[1], 1, tensors, {'record': {'number': number}}, identity={})\n"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=ENVIRONMENT)
+    seen, refused, end = set(), 0, time.monotonic() + 60
+    try:
+        while len(seen) < 20 and time.monotonic() < end:
+            try:
+                found = load_checkpoint(tmp_path, {})
+            except CheckpointError:
+                refused += 1  # the weights are new and the manifest is not yet
+                continue
+            if found is not None:
+                number = found.facts.record["number"]
+                assert (found.tensors["generator/weight"] == number).all()
+                seen.add(number)
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len(seen) >= 20, f"{refused} loads were refused"

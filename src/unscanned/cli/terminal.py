@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 import sys
 import threading
@@ -200,10 +199,7 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
     """
     if not failures:
         return
-    for case, error in itertools.islice(failures.items(), _SHOWN):
-        complain(f"{case}: {error}" if case not in str(error) else str(error))
-    if len(failures) > _SHOWN:
-        complain(f"and {len(failures) - _SHOWN:,} more failed")
+    _complain_of_first([str(error) if case in str(error) else f"{case}: {error}" for case, error in failures.items()])
     if any(isinstance(error, BugError) for error in failures.values()):
         raise _met_bug()
     if len(failures) == count:
@@ -219,12 +215,18 @@ def raise_failed_scores(evaluation: Any) -> None:
         BugError: One failed in a way that nobody foresaw.
         PartialFailure: There is one.
     """
-    for failure in evaluation.failures:
-        complain(f"{failure.case}, {failure.arm}: {failure.reason}")
+    _complain_of_first([f"{failure.case}, {failure.arm}: {failure.reason}" for failure in evaluation.failures])
     if evaluation.met_bug:
         raise _met_bug()
     if evaluation.failures:
         raise PartialFailure(f"{len(evaluation.failures)} volumes were not scored, the others were")
+
+
+def _complain_of_first(messages: Sequence[str]) -> None:
+    for message in messages[:_SHOWN]:
+        complain(message)
+    if len(messages) > _SHOWN:
+        complain(f"and {len(messages) - _SHOWN:,} more failed")
 
 
 def _met_bug() -> BugError:

@@ -16,7 +16,7 @@ from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, claim, json_with
 from unscanned.progress import interruptible
 from unscanned.schema import read
-from unscanned.settings import Layout
+from unscanned.settings import Layout, preset_names
 
 __all__ = ["app"]
 
@@ -34,12 +34,14 @@ app = App(
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Json = Annotated[Path | None, Parameter(name="--json")]
-Preset = Annotated[str, Parameter(name=["--preset", "-p"])]
-File = Annotated[Path | None, Parameter(name="--settings")]
+Preset = Annotated[
+    str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
+]
+File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
 Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
 How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
-DryRun = Annotated[bool, Parameter(name="--dry-run", negative="")]
+DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings and stop.")]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
 
@@ -246,12 +248,6 @@ def prepare(
         As for check.
     out
         Folder of the cache.
-    preset
-        Settings to start from: adv, adv-gdl, resgan, resgan-acm, unet, demo.
-    settings
-        TOML file that overrides the preset.
-    dry_run
-        Print the resolved settings and stop.
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
@@ -292,12 +288,6 @@ def train(
         As for check.
     out
         Folder of the run: settings, logs, checkpoints, and the trained model in its folder `model`.
-    preset
-        Settings to start from: adv, adv-gdl, resgan, resgan-acm, unet, demo.
-    settings
-        TOML file that overrides the preset.
-    dry_run
-        Print the resolved settings and stop.
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
@@ -571,12 +561,8 @@ def reproduce(
         Folder for arms, synthetic volumes, scores and report.html.
     arms
         Presets to compare.
-    settings
-        TOML file that overrides every preset.
     json
         Also write the scores to this file.
-    dry_run
-        Print the resolved settings of each arm and stop.
     """
     if dry_run:
         for arm in arms:

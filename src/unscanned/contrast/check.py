@@ -48,14 +48,14 @@ _TYPICAL = {
 }
 _WORDS = {
     "balance": (
-        "its fluid is darker beside the tissue than theirs",
-        "its fluid is brighter beside the tissue than theirs",
+        "fluid is darker, compared with tissue, than in the training scans",
+        "fluid is brighter, compared with tissue, than in the training scans",
     ),
     "order": (
-        "even tissue, such as white matter, is brighter beside the rest than in theirs",
-        "even tissue, such as white matter, is darker beside the rest than in theirs",
+        "white matter is brighter, compared with the rest of the head, than in the training scans",
+        "white matter is darker, compared with the rest of the head, than in the training scans",
     ),
-    "strength": ("its tissues differ less than theirs", "its tissues differ more than theirs"),
+    "strength": ("tissues differ less than in the training scans", "tissues differ more than in the training scans"),
 }
 _NAMES = {"pd": "pd", "pdw": "pd", "t1": "t1", "t1w": "t1", "t2": "t2", "t2w": "t2", "flair": "flair"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ["OUTPUTS", "Output", "Residual", "Wrapper", "finish", "inner"]
 
 
-class Wrapper(nn.Module):
+class Wrapper(nn.Module, ABC):
     """A generator with something done to its output.
 
     Args:
@@ -24,9 +25,9 @@ class Wrapper(nn.Module):
         """Map (batch, in_channels, i, j, k) to (batch, 1, i, j, k)."""
         return self.apply_to(x, self.generator(x))
 
+    @abstractmethod
     def apply_to(self, x: Tensor, y: Tensor) -> Tensor:
         """Return what becomes of the output y for the input x."""
-        raise NotImplementedError
 
 
 class Residual(Wrapper):
