@@ -17,13 +17,14 @@ from cyclopts import CycloptsError
 
 from unscanned.cli.terminal import complain, complain_of, complain_of_thread
 from unscanned.cli.verbs import app
-from unscanned.errors import ResourceError, SettingsError, UnscannedError
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError
 from unscanned.machine.crash import as_bug
 
 __all__ = ["main"]
 
 _READER_LEFT = 128 + signal.SIGPIPE
 "Exit code where nobody reads standard output any more: what a shell says of a program that SIGPIPE ended."
+_ASK = "Ask its owner for the right to enter its folder and to read it."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +74,10 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     return 0
 
 
-def _of_a_path(error: OSError) -> SettingsError | None:
+def _of_a_path(error: OSError) -> UnscannedError | None:
     """Return what is wrong with a path that the system itself refused, wherever it was looked at first."""
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+        return DatasetError("may not be looked at", where=error.filename, found=error.strerror, do=_ASK)
     if error.errno == errno.ENAMETOOLONG:
         return SettingsError("the name is longer than the file system allows", where=error.filename)
     if error.errno == errno.ENOENT and error.filename is None:  # of getcwd
