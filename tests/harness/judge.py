@@ -42,8 +42,8 @@ CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
 CPU_S, WALL_S, MEMORY_MIB = 40, 150, 1500
 "A call may use so much: seconds of processor time, seconds in all (for what waits without end), and memory."
 
-OF_LIBRARIES = (".cache", ".config", "matplotlib-", "torchinductor_", "intel")
-"What libraries keep in the home folder and among temporary files."
+OF_LIBRARIES = (".cache", ".config", "matplotlib-", "torchinductor_", "intel", ".ses")
+"What libraries (.ses: ONNX Runtime) keep in the home folder and among temporary files."
 
 
 @dataclass(frozen=True)
