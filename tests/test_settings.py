@@ -90,11 +90,18 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "mode": "patches",
             "crop": "auto",
             "stride": 8,
+            "clip": "minimum",
             "batch": None,
             "memory_mib": None,
             "precision": "float32",
         },
     }
+
+
+def test_every_preset_clips_and_what_an_older_version_wrote_does_not():
+    assert {resolve(name).synthesis.clip for name in preset_names()} == {"minimum"}
+    assert read_settings({"synthesis": {"stride": 8}}, where="model.json").synthesis.clip == "none"
+    assert "synthesis" not in decisive(resolve("resgan"))  # a run that was begun before goes on
 
 
 def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path):

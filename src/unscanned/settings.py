@@ -215,6 +215,8 @@ class Synthesis(Schema):
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)
     "Voxels between neighbouring patches along each axis, in mode patches."
+    clip: Literal["none", "minimum"] = Field("none", json_schema_extra=INDIFFERENT)
+    "minimum raises voxels below the smallest of the training targets to it (to 0 where the model does not know it)."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)

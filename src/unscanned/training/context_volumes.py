@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def _made_from(run: TrainingRun, network: nn.Module, case: Case, volumes: Mappin
     given: dict[str, Any] = {
         "source": case.facts.source.sha256,
         "frame": case.facts.frame,
-        "intensities": dataclasses.asdict(run.normalization),
+        "intensities": run.normalization.of_z_scores(),
         "weights": weights_digest(network),
     }
     if case.name in volumes:

@@ -225,6 +225,7 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
     """
     sums = {"source": np.zeros(3), "target": np.zeros(3)}
     scales: dict[str, list[float]] = {"source": [], "target": []}
+    minima: dict[str, list[float]] = {"source": [], "target": []}
     for case in cases:
         for name, total in sums.items():
             array = np.asarray(getattr(case, name), np.float64)
@@ -237,13 +238,14 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
                 )
             total += [array.size, array.sum(), np.square(array).sum()]
             scales[name].append(getattr(case.facts, f"{name}_scale"))
+            minima[name].append(float(array.min()))
     if not scales["source"]:
         raise DatasetError("no training case to take the intensity constants from")
     contrasts = {}
     for name, (n, first, second) in sums.items():
         mean = first / n
         std = float(np.sqrt(max(second / n - mean**2, 0.0)))
-        contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std)
+        contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std, min(minima[name]))
     return Normalization(percentile, contrasts["source"], contrasts["target"])
 
 

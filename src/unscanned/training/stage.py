@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +115,7 @@ class Stage:
             "training subjects": {"cases": [case.name for case in self.cases]},
             "validation subjects": {"cases": [case.name for case in run.validation]},
             "scans of": {case.name: _hashes(case) for case in all_cases},
-            "intensities": dataclasses.asdict(run.normalization),
+            "intensities": run.normalization.of_z_scores(),
         }
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if self.volumes:
