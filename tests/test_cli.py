@@ -17,6 +17,8 @@ from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
 from unscanned.cli import terminal
+from unscanned.models.discriminators import DISCRIMINATORS
+from unscanned.models.generators import GENERATORS
 from unscanned.training.log import read_log
 
 VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
@@ -358,7 +360,7 @@ def test_a_thread_that_finds_the_disk_full_is_a_warning_in_one_line(capfd, monke
         thread = threading.Thread(target=lambda path=path: Path(path).write_text("x"))
         thread.start()
         thread.join()
-    assert capfd.readouterr().err == "unscanned: warning: [Errno 28] No space left on device\n"
+    assert capfd.readouterr().err == "unscanned: warning: No space left on device\n"
 
 
 def test_brackets_in_names_and_findings_are_shown_as_they_are(cli, tmp_path):
@@ -370,3 +372,137 @@ def test_brackets_in_names_and_findings_are_shown_as_they_are(cli, tmp_path):
     assert done.returncode == 3
     assert "[old]" in done.stdout
     assert "[nan" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["check", "prepare", "train", "reproduce", "evaluate"])
+def test_every_verb_that_takes_contrasts_understands_both_of_their_names(cli, tiny_dataset, tmp_path, verb):
+    more = {
+        "check": [],
+        "prepare": ["-o", tmp_path / "out", "--preset", "demo", "--dry-run"],
+        "train": ["-o", tmp_path / "out", "--preset", "demo", "--dry-run"],
+        "reproduce": ["-o", tmp_path / "out", "--arms", "demo", "--dry-run"],
+        "evaluate": [tiny_dataset, "-o", tmp_path / "out"],
+    }[verb]
+    told = []
+    for source, target in (("--source", "--target"), ("--data.source", "--data.target")):
+        done = cli(verb, tiny_dataset, *more, source, "T9", target, "T8")
+        assert "unknown option" not in done.stderr
+        told.append((done.returncode, done.stdout, done.stderr))
+    assert told[0] == told[1]
+    assert "T9" in "".join(told[0][1:])
+    assert "T8" in "".join(told[0][1:])
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "mend", "verify", "dicom", "benchmark"])
+def test_the_help_shows_what_can_be_typed_and_nothing_of_python(cli, verb):
+    text = cli(verb, "--help").stdout
+    for word in ("--empty-", "default: ]", "default: (", "default: False", "default: None", "NoneType"):
+        assert word not in text
+    assert "default: '" not in text
+
+
+def test_the_help_of_a_setting_has_its_default_in_every_preset_and_its_choices(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = {line.split()[1]: line for line in cli("reproduce", "--help").stdout.splitlines() if "--" in line}
+    assert "[default: 42; adv-gdl: 80; demo: 10]" in lines["--training.epochs"]
+    assert "[default: on; adv: off; adv-gdl: off; unet: off]" in lines["--generator.residual"]
+    assert "[choices: sum, mean] [default: sum]" in lines["--loss.reduction"]
+    assert "[default: unset]" in lines["--prepare.spacing-mm"]
+    assert "[default: 224 224 128; demo: 96 112 96]" in lines["--prepare.shape"]
+    assert "adv, adv-gdl, demo, resgan, resgan-acm, unet" in lines["--arms"]
+    assert "[default: adv adv-gdl resgan resgan-acm]" in lines["--arms"]
+    for name in (*GENERATORS, *DISCRIMINATORS):
+        assert name in lines["--generator.name"] + lines["--discriminator.name"]
+
+
+def test_a_verb_lists_only_the_settings_that_it_reads(cli):
+    listed = set(re.findall(r"--([a-z]+)\.", cli("prepare", "--help").stdout))
+    assert listed == {"data", "prepare"}
+    refused = cli("prepare", "data", "-o", "out", "--training.epochs", "3")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "unscanned: --training.epochs: unknown option. See unscanned prepare --help.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian data", r"trian: no such verb; expected one of demo, .*\. Did you mean train\?"),
+        ("--nothing", r"--nothing: unknown option\. See unscanned --help\."),
+        ("train", r"DATASET: must be given\. See unscanned train --help\."),
+        ("train data", r"--out: must be given\. See unscanned train --help\."),
+        ("train data -o", r"-o: a value is missing\. See unscanned train --help\."),
+        ("train data -o a -o b", r"-o: given more than once\. .*"),
+        ("train data other -o a", r"more words than the verb takes; found other\. .*"),
+        (
+            "train data -o a --training.epoch 3",
+            r"--training\.epoch: unknown option\. Did you mean --training\.epochs\? .*",
+        ),
+        ("train data -o a --training.epochs many", r"--training\.epochs: a .* kind; found 'many', expected integer"),
+        ("train data -o a --training.beta1 x", r"--training\.beta1: a value .* kind; found 'x', expected number"),
+        ("train data -o a --prepare.shape 3 4", r"--prepare\.shape: values are missing; found 2, expected 3\. .*"),
+        ("check data --layout bidz", r"--layout: a .* kind; found 'bidz', expected one of auto, .*Did you mean bids\?"),
+        ("train data -o a --generator.residual=maybe", r"--generator\.residual: .*'maybe', expected true or false"),
+    ],
+)
+def test_wrong_words_are_refused_as_anything_else_is(cli, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = cli(*words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"unscanned: {message}\n", done.stderr), done.stderr
+
+
+def test_no_message_has_the_name_of_an_exception_or_a_bare_number_of_the_system(cli, tmp_path, tiny_dataset, tiny_run):
+    odd = tmp_path / "odd"
+    (odd / "model").mkdir(parents=True)
+    for name, content in {
+        "empty": b"",
+        "bytes": b"\xff\xfe\x00",
+        "list.json": b"[1, 2]",
+        "lacks.json": b'{"train": ["1"]}',
+        "none.json": b'{"train": null, "validation": 3, "test": []}',
+        "bad.toml": b"[training\n",
+        "typed.toml": b"[training]\nepochs = true\nworkers = []\n[prepare]\nshape = {}\n",
+        "text.csv": b"\xff,PD,T2\n",
+        "model/model.json": b"[]",
+    }.items():
+        (odd / name).write_bytes(content)
+    shutil.copytree(tiny_run / "model", odd / "lacks")
+    (odd / "lacks" / "model.safetensors").unlink()
+    scan_ = scan(tiny_dataset, 1)
+    shutil.copy(scan_, odd / "scan_desc-synthetic_T2w.nii.gz")
+    (odd / "scan_desc-synthetic_T2w.json").write_text('{"Intensity": 3, "Synthesis": null}')
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "dataset_description.json").write_text('{"GeneratedBy": 3}')
+    out, locked = tmp_path / "out", odd / "empty"
+    calls = [
+        ("check", odd / "missing.csv"),
+        ("check", odd / "text.csv"),
+        ("check", odd / "empty"),
+        *(("train", tiny_dataset, "-o", out, "--settings", odd / name) for name in ("missing.toml", "model", "bytes")),
+        *(("train", tiny_dataset, "-o", out, "--settings", odd / name) for name in ("bad.toml", "typed.toml")),
+        *(
+            ("train", tiny_dataset, "-o", out, "--preset", "demo", "--split.file", odd / name)
+            for name in ("missing.json", "bytes", "list.json", "lacks.json", "none.json", "model")
+        ),
+        ("train", tiny_dataset, "-o", locked, "--preset", "demo"),
+        *(("synthesize", odd / name, scan_, "-o", out) for name in ("missing", "model", "lacks", "bytes")),
+        ("synthesize", tiny_run, scan_, "-o", foreign),
+        ("synthesize", tiny_run, odd / "missing.nii", odd / "empty", "-o", out),
+        ("verify", odd / "missing.nii.gz"),
+        ("verify", odd / "scan_desc-synthetic_T2w.nii.gz"),
+        ("evaluate", tiny_dataset, odd, "-o", out),
+        ("evaluate", tiny_dataset, odd / "missing", "-o", out, "--split", odd / "none.json"),
+        ("report", odd / "missing"),
+        ("report", odd),
+        ("mend", odd / "missing.nii", "-o", out / "a.nii"),
+        ("dicom", odd / "scan_desc-synthetic_T2w.nii.gz", odd, "-o", out),
+        ("simulate", "-o", out, "--labels", odd / "missing"),
+    ]
+    for words in calls:
+        done = cli(*words)
+        told = done.stdout + done.stderr
+        assert done.returncode not in (0, 1), (words, told)
+        assert not re.search(
+            r"\[Errno|\b[A-Z]\w*(Error|Exception)\b|NoneType|\bNone\b|\bdict\b|'int'|Traceback", told
+        ), told

@@ -22,7 +22,7 @@ def write(tmp_path, text):
     return path
 
 
-def test_the_presets_are_the_arms_of_the_report_the_strong_baseline_and_the_demo():
+def test_the_presets_are_the_arms_of_the_reference_the_strong_baseline_and_the_demo():
     assert preset_names() == ["adv", "adv-gdl", "demo", "resgan", "resgan-acm", "unet"]
 
 
@@ -30,7 +30,7 @@ def test_the_presets_differ_in_nothing_but_what_their_arm_is_about():
     adv, gdl, resgan, acm = map(resolve, ("adv", "adv-gdl", "resgan", "resgan-acm"))
     assert difference(decisive(adv), decisive(gdl)) == "loss.gdl = 0.0, now 1.0"
     assert (adv.training.epochs, gdl.training.epochs, resgan.training.epochs) == (42, 80, 42)
-    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = False, now True"
+    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = false, now true"
     assert difference(decisive(resgan), decisive(acm)) == "context.stages = 1, now 2"
 
 

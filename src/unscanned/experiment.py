@@ -1,4 +1,4 @@
-"""The report's experiment in one call: every arm trained on one split, synthesized, scored and shown."""
+"""The reference's experiment in one call: every arm trained on one split, synthesized, scored and shown."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def reproduce(
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
         progress: Called with (done, total, label).
-        should_stop: Asked after each training step, and whenever other work reports.
+        should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:
         SettingsError: The arms would not share data, grid and split, two are the same, one is named twice, or none

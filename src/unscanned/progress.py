@@ -16,8 +16,8 @@ def interruptible(progress: Progress | None, should_stop: Callable[[], bool], wh
     For work that can be taken up again: what is finished stays on disk.
 
     Args:
-        progress: Called with what the work reports, if given.
-        should_stop: Asked at each report.
+        progress: Called with what the work tells, if given.
+        should_stop: Asked each time.
         where: Folder or file that the work is for, for the message.
 
     Returns:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from unscanned.errors import SettingsError, UnscannedError
+from unscanned.errors import SettingsError, UnscannedError, quoted
 from unscanned.files import read_text
 from unscanned.schema import Schema, near, read
 
@@ -107,7 +107,7 @@ class Generator(Schema):
     """The network that makes the target."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.generators."
+    "Architecture: nie (the reference's), small or unet, or another that unscanned.models.generators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     residual: bool = False
@@ -126,7 +126,7 @@ class Discriminator(Schema):
     """The network that tells acquired from synthetic."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.discriminators."
+    "Architecture: nie (the reference's) or small, or another that unscanned.models.discriminators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     slope: float = Field(0.2, ge=0, le=1e3)
@@ -400,7 +400,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             default = _defaults(table).get(key)
             before, now = one.get(key, default), other.get(key, default)
             if before != now:
-                told.append(f"{table}.{key} = {before!r}, now {now!r}")
+                told.append(f"{table}.{key} = {_shown(before)}, now {_shown(now)}")
     return "; ".join(told)
 
 
@@ -427,6 +427,10 @@ def _toml_table(name: str, values: Mapping[str, Any]) -> list[str]:
     lines = [f"# {key} is unset" if value is None else f"{key} = {_toml(value)}" for key, value in plain.items()]
     tables = [line for key, value in inner.items() if value for line in _toml_table(f"{name}.{key}", value)]
     return [f"\n[{name}]", *lines, *tables]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else quoted(value)
 
 
 def _toml(value: Any) -> str:

@@ -55,7 +55,7 @@ def test_a_split_is_taken_from_a_file(tmp_path):
     [
         ('{"train": ["a"], "validation": ["a"], "test": []}', "more than once; found a"),
         ('{"train": ["x"], "validation": [], "test": []}', "unknown subjects; found x"),
-        ('{"train": ["a"], "test": []}', "KeyError: 'validation'"),
+        ('{"train": ["a"], "test": []}', "no key 'validation'"),
         ('{"train": 3, "validation": [], "test": []}', "TypeError"),
         ("[]", "TypeError"),
         ("{", "cannot be read"),

@@ -1,4 +1,4 @@
-"""What is wrong or odd in a dataset: every pair is read, and what is found is reported, case by case."""
+"""What is wrong or odd in a dataset: every pair is read, and what is found is told, case by case."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import nibabel as nib
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
-from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
 from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
@@ -276,7 +276,7 @@ def _own_description(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_words(error)
     raise SettingsError(
         "the output folder holds another dataset",
         where=path,

@@ -18,7 +18,7 @@ import numpy as np
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
 from unscanned.files import atomic_path, read_sealed, sha256, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.machine.crash import of_one
@@ -290,9 +290,8 @@ def _stamp(path: Path) -> str:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise VolumeError(
-            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {in_words(error)}", where=path, do="Check the path and its permissions."
         ) from error
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
