@@ -1,5 +1,8 @@
 import ast
+import contextlib
 import json
+import os
+import pty
 import re
 import shutil
 import signal
@@ -17,8 +20,13 @@ from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
 from unscanned.cli import terminal
+from unscanned.cli.running import Now, Pace
+from unscanned.errors import Interrupted
 from unscanned.models.discriminators import DISCRIMINATORS
 from unscanned.models.generators import GENERATORS
+from unscanned.progress import interruptible
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.log import read_log
 
 VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
@@ -506,3 +514,118 @@ def test_no_message_has_the_name_of_an_exception_or_a_bare_number_of_the_system(
         assert not re.search(
             r"\[Errno|\b[A-Z]\w*(Error|Exception)\b|NoneType|\bNone\b|\bdict\b|'int'|Traceback", told
         ), told
+
+
+@pytest.fixture
+def told_at_once(monkeypatch):
+    """Lines about progress come each time in place of each minute."""
+    monkeypatch.setattr("unscanned.cli.running.LINE_EVERY_S", 0.0)
+
+
+def lines(done):
+    found = [line for line in done.stderr.splitlines() if re.search(r": \d+%", line)]
+    shares = [int(re.search(r": (\d+)%", line)[1]) for line in found]
+    assert shares == sorted(shares)
+    assert max(shares) < 100
+    return "\n".join(found)
+
+
+def test_without_a_terminal_training_says_now_and_then_how_far_it_is(
+    cli, told_at_once, tiny_dataset, settings_file, tmp_path
+):
+    done = cli("train", tiny_dataset, "-o", tmp_path / "run", "--preset", "demo", "--settings", settings_file)
+    assert done.returncode == 0
+    told = lines(done)
+    for stage in ("prepare: sub-001", "epoch 1 of 2, L1", "epoch 1 of 2, validation", "epoch 2 of 2, validation"):
+        assert f"unscanned: {stage}" in told
+
+
+def test_the_experiment_says_which_arm_of_how_many_and_what_stage(
+    cli, told_at_once, tiny_dataset, settings_file, tmp_path
+):
+    text = re.sub(r"(?m)^(preset|residual|stages|training_input|folds) = .*$", "", settings_file.read_text())
+    (tmp_path / "mine.toml").write_text(text)
+    command = ["reproduce", tiny_dataset, "-o", tmp_path / "out", "--settings", tmp_path / "mine.toml"]
+    done = cli(*command, "--arms", "resgan", "resgan-acm")
+    assert done.returncode == 0, done.stderr
+    told = lines(done)
+    for stage in (
+        "arm 1 of 2, resgan: training, epoch 1 of 2, L1",
+        "arm 2 of 2, resgan-acm: training, stage 1 of 2, fold 2 of 2, epoch 2 of 2, validation",
+        "arm 2 of 2, resgan-acm: training, context of stage 2, sub-0",
+        "arm 2 of 2, resgan-acm: training, stage 2 of 2, epoch 2 of 2, L1",
+        "arm 2 of 2, resgan-acm: synthesis, scan 1 of 1, sub-00",
+        "scores, sub-00",
+        "report, sub-00",
+    ):
+        assert f"unscanned: {stage}" in told
+
+
+def test_short_work_without_a_terminal_says_nothing_but_its_results(cli, tiny_dataset):
+    done = cli("check", tiny_dataset)
+    assert done.stderr == ""
+
+
+def test_a_bar_never_shows_that_all_is_done_while_work_goes_on(tiny_dataset, tmp_path):
+    shown = in_a_terminal("simulate", "-o", tmp_path / "heads", "--subjects", 3, "--shape", 16, 16, 16)
+    assert "99%" in shown
+    assert "100%" not in shown
+
+
+def in_a_terminal(*arguments):
+    """What a verb writes into a terminal of 100 columns."""
+    process, terminal_ = pty.fork()
+    if process == 0:
+        environment = {**ENVIRONMENT, "COLUMNS": "100", "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, "-m", "unscanned", *map(str, arguments)], environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side has gone
+        while data := os.read(terminal_, 65536):
+            shown += data
+    os.close(terminal_)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    return shown.decode()
+
+
+def test_the_time_left_follows_the_pace_of_the_last_minutes():
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    assert pace(0, 100) == Now(0.0, "0%", "")
+    for second in range(1, 11):
+        now[0] = second
+        last = pace(second, 100)
+    assert last == Now(0.1, "10%", "2 min left")
+    now[0] = 10.1
+    assert pace(60, 100).left == ""  # what was there already says nothing about the pace
+    for second in range(11, 31):
+        now[0] = second
+        last = pace(60 + (second - 10) / 2, 100)
+    assert last == Now(0.7, "70%", "60 s left")
+    assert pace(100, 100).percent == "99%"
+    assert pace(0, 0) == Now(0.0, "0%", "")
+
+
+def test_an_interrupted_synthesis_counts_scans(tiny_run, tiny_dataset, tmp_path):
+    def stop():
+        return any((tmp_path / "out").rglob("sub-001*.nii.gz"))
+
+    scans = list_inputs([tiny_dataset], source="PD", target="T2")[0]
+    with pytest.raises(Interrupted, match=r"found 1 of 4 scans done\. "):
+        synthesize(load_model(tiny_run), scans, tmp_path / "out", progress=interruptible(None, stop, "out"))
+
+
+def test_files_with_odd_names_are_named_where_a_folder_is_synthesized(cli, own, tiny_run, tmp_path):
+    for name in ("notes_of_me.nii.gz", "copy.nii"):
+        shutil.copy(scan(own, 1), own / name)
+    done = cli("synthesize", tiny_run, own, "-o", tmp_path / "out")
+    assert done.returncode == 0
+    assert f"{own}: passed over copy.nii, notes_of_me.nii.gz: this file's name does not fit the layout" in done.stderr
+
+
+def test_a_spacing_that_both_scans_of_a_pair_have_is_told_once(cli, tmp_path):
+    for contrast in ("PD", "T2"):
+        rng = np.random.default_rng(len(contrast))
+        array = rng.uniform(0, 100, (24, 24, 24))
+        array[6:18, 6:18, 6:18] += 900
+        write_nifti(tmp_path / f"sub-1_{contrast}w.nii.gz", array + ord(contrast[0]), affine=np.diag([8.0, 8, 8, 1]))
+    assert cli("check", tmp_path).stdout.count("are unusual") == 1

@@ -137,7 +137,8 @@ def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterato
         volumes.append(volume)
         for warning in volume.warnings:
             yield Finding(pair.case, "warning", "header", warning, path)
-        yield from _check_spacing(pair.case, volume)
+        if not any(volume.spacing_mm == other.spacing_mm for other in volumes[:-1]):
+            yield from _check_spacing(pair.case, volume)
         content = Content(pair.subject, pair.case, scan, path, _digest(volume))
         if (first := _copied(content, seen)) is not None:
             message = f"the same voxels as {first.path}, the {first.scan} of {first.case}"

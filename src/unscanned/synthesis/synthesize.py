@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ import nibabel as nib
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
-from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words, listed
 from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
@@ -63,6 +64,9 @@ def list_inputs(
         (scan, case) in the order given, where the case is None for a single file, whose own name then counts; and the
         errors by dataset and case.
 
+    Warns:
+        UserWarning: Files of a dataset were passed over.
+
     Raises:
         DatasetError: A dataset cannot be read, or has no scan of the source contrast.
     """
@@ -73,6 +77,9 @@ def list_inputs(
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
             failures |= {str(error.where): error for error in found.refused.values()}
+            for why in dict.fromkeys(found.passed_over.values()):
+                names = listed([path.name for path, other in found.passed_over.items() if other == why])
+                warnings.warn(f"{entry}: passed over {names}: {why}", stacklevel=2)
         else:
             scans.append((entry, None))
     return scans, failures
@@ -148,9 +155,12 @@ def synthesize(
         for number, (scan, case) in enumerate(scans):
             path = output_path(out, scan, model.target, case)
             try:
-                report = within(progress, number, len(scans), partial("{}, {}".format, scan.name), unit=1000)
+                place = f"scan {number + 1} of {len(scans)}, {scan.name}"
+                report = within(progress, number, len(scans), partial("{}, {}".format, place), unit=1000)
                 made = _one(model, scan, path, how, overwrite, renew, force, report)
-            except (ResourceError, Interrupted):
+            except Interrupted as error:
+                raise error.but(found=f"{number} of {len(scans)} scans done") from error
+            except ResourceError:
                 raise
             except Exception as error:
                 result.failures[str(scan)] = of_one(error, where=scan)

@@ -35,9 +35,11 @@ def context_volumes(
     """
     made, kept = {}, set()
     cases = [*run.training, *run.validation]
+    part = f"context of stage {number + 1}"
+    progress = run.progress.get(part)
     for index, case in enumerate(cases):
-        if run.progress:
-            run.progress(index, len(cases), f"context of stage {number + 1}")
+        if progress:
+            progress(index, len(cases), f"{part}, {case.name}")
         maker = makers[case.name]
         path = folder / f"{case.name}_{_made_from(run, maker, case, volumes)}.npy"
         if not path.exists():
