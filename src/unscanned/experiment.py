@@ -20,7 +20,7 @@ from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import check_apart, claim, json_with, nothing
 from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.report.page import claim_report, write_report
-from unscanned.settings import Settings, decisive, resolve, to_dict
+from unscanned.settings import Settings, decisive, difference, resolve, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.effort import SCORED, run_costs, synthesis_cost
@@ -226,9 +226,13 @@ def _shared(settings: Mapping[str, Settings]) -> Settings:
             if getattr(other, table) != getattr(first, table):
                 raise SettingsError(
                     "the arms differ in what they are compared on",
-                    where=f"{arm}: {table}",
-                    found=getattr(other, table),
-                    expected=getattr(first, table),
+                    where=arm,
+                    found=difference(
+                        {table: to_dict(getattr(first, table))},
+                        {table: to_dict(getattr(other, table))},
+                        second="here",
+                    ),
+                    expected="the same in all arms",
                     do="Give these settings once, for all arms.",
                 )
     return first

@@ -391,8 +391,11 @@ def decisive(settings: Settings) -> dict[str, dict[str, Any]]:
     return {table: values for table, values in kept.items() if values}
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return in words where two identities differ; empty where they do not. A setting left out is at its default."""
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: str = "now") -> str:
+    """Return in words where two identities differ; empty where they do not. A setting left out is at its default.
+
+    `second` is what the words call the second.
+    """
     told = []
     for table in dict.fromkeys([*found, *wanted]):
         one, other = found.get(table, {}), wanted.get(table, {})
@@ -400,7 +403,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             default = _defaults(table).get(key)
             before, now = one.get(key, default), other.get(key, default)
             if before != now:
-                told.append(f"{table}.{key} = {_shown(before)}, now {_shown(now)}")
+                told.append(f"{table}.{key} = {_shown(before)}, {second} {_shown(now)}")
     return "; ".join(told)
 
 

@@ -124,7 +124,7 @@ def check_network(network: nn.Module) -> GeneratorBase:
         raise SettingsError(
             "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
             where="synthesis.mode",
-            found="volume",
+            found=f"volume with {type(generator).__name__}",
             expected="patches",
         )
     return generator
