@@ -22,7 +22,7 @@ def write(tmp_path, text):
     return path
 
 
-def test_the_presets_are_the_arms_of_the_report_the_strong_baseline_and_the_demo():
+def test_the_presets_are_the_arms_of_the_reference_the_strong_baseline_and_the_demo():
     assert preset_names() == ["adv", "adv-gdl", "demo", "resgan", "resgan-acm", "unet"]
 
 
@@ -30,7 +30,7 @@ def test_the_presets_differ_in_nothing_but_what_their_arm_is_about():
     adv, gdl, resgan, acm = map(resolve, ("adv", "adv-gdl", "resgan", "resgan-acm"))
     assert difference(decisive(adv), decisive(gdl)) == "loss.gdl = 0.0, now 1.0"
     assert (adv.training.epochs, gdl.training.epochs, resgan.training.epochs) == (42, 80, 42)
-    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = False, now True"
+    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = false, now true"
     assert difference(decisive(resgan), decisive(acm)) == "context.stages = 1, now 2"
 
 
@@ -90,11 +90,18 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "mode": "patches",
             "crop": "auto",
             "stride": 8,
+            "clip": "minimum",
             "batch": None,
             "memory_mib": None,
             "precision": "float32",
         },
     }
+
+
+def test_every_preset_clips_and_what_an_older_version_wrote_does_not():
+    assert {resolve(name).synthesis.clip for name in preset_names()} == {"minimum"}
+    assert read_settings({"synthesis": {"stride": 8}}, where="model.json").synthesis.clip == "none"
+    assert "synthesis" not in decisive(resolve("resgan"))  # a run that was begun before goes on
 
 
 def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path):

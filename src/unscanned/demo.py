@@ -10,11 +10,14 @@ from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
 from unscanned.experiment import claim_folder, reproduce
 from unscanned.outputs import claim, nothing
-from unscanned.progress import Progress
+from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
 
 __all__ = ["Demo", "demo"]
+
+_COSTS = (1, 12)
+"Of the simulation and of the experiment, on two cores."
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,19 @@ def demo(
     if not (out / "dataset").exists():
         for name in ("split.json", "arms", "prepared", "evaluation"):
             claim(out / name, nothing, "an earlier demo, or nothing", do="Choose a folder of its own.")
-    dataset = simulate(out / "dataset", subjects=subjects, seed=seed, progress=progress)
+    simulation, experiment = shares(progress, _COSTS)
+    dataset = simulate(
+        out / "dataset",
+        subjects=subjects,
+        seed=seed,
+        progress=interruptible(labelled(simulation, "simulation, "), should_stop, out),
+    )
     result = reproduce(
         dataset,
         out,
         arms=["demo"],
         overrides={"training": {"seed": seed}, "split": {"test": test, "seed": seed}},
-        progress=progress,
+        progress=experiment,
         should_stop=should_stop,
     )
     return Demo(result.evaluation, sorted((out / "synthetic").rglob("*_desc-synthetic_*.nii.gz")), result.report)

@@ -1,10 +1,11 @@
 """How long work tells how far it is: the library calls, the command line draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from unscanned.errors import Interrupted
 
-__all__ = ["Progress", "interruptible", "labelled", "within"]
+__all__ = ["Progress", "interruptible", "labelled", "shares", "within"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, label)."""
@@ -16,8 +17,8 @@ def interruptible(progress: Progress | None, should_stop: Callable[[], bool], wh
     For work that can be taken up again: what is finished stays on disk.
 
     Args:
-        progress: Called with what the work reports, if given.
-        should_stop: Asked at each report.
+        progress: Called with what the work tells, if given.
+        should_stop: Asked each time.
         where: Folder or file that the work is for, for the message.
 
     Returns:
@@ -40,6 +41,26 @@ def labelled(progress: Progress | None, prefix: str) -> Progress | None:
     if progress is None or not prefix:
         return progress
     return lambda done, total, label: progress(done, total, prefix + label)
+
+
+_WHOLE = 1_000_000
+
+
+def shares(progress: Progress | None, costs: Sequence[float]) -> list[Progress | None]:
+    """Return a progress function for each part of a work; each moves the whole on by its share of the cost.
+
+    Args:
+        progress: Of the whole work, which then counts in millionths.
+        costs: Of the parts in order, in any unit.
+    """
+    if progress is None:
+        return [None for _ in costs]
+    ends = [_WHOLE * end / (sum(costs) or 1) for end in accumulate(costs)]
+
+    def part(start: float, end: float) -> Progress:
+        return lambda done, total, label: progress(int(start + (end - start) * done / (total or 1)), _WHOLE, label)
+
+    return [part(start, end) for start, end in zip([0.0, *ends], ends, strict=False)]
 
 
 def within(

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from unscanned.errors import SettingsError, UnscannedError
+from unscanned.errors import SettingsError, UnscannedError, quoted
 from unscanned.files import read_text
 from unscanned.schema import Schema, near, read
 
@@ -107,7 +107,7 @@ class Generator(Schema):
     """The network that makes the target."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.generators."
+    "Architecture: nie (the reference's), small or unet, or another that unscanned.models.generators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     residual: bool = False
@@ -126,7 +126,7 @@ class Discriminator(Schema):
     """The network that tells acquired from synthetic."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.discriminators."
+    "Architecture: nie (the reference's) or small, or another that unscanned.models.discriminators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     slope: float = Field(0.2, ge=0, le=1e3)
@@ -215,6 +215,8 @@ class Synthesis(Schema):
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)
     "Voxels between neighbouring patches along each axis, in mode patches."
+    clip: Literal["none", "minimum"] = Field("none", json_schema_extra=INDIFFERENT)
+    "minimum raises voxels below the smallest of the training targets to it (to 0 where the model does not know it)."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)
@@ -389,8 +391,11 @@ def decisive(settings: Settings) -> dict[str, dict[str, Any]]:
     return {table: values for table, values in kept.items() if values}
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return in words where two identities differ; empty where they do not. A setting left out is at its default."""
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: str = "now") -> str:
+    """Return in words where two identities differ; empty where they do not. A setting left out is at its default.
+
+    `second` is what the words call the second.
+    """
     told = []
     for table in dict.fromkeys([*found, *wanted]):
         one, other = found.get(table, {}), wanted.get(table, {})
@@ -398,7 +403,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             default = _defaults(table).get(key)
             before, now = one.get(key, default), other.get(key, default)
             if before != now:
-                told.append(f"{table}.{key} = {before!r}, now {now!r}")
+                told.append(f"{table}.{key} = {_shown(before)}, {second} {_shown(now)}")
     return "; ".join(told)
 
 
@@ -425,6 +430,10 @@ def _toml_table(name: str, values: Mapping[str, Any]) -> list[str]:
     lines = [f"# {key} is unset" if value is None else f"{key} = {_toml(value)}" for key, value in plain.items()]
     tables = [line for key, value in inner.items() if value for line in _toml_table(f"{name}.{key}", value)]
     return [f"\n[{name}]", *lines, *tables]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else quoted(value)
 
 
 def _toml(value: Any) -> str:

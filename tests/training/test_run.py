@@ -247,7 +247,7 @@ def test_a_damaged_file_of_the_run_is_refused_by_its_name(
     [
         ({"training": {"batch": 3}}, r"training\.batch = 2, now 3"),
         ({"loss": {"gdl": 0.0}}, r"loss\.gdl = 1\.0, now 0\.0"),
-        ({"generator": {"residual": False}}, r"generator\.residual = True, now False"),
+        ({"generator": {"residual": False}}, r"generator\.residual = true, now false"),
         ({"synthesis": {"mode": "volume"}}, r"synthesis\.mode = 'patches', now 'volume'"),
         ({"split": {"seed": 5}}, "other subjects"),
     ],

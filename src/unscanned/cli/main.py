@@ -16,6 +16,7 @@ from types import FrameType
 from cyclopts import CycloptsError
 
 from unscanned.cli.terminal import complain, complain_of, complain_of_thread
+from unscanned.cli.usage import refusal
 from unscanned.cli.verbs import app
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError
 from unscanned.machine.crash import as_bug
@@ -53,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     try:
-        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        complain(str(refusal(error)))
         return 2
     except UnscannedError as error:
         complain(str(error))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, listed
+from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, in_words, listed
 from unscanned.files import write_json
 from unscanned.settings import Settings, to_toml
 
@@ -63,7 +63,7 @@ def complain_of_thread(failed: threading.ExceptHookArgs) -> None:
     TensorBoard writes in a thread of its own, and a log is never fatal.
     """
     if isinstance(failed.exc_value, OSError):
-        complain(f"warning: {failed.exc_value}")
+        complain(f"warning: {in_words(failed.exc_value)}")
     else:
         threading.__excepthook__(failed)
 

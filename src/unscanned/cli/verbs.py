@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsPanel, Parameter
+from cyclopts import App, Group, Parameter
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.settings import HowOptions, Options, WorkloadOptions
+from unscanned.cli.settings import HowOptions, Options, PrepareOptions, WorkloadOptions, in_help
 from unscanned.datasets.split import read_split
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, claim, json_with
 from unscanned.progress import interruptible
 from unscanned.schema import read
-from unscanned.settings import Layout, preset_names
+from unscanned.settings import Layout, Settings, preset_names
 
 __all__ = ["app"]
 
@@ -28,8 +28,8 @@ app = App(
     "`synthesize`, `evaluate`, `report`. Not for clinical use.",
     version=lambda: version(),
     help_format="markdown",
-    error_formatter=lambda error: CycloptsPanel(terminal.in_a_line(str(error))),
     suppress_keyboard_interrupt=False,  # main() has a message for it
+    default_parameter=Parameter(show_default=in_help, negative_iterable=()),
 )
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
@@ -38,11 +38,26 @@ Preset = Annotated[
     str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
 ]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
-Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
-How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
+_SETTINGS = Group(
+    "Settings",
+    help=f"What is not given is as in the preset. Shown are the values of {Settings().preset}, then those of other "
+    "presets where they differ.",
+)
+_SYNTHESIS = Group("Synthesis", help="What is not given is as the model has it.")
+Given = Annotated[Options | None, Parameter(name="*", group=_SETTINGS)]
+GivenToPrepare = Annotated[PrepareOptions | None, Parameter(name="*", group=_SETTINGS)]
+Source = Annotated[str, Parameter(name=["--source", "--data.source"])]
+Target = Annotated[str, Parameter(name=["--target", "--data.target"])]
+InLayout = Annotated[Layout, Parameter(name=["--layout", "--data.layout"])]
+Resample = Annotated[bool, Parameter(name=["--resample", "--prepare.resample"], negative="")]
+How = Annotated[HowOptions | None, Parameter(name="*", group=_SYNTHESIS)]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
 DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings and stop.")]
-Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Arms = Annotated[
+    tuple[str, ...],
+    Parameter(consume_multiple=True, help=f"Presets to compare, of {', '.join(preset_names())}."),
+]
 
 
 @app.command
@@ -160,10 +175,10 @@ def simulate(
 def check(
     dataset: Path,
     *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    resample: Annotated[bool, Parameter(negative="")] = False,
+    source: Source = "PD",
+    target: Target = "T2",
+    layout: InLayout = "auto",
+    resample: Resample = False,
     json: Json = None,
 ) -> None:
     """Read every pair of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
@@ -235,7 +250,7 @@ def prepare(
     out: Out,
     preset: Preset = "resgan",
     settings: File = None,
-    given: Given = None,
+    given: GivenToPrepare = None,
     dry_run: DryRun = False,
 ) -> None:
     """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
@@ -409,7 +424,7 @@ def verify(
 @app.command
 def dicom(
     volume: Path,
-    source: Path,
+    series_folder: Path,
     *,
     out: Out,
     scan: Path | None = None,
@@ -428,7 +443,7 @@ def dicom(
     ----------
     volume
         A synthetic volume with its sidecar beside it.
-    source
+    series_folder
         Folder of the DICOM files that the source scan was converted from. The series is found by its grid and voxels.
     out
         New folder for the series.
@@ -443,7 +458,7 @@ def dicom(
     """
     from unscanned.synthesis.derived_series import write_dicom
 
-    written = write_dicom(volume, source, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
+    written = write_dicom(volume, series_folder, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
     terminal.say(f"{len(written)} slices are in {out}")
 
 
@@ -452,11 +467,11 @@ def evaluate(
     dataset: Path,
     *synthetic: str,
     out: Out,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
+    source: Source = "PD",
+    target: Target = "T2",
+    layout: InLayout = "auto",
     split: Path | None = None,
-    resample: Annotated[bool, Parameter(negative="")] = False,
+    resample: Resample = False,
     json: Json = None,
 ) -> None:
     """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
@@ -541,7 +556,7 @@ def reproduce(
     dataset: Path,
     *,
     out: Out,
-    arms: Subset = ("adv", "adv-gdl", "resgan", "resgan-acm"),
+    arms: Arms = ("adv", "adv-gdl", "resgan", "resgan-acm"),
     settings: File = None,
     given: Given = None,
     json: Json = None,
@@ -559,8 +574,6 @@ def reproduce(
         As for check.
     out
         Folder for arms, synthetic volumes, scores and report.html.
-    arms
-        Presets to compare.
     json
         Also write the scores to this file.
     """

@@ -1,4 +1,4 @@
-"""What is wrong or odd in a dataset: every pair is read, and what is found is reported, case by case."""
+"""What is wrong or odd in a dataset: every pair is read, and what is found is told, case by case."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterato
         volumes.append(volume)
         for warning in volume.warnings:
             yield Finding(pair.case, "warning", "header", warning, path)
-        yield from _check_spacing(pair.case, volume)
+        if not any(volume.spacing_mm == other.spacing_mm for other in volumes[:-1]):
+            yield from _check_spacing(pair.case, volume)
         content = Content(pair.subject, pair.case, scan, path, _digest(volume))
         if (first := _copied(content, seen)) is not None:
             message = f"the same voxels as {first.path}, the {first.scan} of {first.case}"

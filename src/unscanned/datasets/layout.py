@@ -7,22 +7,25 @@ import io
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unscanned.errors import DatasetError, listed
-from unscanned.files import read_text
+from unscanned.files import read_text, short_digest
 from unscanned.settings import Layout
 
 __all__ = [
     "Inventory",
     "Layout",
     "Scan",
+    "bids_label",
     "bids_suffix",
     "case_of_folder",
     "contrast_key",
+    "has_bids_suffix",
     "identify",
     "sidecar_path",
     "stem",
@@ -39,6 +42,10 @@ _NAMES = {
 _LABEL = re.compile(r"[^\W_]{1,100}")
 _SUFFIXES = (".nii", ".nii.gz")
 _SYNTHETIC = "_desc-synthetic"
+_BIDS_SUFFIXES = (
+    *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "UNIT1", "angio"),
+    *("T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "MTRmap", "MTsat", "M0map", "S0map"),
+)
 _NOT_RAW = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
 
 
@@ -97,14 +104,32 @@ def contrast_key(name: str) -> str:
 
 
 def bids_suffix(name: str) -> str:
-    """Return the BIDS suffix of a contrast: "T2w" for "T2", "FLAIR" as it is.
+    """Return the BIDS suffix of a contrast: "T2w" for "T2"; a name that BIDS does not have stays as it is.
 
     Example:
-        >>> bids_suffix("PD"), bids_suffix("T1w"), bids_suffix("FLAIR")
-        ('PDw', 'T1w', 'FLAIR')
+        >>> bids_suffix("PD"), bids_suffix("T1w"), bids_suffix("flair"), bids_suffix("STIR")
+        ('PDw', 'T1w', 'FLAIR', 'STIR')
     """
-    key = contrast_key(name)
-    return f"{key.upper()}w" if key in ("pd", "t1", "t2") else name.strip()
+    return _SUFFIX_OF.get(contrast_key(name), name.strip())
+
+
+def has_bids_suffix(name: str) -> bool:
+    """Return whether BIDS has a suffix for a contrast."""
+    return contrast_key(name) in _SUFFIX_OF
+
+
+def bids_label(name: str) -> str:
+    """Return what a BIDS label can hold of a name: its ASCII letters and digits; a digest where it has none.
+
+    Example:
+        >>> bids_label("patient_7 T1"), bids_label("Müller")
+        ('patient7T1', 'Muller')
+    """
+    plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore").decode()
+    return re.sub("[^0-9a-zA-Z]", "", plain) or short_digest({"name": name})
+
+
+_SUFFIX_OF = {contrast_key(suffix): suffix for suffix in _BIDS_SUFFIXES}
 
 
 def identify(path: str | Path) -> Scan | None:

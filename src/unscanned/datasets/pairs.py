@@ -66,11 +66,13 @@ class Selection:
         refused: The error of each case that has several files of one contrast to choose from or a folder that cannot
             be read, and of each such folder that is no subject's.
         incomplete: What each case lacks that has not both contrasts, such as "no T2 scan".
+        passed_over: Why each file or link that is no scan of any case was left alone.
     """
 
     pairs: list[Pair]
     refused: dict[str, DatasetError]
     incomplete: dict[str, str]
+    passed_over: dict[Path, str]
 
 
 def find_pairs(
@@ -116,7 +118,8 @@ def select_pairs(
             if finding.fault in ("ambiguous", "unreadable")
         }
         incomplete = {finding.case: finding.message for finding in findings if finding.fault == "missing-partner"}
-        return Selection(pairs, refused, incomplete)
+        passed_over = {f.path: f.message for f in findings if f.fault == "name" and f.path is not None}
+        return Selection(pairs, refused, incomplete, passed_over)
     first = f", the first: {findings[0].case}: {findings[0].message}" if findings else ""
     raise DatasetError(
         f"no pair of {source} and {target} was found" if require_target else f"no {source} scan was found",

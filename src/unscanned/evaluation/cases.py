@@ -99,7 +99,7 @@ def read_intensity(path: Path) -> Intensity | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
+        raise DatasetError("the sidecar cannot be used", where=sidecar, found=error) from error
     if not isinstance(content, dict) or "Intensity" not in content:
         return None
     return read(Intensity, content["Intensity"], where=f"{sidecar}: Intensity", noun="key", error=DatasetError)

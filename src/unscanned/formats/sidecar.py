@@ -75,6 +75,8 @@ class Intensity(Schema):
     mean: float
     "Of the training targets in unit scale."
     std: float = Field(gt=0)
+    minimum: float | None = None
+    "Smallest voxel of the training targets in unit scale; None where the model does not say."
     percentile: float | None = Field(None, gt=0, le=100)
     "Inside the head, of the training targets, that became 1; None where the sidecar does not say."
     source_scale: float | None = None
@@ -91,6 +93,8 @@ class SynthesisFacts(Schema):
     "Older volumes were not cropped."
     stride: int | None = None
     "In mode patches."
+    clip: Literal["none", "minimum"] = "none"
+    "Older volumes were not clipped."
     precision: Precision
 
 

@@ -105,6 +105,8 @@ class Model:
         As in training, no more than the model's grid around the head is mapped, and the rest is 0; where the head does
         not fit into it, the whole scan is mapped, so that nothing of the head is left out (`crop`). Intensities come
         out on the median scale of the training targets, since the scale of a target that was never scanned is unknown.
+        A network may go below what a scanner measures: `clip` says whether such voxels become the smallest value of the
+        training targets, which is 0 in magnitude images.
 
         Where memory is short, fewer patches are mapped at a time, and at last on the CPU: the same function, which the
         warnings of the result then tell.
@@ -153,6 +155,8 @@ class Model:
                 self.to(device)
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
+        if how.clip == "minimum":
+            array = np.maximum(array, np.float32((target.minimum or 0.0) * target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ class TrainingRun:
         validation: Cases to choose the epoch with.
         normalization: Intensity constants of all training cases, those that a fold leaves out included.
         device: Where the networks are.
-        progress: Called with (done, total, label).
+        progress: For each part of the run by its name, as `run_costs` has them, called with (done, total, label).
         should_stop: Asked after each step.
     """
 
@@ -37,5 +37,5 @@ class TrainingRun:
     validation: Sequence[Case]
     normalization: Normalization
     device: torch.device
-    progress: Progress | None = None
+    progress: Mapping[str, Progress | None] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False

@@ -95,6 +95,8 @@ def train_stage(
     while True:
         epoch_start = state.step - state.step % steps_per_epoch
         if state.step == epoch_start > record.validated:
+            if progress:
+                progress(state.step, total, f"epoch {epoch_start // steps_per_epoch} of {settings.epochs}, validation")
             try:
                 _validate(state, epoch_start // steps_per_epoch, validate, log)
             except Interrupted as error:
@@ -141,7 +143,7 @@ def train_stage(
         epoch = -(-state.step // steps_per_epoch)
         log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
-            progress(state.step, total, f"epoch {epoch}/{settings.epochs}, L1 {losses['l1']:.3f}")
+            progress(state.step, total, f"epoch {epoch} of {settings.epochs}, L1 {losses['l1']:.3f}")
         stop = should_stop()
         if stop or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
             state.save(keep=state.step - state.step % steps_per_epoch)

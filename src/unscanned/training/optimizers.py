@@ -1,4 +1,4 @@
-"""Optimizers by name. The report names none; Adam is its author's earlier choice."""
+"""Optimizers by name. The reference names none; Adam is its author's earlier choice."""
 
 from __future__ import annotations
 

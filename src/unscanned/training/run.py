@@ -22,10 +22,11 @@ from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
 from unscanned.outputs import check_apart
-from unscanned.progress import Progress, interruptible
+from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.settings import Settings, check, resolve, to_dict
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
+from unscanned.training.effort import run_costs
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
@@ -130,12 +131,15 @@ def train(
         split = split_subjects(found.pairs, **to_dict(settings.split))
         claim_settings(folder, settings)
         claim_split(folder, split)
+        counts = [sum(pair.subject in split[part] for pair in found.pairs) for part in ("train", "validation")]
+        costs = run_costs(settings, *counts, has_first_stage=first_stage is not None)
+        parts = dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
         used = [pair for pair in found.pairs if pair.subject in {*split["train"], *split["validation"]}]
         prepared, refused = prepare(
             used,
             cache or folder / "prepared",
             settings.prepare,
-            progress=interruptible(progress, should_stop, folder),
+            progress=interruptible(labelled(parts["prepare"], "prepare: "), should_stop, folder),
         )
         failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
@@ -154,7 +158,7 @@ def train(
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
         constants = normalization(training, percentile=settings.prepare.percentile)
-        run = TrainingRun(folder, settings, training, validation, constants, device, progress, should_stop)
+        run = TrainingRun(folder, settings, training, validation, constants, device, parts, should_stop)
         chain = Chain(run)
         try:
             chain.train(first_stage)

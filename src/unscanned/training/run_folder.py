@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unscanned.contrast.check import ContrastProfile
-from unscanned.errors import CheckpointError, UnscannedError
+from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
@@ -71,7 +71,7 @@ def claim_split(folder: Path, split: dict[str, list[str]]) -> None:
             raise CheckpointError(
                 "the folder holds a run on other subjects",
                 where=folder,
-                found="; ".join(f"{part}: {found.get(part)}, now {split[part]}" for part in other),
+                found="; ".join(f"{part}: {quoted(found.get(part))}, now {quoted(split[part])}" for part in other),
                 do=f"Choose another folder, or set split.file to {path}.",
             )
     write_json(path, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import nn
 from unscanned.errors import TrainingError
 from unscanned.losses import CRITERIA, TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
-from unscanned.progress import labelled
+from unscanned.progress import Progress
 from unscanned.settings import Settings, decisive, to_dict
 from unscanned.synthesis.context import PatchChain
 from unscanned.training import optimizers
@@ -54,7 +53,7 @@ class Stage:
         seed: Of the weights, the batches and the steps.
         volumes: What the stage before made of each case, by name, (i, j, k) z-scores; empty where there is none.
         earlier: The generators before this one, where its context is their output on the same patch.
-        label: What progress shows in front.
+        progress: Called with (steps done, all steps, label).
     """
 
     number: int
@@ -63,7 +62,7 @@ class Stage:
     seed: int
     volumes: Mapping[str, np.ndarray] = field(default_factory=dict)
     earlier: Sequence[nn.Module] = ()
-    label: str = ""
+    progress: Progress | None = None
 
     @cached_property
     def previous(self) -> PatchChain | None:
@@ -95,7 +94,7 @@ class Stage:
                 settings,
                 device=run.device,
                 identity=identity,
-                progress=labelled(run.progress, self.label),
+                progress=self.progress,
                 should_stop=run.should_stop,
             )
         except TrainingError as error:
@@ -116,7 +115,7 @@ class Stage:
             "training subjects": {"cases": [case.name for case in self.cases]},
             "validation subjects": {"cases": [case.name for case in run.validation]},
             "scans of": {case.name: _hashes(case) for case in all_cases},
-            "intensities": dataclasses.asdict(run.normalization),
+            "intensities": run.normalization.of_z_scores(),
         }
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if self.volumes:

@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 
 from unscanned import files
-from unscanned.errors import ResourceError, VolumeError
+from unscanned.errors import ResourceError, VolumeError, in_words
 from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
 from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
 from unscanned.volumes.orientation import orientation, ras_grid
@@ -187,9 +187,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     except VolumeError as error:
         raise error.at(path) from error.__cause__
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise VolumeError(
-            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {in_words(error)}", where=path, do="Check the path and its permissions."
         ) from error
     except zlib.error as error:
         raise VolumeError(
