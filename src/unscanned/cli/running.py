@@ -7,41 +7,12 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from unscanned.cli.terminal import complain, shown
+from unscanned.cli.terminal import complain
+from unscanned.display import bars as progress
 from unscanned.errors import Interrupted
 from unscanned.progress import Progress
 
 __all__ = ["Stop", "computing", "progress"]
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Progress]:
-    """Yield a progress function that draws a bar with the time left on standard error."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-        last: tuple[int, int] = (0, 0)
-
-        def show(done: int, total: int, label: str) -> None:
-            nonlocal last
-            if total != last[1] or done < last[0]:
-                bars.reset(task, total=total)
-            last = (done, total)
-            bars.update(task, completed=done, total=total, description=escape(shown(label)))
-
-        yield show
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
@@ -76,6 +77,7 @@ class Evaluation:
         return any(BUG in text for text in (*(row.reason for row in self.failures), *self.content.warnings))
 
 
+@draws_progress
 def evaluate(
     dataset: str | Path,
     synthetic: Mapping[str, str | Path],
@@ -88,7 +90,7 @@ def evaluate(
     training: Sequence[str] = (),
     percentile: float | None = None,
     resample: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Evaluation:
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
 
@@ -107,7 +109,7 @@ def evaluate(
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
-        progress: Called with (done, total, case).
+        progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in

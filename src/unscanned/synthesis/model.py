@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, check_precision
 from unscanned.progress import Progress
@@ -92,12 +93,13 @@ class Model:
         check_precision(how.precision, self.device, convolution=self.settings.generator.convolution)
         return how
 
+    @draws_progress
     def synthesize(
         self,
         volume: Volume,
         how: Synthesis | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Progress | None = AUTOMATIC,
         **changes: Any,
     ) -> Volume:
         """Make the target contrast of a scan, on the scan's own grid.
@@ -112,7 +114,8 @@ class Model:
         Args:
             volume: A scan of the source contrast.
             how: As `how` returned it; None takes the model's own settings with the changes.
-            progress: Called with (patches done, all patches, label).
+            progress: Called with (patches done, all patches, label). Without it a bar, in a terminal and in Jupyter;
+                None draws none.
             **changes: As for `how`, such as `stride=4`.
 
         Returns:
@@ -153,7 +156,7 @@ class Model:
                 self.to(device)
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
-        return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))
+        return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes), synthetic=True)
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
         """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""

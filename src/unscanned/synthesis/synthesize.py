@@ -15,6 +15,7 @@ import nibabel as nib
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.machine.crash import of_one
@@ -24,12 +25,9 @@ from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
-from unscanned.volumes.nifti import read_volume, write_volume
+from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
-
-_DESCRIPTION = "SYNTHETIC"
-"How the header of a synthetic volume describes it."
 
 
 @dataclass
@@ -93,6 +91,7 @@ def output_path(out: str | Path, scan: Path, target: str, case: str | None = Non
     return Path(out).joinpath(*case.split("_"), "anat", case + ending)
 
 
+@draws_progress
 def synthesize(
     model: Model,
     scans: Sequence[tuple[Path, str | None]],
@@ -101,7 +100,7 @@ def synthesize(
     overwrite: bool = False,
     renew: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     **changes: Any,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
@@ -116,7 +115,8 @@ def synthesize(
         overwrite: Make volumes again that are there already, and replace whatever has their names.
         renew: Replace the synthetic volumes of other models too.
         force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
-        progress: Called with (done, total, label), in thousandths of a scan.
+        progress: Called with (done, total, label), in thousandths of a scan. Without it a bar, in a terminal and in
+            Jupyter; None draws none.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
 
     Raises:
@@ -169,7 +169,7 @@ def _one(
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
-            content, synthetic.array, volume.affine, description=f"{_DESCRIPTION} {model.target} {NAME} {version()}"
+            content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
@@ -219,7 +219,7 @@ def _claim(path: Path, model: Model | None) -> None:
 
 def _says_synthetic(path: Path) -> bool:
     try:
-        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(_DESCRIPTION.encode()))
+        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(SYNTHETIC.encode()))
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return False
 

@@ -12,6 +12,7 @@ import torch
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
 from unscanned.files import lock, remove_partials
 from unscanned.machine.device import choose_device
@@ -80,6 +81,7 @@ def check_settings(settings: Settings) -> torch.device:
     return device
 
 
+@draws_progress
 def train(
     dataset: str | Path,
     folder: str | Path,
@@ -89,7 +91,7 @@ def train(
     file: str | Path | None = None,
     cache: str | Path | None = None,
     first_stage: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
     **overrides: dict[str, Any],
 ) -> Trained:
@@ -104,7 +106,7 @@ def train(
         file: TOML settings that override the preset.
         cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
         first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.
-        progress: Called with (done, total, label).
+        progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each step.
         **overrides: Tables of `Settings` that override both, such as `training={"epochs": 3}`.
 

@@ -1,0 +1,182 @@
+"""How text, long work and results show themselves to a person: in a terminal, and in a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from unscanned.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+__all__ = ["AUTOMATIC", "bars", "draws_progress", "html_table", "in_a_line", "shown"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NOTEBOOK_DELAY_S, _NOTEBOOK_PERIOD_S = 0.5, 0.2
+"A cell that is done sooner shows no bar; a bar is sent to the browser no more often."
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"Characters that steer a terminal or turn the direction of text, as they may stand in a file's name."
+
+
+def shown(text: str) -> str:
+    """Return a text with all that could steer a terminal as escapes.
+
+    Example:
+        >>> shown("sub-01\x1b[2J")
+        'sub-01\\\\x1b[2J'
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def in_a_line(text: str) -> str:
+    """Return a text that is shown in one line: line breaks, as they may stand in a file's name, are escapes too."""
+    return shown(text).replace("\n", "\\n")
+
+
+def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[object] = (), caption: str = "") -> str:
+    """Return a table for a notebook, whose look it takes.
+
+    Args:
+        rows: Cells, as text; the first of each row is its heading.
+        header: Headings of the columns, if they have any.
+        caption: What stands above.
+    """
+
+    def row(cells: Sequence[object], *tags: str) -> str:
+        texts = (html.escape(shown(str(cell))).replace("\n", "<br>") for cell in cells)
+        marked = ((tags[0] if number == 0 else tags[-1], text) for number, text in enumerate(texts))
+        return "<tr>" + "".join(f'<{tag} style="text-align: left">{text}</{tag}>' for tag, text in marked) + "</tr>"
+
+    parts = [f'<caption style="text-align: left">{html.escape(shown(caption))}</caption>'] if caption else []
+    parts += [f"<thead>{row(header, 'th')}</thead>"] if header else []
+    parts.append("<tbody>" + "".join(row(cells, "th", "td") for cells in rows) + "</tbody>")
+    return "<table>" + "\n".join(parts) + "</table>"
+
+
+class _Automatic:
+    """The progress function that stands for a bar; `draws_progress` puts one in its place."""
+
+    def __call__(self, done: int, total: int, label: str) -> None:
+        """Draw nothing: there is no bar yet."""
+
+    def __repr__(self) -> str:
+        return "AUTOMATIC"
+
+
+AUTOMATIC: Progress = _Automatic()
+"Default of `progress`: a bar where somebody looks on."
+
+
+def draws_progress(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function of the library draw a bar by itself, in a terminal and in Jupyter.
+
+    Elsewhere, as in a script whose messages go to a file, nothing is drawn.
+
+    Args:
+        function: Takes the keyword `progress`, `AUTOMATIC` by default. It gets the bar's progress function instead, and
+            None where nobody looks on. What a caller gives in its place, a function or None, it gets as it is; False
+            counts as None.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = kwargs.get("progress", AUTOMATIC)
+        automatic = given is AUTOMATIC or given is True
+        with _watched() if automatic else contextlib.nullcontext(given or None) as progress:
+            kwargs["progress"] = progress
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Progress]:
+    """Yield a progress function that draws a bar with the time left on standard error, where that is a terminal."""
+    with _bars() as drawn:
+        yield _reporting(drawn)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[Progress | None]:
+    """Yield what draws a bar where somebody looks on, and None elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        with _notebook_bars() as progress:
+            yield progress
+    elif console.is_interactive:
+        with bars() as progress:
+            yield progress
+    else:
+        yield None
+
+
+@contextlib.contextmanager
+def _notebook_bars() -> Iterator[Progress]:
+    """Yield a progress function that draws a bar below a notebook's cell, which goes when the work is done."""
+    from IPython.display import display
+
+    drawn = _bars()
+    report = _reporting(drawn)
+    handle: Any = None
+    due = time.monotonic() + _NOTEBOOK_DELAY_S
+
+    def show(done: int, total: int, label: str) -> None:
+        nonlocal handle, due
+        report(done, total, label)
+        if time.monotonic() < due:
+            return
+        if handle is None:
+            handle = display(drawn, display_id=True)
+        else:
+            handle.update(drawn)
+        due = time.monotonic() + _NOTEBOOK_PERIOD_S
+
+    try:
+        yield show
+    finally:
+        if handle is not None:
+            handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+def _bars() -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Bars(*columns, console=Console(stderr=True), transient=True)
+
+
+def _reporting(drawn: Bars) -> Progress:
+    """Return a progress function for one bar, which begins anew with each piece of work."""
+    from rich.markup import escape
+
+    task = drawn.add_task("", total=None)
+    last: tuple[int, int] = (0, 0)
+
+    def report(done: int, total: int, label: str) -> None:
+        nonlocal last
+        if total != last[1] or done < last[0]:
+            drawn.reset(task, total=total)
+        last = (done, total)
+        drawn.update(task, completed=done, total=total, description=escape(shown(label)))
+
+    return report
