@@ -16,7 +16,7 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
-from unscanned.display import AUTOMATIC, draws_progress
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
@@ -29,7 +29,7 @@ from unscanned.evaluation.cases import (
 )
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
-from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
@@ -53,9 +53,9 @@ Files = list[tuple[Pair, dict[str, Path | None]]]
 "The cases to score, with the file of each arm; None where it is missing."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """Scores of all arms, as they stand in the files of `folder`.
+    """Scores of all arms, as they stand in the files of `folder`. A notebook shows them as tables.
 
     Attributes:
         folder: Holds scores.csv, slices.csv and evaluation.json.
@@ -70,6 +70,16 @@ class Evaluation:
     scores: tuple[Score, ...]
     failures: tuple[Failure, ...]
     content: EvaluationRecord
+
+    def __repr__(self) -> str:
+        count = len({score.subject for score in self.scores})
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        scored = f"{', '.join(self.arms)}; {count} subject{'s' * (count != 1)}{failed}"
+        return in_a_line(f"Evaluation({scored}, {self.folder})")
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        return html_scores(self.content)
 
     @property
     def met_bug(self) -> bool:

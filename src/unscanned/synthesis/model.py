@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
-from unscanned.display import AUTOMATIC, draws_progress
+from unscanned.display import AUTOMATIC, draws_progress, html_table, in_a_line
 from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, check_precision
 from unscanned.progress import Progress
 from unscanned.schema import read
 from unscanned.settings import Settings, Synthesis
+from unscanned.synthesis.card import card
 from unscanned.synthesis.context import chain
 from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.whole_volume import check_network
@@ -29,9 +30,9 @@ from unscanned.volumes.nifti import Volume
 __all__ = ["Model"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A chain of trained generators that makes one contrast from another.
+    """A chain of trained generators that makes one contrast from another. A notebook shows its card.
 
     Attributes:
         generators: In evaluation mode, on one device.
@@ -52,6 +53,15 @@ class Model:
     path: Path | None = None
     profile: ContrastProfile | None = None
     weights_sha256: str = ""
+
+    def __repr__(self) -> str:
+        stages = f" x {len(self.generators)}" if len(self.generators) > 1 else ""
+        place = f", {in_a_line(str(self.path))}" if self.path else ""
+        return f"Model({self.source} -> {self.target}, {self.settings.generator.name}{stages}, {self.device}{place})"
+
+    def _repr_html_(self) -> str:
+        """Return the card that a notebook shows."""
+        return html_table(card(self), caption=f"Model {self.source} -> {self.target}")
 
     @property
     def source(self) -> str:

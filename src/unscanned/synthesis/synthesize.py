@@ -30,7 +30,7 @@ from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Synthesized:
     """What became of each input.
 
@@ -43,6 +43,9 @@ class Synthesized:
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failures: dict[str, UnscannedError] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Synthesized({len(self.written)} written, {len(self.skipped)} skipped, {len(self.failures)} failed)"
 
 
 def list_inputs(

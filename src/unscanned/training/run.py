@@ -37,7 +37,7 @@ _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """What a run made.
 
@@ -52,6 +52,11 @@ class Trained:
     stages: list[dict[str, Any]]
     failures: dict[str, UnscannedError]
     incomplete: dict[str, str]
+
+    def __repr__(self) -> str:
+        left_out = len(self.failures) + len(self.incomplete)
+        stages = f", {len(self.stages)} stages" if len(self.stages) > 1 else ""
+        return f"Trained({self.model}{stages}" + (f", {left_out} cases left out)" if left_out else ")")
 
 
 def check_settings(settings: Settings) -> torch.device:
