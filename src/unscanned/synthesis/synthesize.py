@@ -15,7 +15,7 @@ import nibabel as nib
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
-from unscanned.display import AUTOMATIC, draws_progress
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
 from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
 from unscanned.machine.crash import of_one
@@ -45,7 +45,9 @@ class Synthesized:
     failures: dict[str, UnscannedError] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Synthesized({len(self.written)} written, {len(self.skipped)} skipped, {len(self.failures)} failed)"
+        first = in_a_line(f", the first: {next(iter(self.failures.values()))}") if self.failures else ""
+        counts = f"{len(self.written)} written, {len(self.skipped)} skipped, {len(self.failures)} failed"
+        return f"Synthesized({counts}{first})"
 
 
 def list_inputs(
