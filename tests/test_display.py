@@ -133,3 +133,12 @@ def test_importing_the_package_imports_nothing_of_notebooks_and_pictures():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(ast.literal_eval(done.stdout))
     assert loaded.isdisjoint({"IPython", "matplotlib", "PIL", "rich", "torch", "numpy"})
+
+
+def test_a_warning_points_at_the_line_that_called_into_the_package(tiny_dataset, tiny_settings, tmp_path):
+    import unscanned
+
+    with pytest.warns(UserWarning, match="leaves out part of the head") as caught:
+        unscanned.train(tiny_dataset, tmp_path / "run", tiny_settings.change(prepare={"shape": (16, 16, 16)}))
+    [told] = [warning for warning in caught if "leaves out" in str(warning.message)]
+    assert told.filename == __file__

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import html
 import re
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -15,7 +17,7 @@ from unscanned.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-__all__ = ["AUTOMATIC", "bars", "draws_progress", "html_table", "in_a_line", "shown"]
+__all__ = ["AUTOMATIC", "bars", "draws_progress", "html_table", "in_a_line", "shown", "warn"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +42,14 @@ def shown(text: str) -> str:
 def in_a_line(text: str) -> str:
     """Return a text that is shown in one line: line breaks, as they may stand in a file's name, are escapes too."""
     return shown(text).replace("\n", "\\n")
+
+
+def warn(message: str) -> None:
+    """Warn as of the line that called into the package, which is the one that a reader of the warning can change."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("unscanned."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[object] = (), caption: str = "") -> str:

@@ -23,7 +23,7 @@ def test_the_card_says_what_the_run_says(tiny_run):
     assert "small, residual" in card["network"]
     assert f"{sum(weight.numel() for weight in model.generators[0].parameters()):,} weights" in card["network"]
     assert card["loss"] == "adversarial 0.5, l1 1, gdl 1 (sum over voxels)"
-    assert card["grid"] == "32 x 32 x 32 voxels of the size that the scan has"
+    assert card["grid"] == "32 x 32 x 32 voxels of the scan's own size"
     assert card["synthesis"] == "patches at stride 16"
     assert "not for diagnosis" in card["use"]
     assert "licence" in card["use"]

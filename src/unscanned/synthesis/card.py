@@ -63,7 +63,7 @@ def _loss(settings: Settings) -> str:
 def _training(settings: Settings) -> str:
     training = settings.training
     return (
-        f"{training.epochs} epochs, {training.batch} patches of {training.patch} voxels a step, "
+        f"{training.epochs} epochs, {training.batch} patches of {training.patch}³ voxels a step, "
         f"{training.optimizer}, learning rate {training.learning_rate:g}, seed {training.seed}"
     )
 
@@ -75,8 +75,9 @@ def _took(stage: Mapping[str, Any]) -> str:
 
 
 def _grid(settings: Settings) -> str:
-    shape, spacing_mm = " x ".join(map(str, settings.prepare.shape)), settings.prepare.spacing_mm
-    return f"{shape} voxels of {f'{spacing_mm:g} mm' if spacing_mm else 'the size that the scan has'}"
+    prepare = settings.prepare
+    size = "the scan's own size" if prepare.spacing_mm is None else f"{prepare.spacing_mm:g} mm"
+    return f"{' x '.join(map(str, prepare.shape))} voxels of {size}"
 
 
 def _synthesis(settings: Settings) -> str:
