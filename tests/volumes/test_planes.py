@@ -69,6 +69,15 @@ def test_a_volume_without_a_head_is_shown_too(array):
     assert grey(three_planes(array.astype(np.float32), np.eye(4), caption="empty")).ndim == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_voxels_that_are_not_finite_are_shown_as_air():
+    array = head_with_a_mark()
+    expected = three_planes(array, axial_affine(), caption="")
+    array[array == 0] = np.nan
+    array[0, 0, 0] = -np.inf
+    assert three_planes(array, axial_affine(), caption="") == expected
+
+
 def test_negative_voxels_are_not_all_black():
     array = head_with_a_mark() - 100
     picture = grey(three_planes(array, axial_affine(), caption=""))

@@ -61,13 +61,14 @@ def three_planes(array: np.ndarray, affine: np.ndarray, *, caption: str, synthet
     Black is 0 and white just below the brightest of the head; with negative voxels, black is below most of them.
 
     Args:
-        array: (i, j, k), any intensity scale, axes in any order.
+        array: (i, j, k), any intensity scale, axes in any order; voxels that are not finite are shown as 0.
         affine: (4, 4), voxel to world, mm, RAS+.
         caption: A line of text below the planes.
         synthetic: Whether every plane gets the stamp.
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    array = np.where(np.isfinite(array), array, 0)  # a ratio of two scans has such voxels in the air
     volume, head = to_ras(array, affine), to_ras(head_mask(array, affine), affine)
     field_mm = np.linalg.norm(ras_grid(array.shape, affine)[1][:3, :3], axis=0) * volume.shape
     scale = min(_HEIGHT / max(field_mm[1:]), _WIDEST / max(field_mm))
