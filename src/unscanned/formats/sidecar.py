@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_pascal
 from unscanned.formats.record import Record
 from unscanned.schema import Schema
 from unscanned.settings import Precision
-from unscanned.volumes.planes import STAMP
+from unscanned.volumes.nifti import STAMP
 
 __all__ = ["STAMP", "InputContrast", "Intensity", "ModelFacts", "Sidecar", "SourceScan", "SynthesisFacts", "Tool"]
 

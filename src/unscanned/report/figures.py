@@ -17,8 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.errors import DatasetError
+from unscanned.volumes.nifti import STAMP
 from unscanned.volumes.patches import cut
-from unscanned.volumes.planes import LETTERS, PLANES, STAMP, slice_image, stamp
+from unscanned.volumes.planes import LETTERS, PLANES, slice_image, stamp
 
 __all__ = ["Strip", "case_figure", "display_white", "patch_sheet", "patch_starts", "png", "strip"]
 

@@ -26,13 +26,13 @@ from unscanned.errors import ResourceError, VolumeError
 from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
 from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
 from unscanned.volumes.orientation import orientation, ras_grid
-from unscanned.volumes.planes import STAMP, three_planes
 
 __all__ = [
     "CONSTANT",
     "FOUR_D",
     "LIMIT_BYTES",
     "NONFINITE",
+    "STAMP",
     "SYNTHETIC",
     "Volume",
     "grid_difference",
@@ -42,6 +42,8 @@ __all__ = [
 
 LIMIT_BYTES = 512 * 2**20
 
+STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
+"What every synthetic volume, picture and page says of itself."
 SYNTHETIC = "SYNTHETIC"
 "How the header's description of a synthetic volume begins."
 
@@ -79,6 +81,8 @@ class Volume:
 
     def _repr_png_(self) -> bytes:
         """Return three planes as a notebook shows them."""
+        from unscanned.volumes.planes import three_planes  # with SciPy, which a reader does not need
+
         return three_planes(self.array, self.affine, caption=self._place, synthetic=self.synthetic)
 
     def save(self, path: str | Path) -> None:

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unscanned.volumes.intensity import head_mask
+from unscanned.volumes.nifti import STAMP
 from unscanned.volumes.orientation import ras_grid, to_ras
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["LETTERS", "PLANES", "STAMP", "slice_image", "stamp", "three_planes"]
-
-STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
-"What every synthetic volume, picture and page says of itself."
+__all__ = ["LETTERS", "PLANES", "slice_image", "stamp", "three_planes"]
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
