@@ -61,8 +61,8 @@ def test_a_bar_shows_by_itself_in_a_terminal_and_goes_when_the_work_is_done():
     written = in_terminal(WORK + "work()")
     assert r"sub-\x1b[2J7" in written
     assert "━" in written
-    assert "left" in written
-    assert "\x1b[2K" in written[written.rindex("left") :], "the line is not cleared"
+    assert "0:00:0" in written
+    assert "\x1b[2K" in written[written.rindex("━") :], "the line is not cleared"
 
 
 @pytest.mark.parametrize("off", ["None", "False"])
