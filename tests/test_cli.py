@@ -20,11 +20,10 @@ from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
 from unscanned.cli import terminal
-from unscanned.cli.running import Now, Pace
 from unscanned.errors import Interrupted
 from unscanned.models.discriminators import DISCRIMINATORS
 from unscanned.models.generators import GENERATORS
-from unscanned.progress import interruptible
+from unscanned.progress import Now, Pace, interruptible
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.log import read_log

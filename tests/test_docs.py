@@ -122,7 +122,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 def test_every_page_of_the_docs_is_linked_from_their_index_and_from_the_readme():
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    pages = {page.name for kind in ("*.md", "*.ipynb") for page in (ROOT / "docs").glob(kind)} - {"index.md"}
     for place in (ROOT / "docs" / "index.md", ROOT / "README.md"):
         linked = {Path(target.partition("#")[0]).name for target in _LINK.findall(place.read_text(encoding="utf-8"))}
         assert sorted(pages - linked) == [], place

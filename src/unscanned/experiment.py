@@ -11,6 +11,7 @@ from typing import Any
 
 from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, UnscannedError
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.evaluate import Evaluation, claim_evaluation, evaluate
@@ -50,6 +51,7 @@ class Reproduced:
     incomplete: dict[str, str]
 
 
+@draws_progress
 def reproduce(
     dataset: str | Path,
     out: str | Path,
@@ -58,7 +60,7 @@ def reproduce(
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     command: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Reproduced:
     """Train the arms on one split, synthesize and score the test subjects, and write the report.
@@ -73,7 +75,7 @@ def reproduce(
         file: TOML settings for all arms.
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
-        progress: Called with (done, total, label).
+        progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from unscanned.cli.terminal import complain, shown
+from unscanned.cli.terminal import complain
+from unscanned.display import bars
 from unscanned.errors import Interrupted
-from unscanned.progress import Progress
+from unscanned.progress import Pace, Progress
 
-if TYPE_CHECKING:
-    from rich.console import Console
+__all__ = ["Stop", "computing", "progress"]
 
-__all__ = ["Now", "Pace", "Stop", "computing", "progress"]
+LINE_EVERY_S = 60.0
+"Between two lines about progress where there is no terminal."
 
 
 @contextlib.contextmanager
@@ -29,38 +27,11 @@ def progress() -> Iterator[Progress]:
     """
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if console.is_interactive:
-        with _bar(console) as show:
+    if Console(stderr=True).is_interactive:
+        with bars() as show:
             yield show
     else:
         yield _lines()
-
-
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Progress]:
-    from rich.console import RenderableType
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Bar(Bars):
-        """A bar below the line that says what is being done, so that neither takes room from the other."""
-
-        def get_renderables(self) -> Iterator[RenderableType]:
-            for task in self.tasks:
-                yield Text(task.description, no_wrap=True, overflow="ellipsis")
-            yield self.make_tasks_table(self.tasks)
-
-    columns = (BarColumn(), TextColumn("{task.fields[share]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
-    with Bar(*columns, console=console, transient=True) as bar:
-        task, pace = bar.add_task("", total=None, share="", left=""), Pace()
-
-        def show(done: int, total: int, label: str) -> None:
-            now = pace(done, total)
-            bar.update(task, completed=now.share, total=1, description=shown(label), share=now.percent, left=now.left)
-
-        yield show
 
 
 def _lines() -> Progress:
@@ -75,73 +46,6 @@ def _lines() -> Progress:
             complain(f"{label}: " + ", ".join(filter(None, (now.percent, now.left))))
 
     return show
-
-
-@dataclass(frozen=True)
-class Now:
-    """How far a work is.
-
-    Attributes:
-        share: Of the whole, from 0 to 1; below 1 while the work goes on.
-        percent: The same in words.
-        left: The time left in words; empty where nothing is known of it.
-    """
-
-    share: float
-    percent: str
-    left: str
-
-
-class Pace:
-    """Tells the time left from how fast the last minutes went.
-
-    Args:
-        clock: Seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seen: deque[tuple[float, float]] = deque()
-
-    def __call__(self, done: int, total: int) -> Now:
-        """Return how far the work is.
-
-        Args:
-            done: Of `total`; less than before where another work begins.
-            total: All.
-        """
-        share, now = min(done / total if total else 0.0, 0.99), self._clock()
-        if self._seen:
-            at, before = self._seen[-1]
-            if share < before or (share - before > _LEAP and now - at < 1):
-                self._seen.clear()  # another work, or one that was there already: neither tells how fast this one is
-        if not self._seen or now - self._seen[-1][0] >= 0.5:
-            self._seen.append((now, share))
-        while now - self._seen[0][0] > _WINDOW_S and len(self._seen) > 2:
-            self._seen.popleft()
-        began, first = self._seen[0]
-        left = ""
-        if now - began >= _LEAST_S and share > first:
-            left = _in_words((1 - share) * (now - began) / (share - first)) + " left"
-        return Now(share, f"{share:.0%}", left)
-
-
-LINE_EVERY_S = 60.0
-_WINDOW_S = 300.0
-_LEAST_S = 3.0
-_LEAP = 0.02
-
-
-def _in_words(seconds: float) -> str:
-    """Return a time to two digits or so, such as "2 h 10 min"."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 @contextlib.contextmanager

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unscanned.display import in_a_line, shown
 from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, in_words, listed
 from unscanned.files import write_json
 from unscanned.settings import Settings, to_toml
 
 _SHOWN = 10
 "Cases that a line names before it only counts them."
-
-
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"Characters that steer a terminal or turn the direction of text, as they may stand in a file's name."
-
-
-def shown(text: str) -> str:
-    """Return a text with all that could steer a terminal as escapes.
-
-    Example:
-        >>> shown("sub-01\x1b[2J")
-        'sub-01\\\\x1b[2J'
-    """
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def in_a_line(text: str) -> str:
-    """Return a text that is shown in one line: line breaks, as they may stand in a file's name, are escapes too."""
-    return shown(text).replace("\n", "\\n")
 
 
 def say(text: str) -> None:

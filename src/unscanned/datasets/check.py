@@ -14,6 +14,7 @@ import numpy as np
 from unscanned.datasets.aligned import align
 from unscanned.datasets.layout import Layout
 from unscanned.datasets.pairs import Finding, Pair, survey
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, VolumeError
 from unscanned.files import sha256
 from unscanned.machine.crash import of_one
@@ -47,6 +48,7 @@ class Content:
     sha256: str
 
 
+@draws_progress
 def check_dataset(
     root: str | Path,
     *,
@@ -54,7 +56,7 @@ def check_dataset(
     target: str,
     layout: Layout = "auto",
     resample: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> list[Finding]:
     """Read every pair of a dataset and return all that is wrong or odd, sorted by case.
 
@@ -65,7 +67,8 @@ def check_dataset(
         layout: As for `find_pairs`.
         resample: Whether the target will be resampled onto the source's grid; a target on another grid is then only a
             warning.
-        progress: Called with (cases done, cases in all, case).
+        progress: Called with (cases done, cases in all, case). Without it a bar, in a terminal and in Jupyter; None
+            draws none.
 
     Returns:
         The findings; an empty list for a dataset without fault. A case with an error cannot be used.

@@ -16,6 +16,7 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
@@ -28,7 +29,7 @@ from unscanned.evaluation.cases import (
 )
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
-from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
@@ -52,9 +53,9 @@ Files = list[tuple[Pair, dict[str, Path | None]]]
 "The cases to score, with the file of each arm; None where it is missing."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """Scores of all arms, as they stand in the files of `folder`.
+    """Scores of all arms, as they stand in the files of `folder`. A notebook shows them as tables.
 
     Attributes:
         folder: Holds scores.csv, slices.csv and evaluation.json.
@@ -70,12 +71,23 @@ class Evaluation:
     failures: tuple[Failure, ...]
     content: EvaluationRecord
 
+    def __repr__(self) -> str:
+        count = len({score.subject for score in self.scores})
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        scored = f"{', '.join(self.arms)}; {count} subject{'s' * (count != 1)}{failed}"
+        return in_a_line(f"Evaluation({scored}, {self.folder})")
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        return html_scores(self.content)
+
     @property
     def met_bug(self) -> bool:
         """Whether something that nobody foresaw kept a case from being scored."""
         return any(BUG in text for text in (*(row.reason for row in self.failures), *self.content.warnings))
 
 
+@draws_progress
 def evaluate(
     dataset: str | Path,
     synthetic: Mapping[str, str | Path],
@@ -88,7 +100,7 @@ def evaluate(
     training: Sequence[str] = (),
     percentile: float | None = None,
     resample: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Evaluation:
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
 
@@ -107,7 +119,7 @@ def evaluate(
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
-        progress: Called with (done, total, case).
+        progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in

@@ -7,12 +7,13 @@ import io
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from unscanned.display import html_table
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.statistics import compare, subject_means, summarize
-from unscanned.formats.evaluation import Comparison, Failure, Score, SliceErrors, Summary
+from unscanned.formats.evaluation import Comparison, Difference, EvaluationRecord, Failure, Score, SliceErrors, Summary
 
-__all__ = ["comparisons", "mean_sd", "scores_csv", "slices_csv", "summaries"]
+__all__ = ["comparisons", "html_scores", "mean_interval", "mean_sd", "scores_csv", "slices_csv", "summaries"]
 
 
 def summaries(
@@ -65,6 +66,56 @@ def mean_sd(summary: Summary, digits: int) -> str:
     if summary.mean is None:
         return "-"
     return f"{summary.mean:.{digits}f}" + ("" if summary.sd is None else f" ({summary.sd:.{digits}f})")
+
+
+def mean_interval(difference: Difference, digits: int) -> str:
+    """Return a paired difference with its interval as text, such as "+1.20 [+0.31, +2.09]"; a hyphen where none is."""
+    if difference.difference is None:
+        return "-"
+    ends = [] if difference.low is None or difference.high is None else [difference.low, difference.high]
+    interval = f" [{', '.join(f'{end:+.{digits}f}' for end in ends)}]" if ends else ""
+    return f"{difference.difference:+.{digits}f}{interval}"
+
+
+def html_scores(content: EvaluationRecord) -> str:
+    """Return the scores inside the head for a notebook: mean (SD) of each arm, paired differences, and failures."""
+    metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
+    headings = [f"{metric.heading}\n{metric.unit}" for metric in metrics.values()]
+    arms = [
+        [
+            arm,
+            *(mean_sd(regions["head"][name], metric.digits) for name, metric in metrics.items()),
+            next(iter(regions["head"].values())).n,
+        ]
+        for arm, regions in content.arms.items()
+    ]
+    found = {(row.arm, row.against, row.metric): row for row in content.comparisons if row.region == "head"}
+    pairs = dict.fromkeys((arm, against) for arm, against, _ in found)
+    differences = [
+        [
+            f"{arm} minus {against}",
+            *(mean_interval(found[arm, against, name], metric.digits) for name, metric in metrics.items()),
+            found[arm, against, next(iter(metrics))].n,
+        ]
+        for arm, against in pairs
+    ]
+    share = next((f"{100 * row.confidence:g} %" for row in found.values()), "")
+    tables = [
+        html_table(
+            arms,
+            header=["arm", *headings, "n"],
+            caption=f"{content.source} -> {content.target}: mean (SD) over test subjects, inside the head",
+        ),
+        html_table(
+            differences,
+            header=["paired difference", *headings, "n"],
+            caption=f"mean over the subjects of both, inside the head [{share} interval, from two subjects on]",
+        ),
+    ]
+    if content.failures:
+        failed = [[failure.case, failure.arm, failure.reason] for failure in content.failures]
+        tables.append(html_table(failed, header=["case", "arm", "why it was not scored"]))
+    return "\n".join(tables)
 
 
 def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:

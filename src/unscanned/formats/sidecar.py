@@ -10,11 +10,9 @@ from pydantic.alias_generators import to_pascal
 from unscanned.formats.record import Record
 from unscanned.schema import Schema
 from unscanned.settings import Precision
+from unscanned.volumes.nifti import STAMP
 
 __all__ = ["STAMP", "InputContrast", "Intensity", "ModelFacts", "Sidecar", "SourceScan", "SynthesisFacts", "Tool"]
-
-STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
-"What every synthetic volume, picture and page says of itself."
 
 _PASCAL = ConfigDict(extra="ignore", alias_generator=to_pascal, populate_by_name=True)
 

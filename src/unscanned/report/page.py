@@ -10,6 +10,7 @@ from typing import Any
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.datasets.pairs import Pair
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
@@ -27,13 +28,14 @@ from unscanned.report.curves import find_logs, training_curves
 __all__ = ["claim_report", "write_report"]
 
 
+@draws_progress
 def write_report(
     evaluation: str | Path,
     out: str | Path,
     *,
     runs: Mapping[str, str | Path] | None = None,
     details: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Path:
     """Write the report of an evaluation as one self-contained HTML file.
 
@@ -44,7 +46,7 @@ def write_report(
         out: The HTML file.
         runs: Run folder of each arm, for the training curves and settings.
         details: Further JSON content for the section on settings and provenance, by its heading.
-        progress: Called with (done, total, case).
+        progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Returns:
         `out`.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from unscanned import files
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
@@ -42,6 +43,7 @@ Subjects with the same anatomy in participants.tsv are not independent: keep the
 """
 
 
+@draws_progress
 def simulate(
     out: str | Path,
     *,
@@ -55,7 +57,7 @@ def simulate(
     noise: tuple[float, float] = (0.008, 0.016),
     shading: tuple[float, float] = (0.03, 0.10),
     deformation_mm: float = 2.0,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Path:
     """Write simulated subjects as a BIDS raw dataset.
 
@@ -77,7 +79,8 @@ def simulate(
         noise: Range of the standard deviation of the noise, relative to white matter in the first echo.
         shading: Range of the standard deviation of the logarithm of the receive field.
         deformation_mm: Standard deviation of the smooth displacement along each axis, mm.
-        progress: Called with (subjects done, subjects, label).
+        progress: Called with (subjects done, subjects, label). Without it a bar, in a terminal and in Jupyter; None
+            draws none.
 
     Returns:
         The dataset's folder.

@@ -16,6 +16,7 @@ import nibabel as nib
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words, listed
 from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
 from unscanned.machine.crash import of_one
@@ -25,17 +26,15 @@ from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
-from unscanned.volumes.nifti import read_volume, write_volume
+from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 
-_DESCRIPTION = "SYNTHETIC"
-"How the header of a synthetic volume describes it."
 _ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 "What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
 
 
-@dataclass
+@dataclass(repr=False)
 class Synthesized:
     """What became of each input.
 
@@ -48,6 +47,11 @@ class Synthesized:
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failures: dict[str, UnscannedError] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        first = in_a_line(f", the first: {next(iter(self.failures.values()))}") if self.failures else ""
+        counts = f"{len(self.written)} written, {len(self.skipped)} skipped, {len(self.failures)} failed"
+        return f"Synthesized({counts}{first})"
 
 
 def list_inputs(
@@ -113,6 +117,7 @@ def _entities(named: str) -> str:
     return "".join(f"_{name}-{kept[name]}" for name in _ENTITIES if name in kept)
 
 
+@draws_progress
 def synthesize(
     model: Model,
     scans: Sequence[tuple[Path, str | None]],
@@ -121,7 +126,7 @@ def synthesize(
     overwrite: bool = False,
     renew: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     **changes: Any,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
@@ -136,7 +141,8 @@ def synthesize(
         overwrite: Make volumes again that are there already, and replace whatever has their names.
         renew: Replace the synthetic volumes of other models too.
         force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
-        progress: Called with (done, total, label), in thousandths of a scan.
+        progress: Called with (done, total, label), in thousandths of a scan. Without it a bar, in a terminal and in
+            Jupyter; None draws none.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
 
     Raises:
@@ -192,7 +198,7 @@ def _one(
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
-            content, synthetic.array, volume.affine, description=f"{_DESCRIPTION} {model.target} {NAME} {version()}"
+            content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
@@ -242,7 +248,7 @@ def _claim(path: Path, model: Model | None) -> None:
 
 def _says_synthetic(path: Path) -> bool:
     try:
-        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(_DESCRIPTION.encode()))
+        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(SYNTHETIC.encode()))
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return False
 

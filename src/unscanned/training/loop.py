@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unscanned.display import warn
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.machine.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
@@ -222,7 +222,7 @@ def _interrupted(state: TrainingState, total: int) -> Interrupted:
 
 def _warn(log: RunLog, step: int, message: str) -> None:
     log.write("warning", step=step, message=message)
-    warnings.warn(f"{log.path.parent}: {message}", stacklevel=3)
+    warn(f"{log.path.parent}: {message}")
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -6,7 +6,6 @@ Prepared volumes are read through memory maps, so that training memory does not 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
+from unscanned.display import warn
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
 from unscanned.files import atomic_path, read_sealed, sha256, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
@@ -271,10 +271,9 @@ def _warn_of_crops(cases: Sequence[Case]) -> None:
     if cut:
         worst = max(cut, key=shares.__getitem__)
         shape = " x ".join(map(str, worst.source.shape))
-        warnings.warn(
+        warn(
             f"the model's grid of {shape} voxels leaves out part of the head in {len(cut)} of {len(cases)} cases, "
-            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it.",
-            stacklevel=3,
+            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it."
         )
 
 

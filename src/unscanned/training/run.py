@@ -12,6 +12,7 @@ import torch
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
 from unscanned.files import lock, remove_partials
 from unscanned.machine.device import choose_device
@@ -37,7 +38,7 @@ _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """What a run made.
 
@@ -52,6 +53,11 @@ class Trained:
     stages: list[dict[str, Any]]
     failures: dict[str, UnscannedError]
     incomplete: dict[str, str]
+
+    def __repr__(self) -> str:
+        left_out = len(self.failures) + len(self.incomplete)
+        stages = f", {len(self.stages)} stages" if len(self.stages) > 1 else ""
+        return f"Trained({self.model}{stages}" + (f", {left_out} cases left out)" if left_out else ")")
 
 
 def check_settings(settings: Settings) -> torch.device:
@@ -81,6 +87,7 @@ def check_settings(settings: Settings) -> torch.device:
     return device
 
 
+@draws_progress
 def train(
     dataset: str | Path,
     folder: str | Path,
@@ -90,7 +97,7 @@ def train(
     file: str | Path | None = None,
     cache: str | Path | None = None,
     first_stage: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
     **overrides: dict[str, Any],
 ) -> Trained:
@@ -105,7 +112,7 @@ def train(
         file: TOML settings that override the preset.
         cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
         first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.
-        progress: Called with (done, total, label).
+        progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each step.
         **overrides: Tables of `Settings` that override both, such as `training={"epochs": 3}`.
 
