@@ -30,8 +30,8 @@ def test_a_subject_is_a_function_of_its_seed_and_number(small_head):
 
 
 def test_the_noise_free_image_is_what_many_scans_have_in_common(small_head):
-    spread = Spread(noise=(0.05, 0.05), brain=0.0, defaced=0.0, cropped=0.0)
-    drawn = draw(small_head, 0, spread=spread, clean=("T2",))  # a subject without ghosts
+    spread = Spread(noise=(0.05, 0.05), brain=0.0, defaced=0.0, cropped=0.0, ghosts=0.0)
+    drawn = draw(small_head, 5, spread=spread, clean=("T2",))
     assert set(drawn.clean) == {"T2"}
     bright = drawn.clean["T2"] > 1
     residual = (drawn.images["T2"] - drawn.clean["T2"])[bright]

@@ -113,7 +113,9 @@ def draw_geometry(
     return Geometry(slice_axis, tuple(map(float, spacing)), tuple(map(float, width)))  # type: ignore[arg-type]
 
 
-def draw_receiver(rng: np.random.Generator, geometry: Geometry, axes: Axes, field: np.ndarray) -> Receiver:
+def draw_receiver(
+    rng: np.random.Generator, geometry: Geometry, axes: Axes, field: np.ndarray, ghosts: float
+) -> Receiver:
     """Draw the imperfections of one image around a receive field.
 
     Args:
@@ -121,12 +123,13 @@ def draw_receiver(rng: np.random.Generator, geometry: Geometry, axes: Axes, fiel
         geometry: How the image is sliced.
         axes: Its voxels' positions.
         field: Receive field on them.
+        ghosts: Share of images with ghosts.
     """
     count = len(axes[geometry.slice_axis])
     spread = rng.uniform(0, 0.015) if geometry.width_mm[geometry.slice_axis] > 2 else 0.0
     gains = np.asarray(1 + spread * rng.standard_normal(count), np.float32)
     shape = [count if axis == geometry.slice_axis else 1 for axis in range(3)]
-    ghost = rng.uniform(-0.03, 0.03) if rng.random() < 0.3 else 0.0
+    ghost = rng.uniform(-0.03, 0.03) if rng.random() < ghosts else 0.0
     phase_axis = int(rng.choice([axis for axis in range(3) if axis != geometry.slice_axis]))
     return Receiver(field, gains.reshape(shape), float(ghost), phase_axis, float(rng.uniform(0.08, 0.45)))
 

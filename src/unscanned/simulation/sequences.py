@@ -68,7 +68,7 @@ class SingleEcho:
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
-        return _sidecar("SE", "2D", "Spin Echo", 90, self.tr_ms, self.te_ms)
+        return _sidecar("SE", "Spin Echo", 90, self.tr_ms, self.te_ms)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class FastSpinEcho:
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
-        return _sidecar("SE", "2D", "Fast Spin Echo", 90, self.tr_ms, self.te_ms)
+        return _sidecar("SE", "Fast Spin Echo", 90, self.tr_ms, self.te_ms)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Flair:
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
-        fields = _sidecar("IR", "2D", "Fluid Attenuated Inversion Recovery", 90, self.tr_ms, self.te_ms)
+        fields = _sidecar("IR", "Fluid Attenuated Inversion Recovery", 90, self.tr_ms, self.te_ms)
         return {**fields, "InversionTime": self.ti_ms / 1000}
 
 
@@ -156,7 +156,7 @@ class SpoiledGradientEcho:
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
-        return _sidecar("GR", "3D", "Spoiled Gradient Echo", self.flip_deg, self.tr_ms, self.te_ms)
+        return _sidecar("GR", "Spoiled Gradient Echo", self.flip_deg, self.tr_ms, self.te_ms)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Mprage:
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
-        fields = _sidecar("GR", "3D", "MPRAGE", self.flip_deg, self.tr_ms, self.te_ms)
+        fields = _sidecar("GR", "MPRAGE", self.flip_deg, self.tr_ms, self.te_ms)
         return {**fields, "InversionTime": self.ti_ms / 1000}
 
 
@@ -277,13 +277,12 @@ def _between(share: float, low: float, high: float) -> float:
     return low + float(share) * (high - low)
 
 
-def _sidecar(kind: str, dimensions: str, name: str, flip_deg: float, tr_ms: float, te_ms: float) -> dict[str, Any]:
+def _sidecar(kind: str, name: str, flip_deg: float, tr_ms: float, te_ms: float) -> dict[str, Any]:
     return {
         "EchoTime": te_ms / 1000,
         "RepetitionTime": tr_ms / 1000,
         "FlipAngle": flip_deg,
         "ScanningSequence": kind,
-        "MRAcquisitionType": dimensions,
         "PulseSequenceType": name,
     }
 

@@ -47,6 +47,7 @@ class Spread:
         brain: Share of subjects with the brain alone.
         defaced: Share of subjects without a face.
         cropped: Share of subjects whose field of view does not hold the whole head.
+        ghosts: Share of images with ghosts of motion, of up to 3 % of the signal.
     """
 
     noise: tuple[float, float] = (0.005, 0.06)
@@ -57,6 +58,7 @@ class Spread:
     brain: float = 0.35
     defaced: float = 0.2
     cropped: float = 0.25
+    ghosts: float = 0.3
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn from.
@@ -73,7 +75,7 @@ class Spread:
             raise SettingsError(
                 "out of range", where="spread.deformation_mm", found=self.deformation_mm, expected="0 to 20"
             )
-        shares = {name: getattr(self, name) for name in ("volumetric", "brain", "defaced", "cropped")}
+        shares = {name: getattr(self, name) for name in ("volumetric", "brain", "defaced", "cropped", "ghosts")}
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise SettingsError("not a share", where=f"spread.{name}", found=share, expected="0 to 1")
@@ -170,7 +172,7 @@ def draw_subject(
         fine[inside] = protocol.signal(vary(apparent)) / np.float32(white)
         signal = acquisition.sample(fine.reshape(tissues.shape), fine_axes, geometry, acquired)
         field = shared * acquisition.draw_field(own, acquired, 0.15 * strength)
-        receiver = acquisition.draw_receiver(own, geometry, acquired, field)
+        receiver = acquisition.draw_receiver(own, geometry, acquired, field, spread.ghosts)
         sigmas[contrast] = float(level * np.exp(own.uniform(-0.3, 0.3)))
         image = acquisition.acquire(signal, receiver, sigmas[contrast], own, acquired, axes)
         images[contrast] = image * kept
