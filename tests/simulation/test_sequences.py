@@ -55,10 +55,11 @@ def test_a_spoiled_gradient_echo_is_brightest_at_the_ernst_angle():
 
 
 @pytest.mark.parametrize("t1_ms", [300.0, 930.0, 1480.0, 4300.0])
-def test_an_mprage_is_what_following_the_magnetization_pulse_by_pulse_gives(t1_ms):
-    mprage = Mprage(2300.0, 900.0, 3.0, 9.0, 7.0, 177, efficiency=0.95)
-    angle, half = math.radians(9.0), 177 // 2
-    wait_ms = 900 - half * 7.0
+@pytest.mark.parametrize(("centre", "first"), [(0.5, 88), (0.0, 0)])
+def test_an_mprage_is_what_following_the_magnetization_pulse_by_pulse_gives(t1_ms, centre, first):
+    mprage = Mprage(2300.0, 900.0, 3.0, 9.0, 7.0, 177, efficiency=0.95, centre=centre)
+    angle = math.radians(9.0)
+    wait_ms = 900 - first * 7.0
     z, seen = 1.0, 0.0
 
     def relax(z, ms):
@@ -67,7 +68,7 @@ def test_an_mprage_is_what_following_the_magnetization_pulse_by_pulse_gives(t1_m
     for _ in range(60):
         z = relax(-0.95 * z, wait_ms)
         for echo in range(177):
-            if echo == half:
+            if echo == first:
                 seen = math.sin(angle) * abs(z)
             z = relax(z * math.cos(angle), 7.0)
         z = relax(z, 2300 - wait_ms - 177 * 7.0)
@@ -118,7 +119,7 @@ def test_drawn_protocols_can_be_run_and_span_the_kinds():
             kinds.add(type(protocol))
             if isinstance(protocol, Mprage):
                 train_ms = protocol.echoes * protocol.echo_spacing_ms
-                wait_ms = protocol.ti_ms - protocol.echoes // 2 * protocol.echo_spacing_ms
+                wait_ms = protocol.ti_ms - int(protocol.centre * protocol.echoes) * protocol.echo_spacing_ms
                 assert wait_ms > 0
                 assert protocol.tr_ms > wait_ms + train_ms
             fields = protocol.sidecar()

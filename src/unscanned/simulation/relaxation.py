@@ -53,7 +53,7 @@ def draw_values(rng: np.random.Generator, field_t: float) -> Parameters:
     """
     table = np.array([VALUES[field_t][name] for name in TISSUES])
     shared = np.exp(np.clip(rng.standard_normal(3), -2, 2) * (0.0, 0.09, 0.06))
-    own = np.exp(np.clip(rng.standard_normal((len(table), 3)), -2, 2) * (0.03, 0.05, 0.06))
+    own = np.exp(np.clip(rng.standard_normal((len(table), 3)), -2, 2) * (0.03, 0.07, 0.07))
     names = list(TISSUES)
     # Free fluid has one T1 in all methods, which FLAIR relies on.
     fluids = [names.index("cerebrospinal fluid"), names.index("eye fluid")]
@@ -84,8 +84,8 @@ def draw_values(rng: np.random.Generator, field_t: float) -> Parameters:
 VALUES: Mapping[float, Mapping[str, tuple[float, float, float, float]]] = {
     1.5: {
         "air": (0.0, 1000.0, 100.0, 0.0),
-        "white matter": (0.70, 680.0, 76.0, 0.20),
-        "grey matter": (0.82, 1040.0, 95.0, 0.11),
+        "white matter": (0.70, 650.0, 76.0, 0.20),
+        "grey matter": (0.82, 1080.0, 95.0, 0.11),
         "deep grey matter": (0.78, 870.0, 83.0, 0.13),
         "brain stem": (0.72, 750.0, 80.0, 0.17),
         "cerebrospinal fluid": (1.00, 4200.0, 800.0, 0.0),
@@ -100,8 +100,8 @@ VALUES: Mapping[float, Mapping[str, tuple[float, float, float, float]]] = {
     },
     3.0: {
         "air": (0.0, 1000.0, 100.0, 0.0),
-        "white matter": (0.70, 930.0, 72.0, 0.20),
-        "grey matter": (0.82, 1480.0, 94.0, 0.11),
+        "white matter": (0.70, 900.0, 72.0, 0.20),
+        "grey matter": (0.82, 1520.0, 94.0, 0.11),
         "deep grey matter": (0.78, 1200.0, 75.0, 0.13),
         "brain stem": (0.72, 1020.0, 74.0, 0.17),
         "cerebrospinal fluid": (1.00, 4300.0, 750.0, 0.0),

@@ -161,7 +161,7 @@ class SpoiledGradientEcho:
 
 @dataclass(frozen=True)
 class Mprage:
-    """An inversion, and a train of spoiled gradient echoes whose middle one fills the centre of k-space.
+    """An inversion, and a train of spoiled gradient echoes, one of which fills the centre of k-space.
 
     The longitudinal magnetization is followed through inversion, wait, train and recovery until it repeats itself: each
     part is linear in it, so the steady state is one division.
@@ -174,33 +174,35 @@ class Mprage:
     tr_ms: float
     "From inversion to inversion."
     ti_ms: float
-    "From the inversion to the middle of the train."
+    "From the inversion to the echo that fills the centre."
     te_ms: float
     flip_deg: float
     echo_spacing_ms: float
     echoes: int
     efficiency: float = 0.96
     "Part of the magnetization that the pulse inverts."
+    centre: float = 0.5
+    "Share of the train before the centre: a half where k-space is read in order, 0 where it is read from its centre."
     is_fast = False
 
     def signal(self, tissue: Parameters) -> np.ndarray:
         """Return the signal of each element."""
         t1, angle = tissue.t1_ms, math.radians(self.flip_deg)
-        half = self.echoes // 2
-        wait_ms = self.ti_ms - half * self.echo_spacing_ms
+        before_centre = int(self.centre * self.echoes)
+        wait_ms = self.ti_ms - before_centre * self.echo_spacing_ms
         rest_ms = self.tr_ms - wait_ms - self.echoes * self.echo_spacing_ms
         left = np.exp(-self.echo_spacing_ms / t1)
         driven = math.cos(angle) * left
         equilibrium = (1 - left) / (1 - driven)
         waited, rested = np.exp(-wait_ms / t1), np.exp(-rest_ms / t1)
-        to_middle = np.exp(half * np.log(driven))
-        through = to_middle * np.exp((self.echoes - half) * np.log(driven))
+        to_centre = np.exp(before_centre * np.log(driven))
+        through = to_centre * np.exp((self.echoes - before_centre) * np.log(driven))
         # z before an inversion gives 1 - (1 + e z) waited after the wait; z is what comes back after the rest.
         after_train = (1 - waited) * through + equilibrium * (1 - through)
         before = (1 - rested + rested * after_train) / (1 + self.efficiency * waited * through * rested)
         after_wait = 1 - (1 + self.efficiency * before) * waited
-        middle = after_wait * to_middle + equilibrium * (1 - to_middle)
-        return tissue.proton_density * math.sin(angle) * np.abs(middle) * np.exp(-self.te_ms / tissue.t2_ms)
+        read = after_wait * to_centre + equilibrium * (1 - to_centre)
+        return tissue.proton_density * math.sin(angle) * np.abs(read) * np.exp(-self.te_ms / tissue.t2_ms)
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
@@ -221,7 +223,8 @@ def draw_protocols(
     Ranges are chosen to span what public protocols use: IXI (dual echo TE 8 and 100 ms, TR 5.7 to 8.2 s), ADNI (dual
     echo TE 12 and 100 ms at TR 3 s; MPRAGE TR 2300 to 2400 ms, TI 900 to 1000 ms, 8 to 9 degrees; FLAIR TR 9 to 11 s,
     TI 2.2 to 2.5 s), UK Biobank (MPRAGE TR 2000 ms, TI 880 ms, 8 degrees; FLAIR TR 5 s, TI 1.8 s), HCP (MPRAGE TR
-    2400 ms, TI 1000 ms, 8 degrees), and older spin and gradient echoes.
+    2400 ms, TI 1000 ms, 8 degrees), inversion-prepared gradient echoes read from the centre of k-space with a short TI,
+    and older spin and gradient echoes.
 
     PD and T2 of one subject are the echoes of one excitation. The target's sequence is fixed (`TARGETS`), except that
     the repetition time and the train of a dual echo are the source's too: a source has one answer.
@@ -254,7 +257,13 @@ def _draw_dual_echo(rng: np.random.Generator, target: str | None) -> dict[str, P
 def _draw_t1(rng: np.random.Generator) -> PulseSequence:
     kind = rng.random()
     share = rng.random(6)
-    if kind < 0.5:
+    if kind < 0.2:
+        spacing_ms, echoes = _between(share[0], 5.5, 8.5), int(_between(share[1], 120, 200))
+        ti_ms = _between(share[2], 450, 750)
+        tr_ms = ti_ms + echoes * spacing_ms + _between(share[3], 0, 250)
+        flip_deg = _between(share[5], 9, 15)
+        return Mprage(tr_ms, ti_ms, _between(share[4], 2, 4), flip_deg, spacing_ms, echoes, centre=0.0)
+    if kind < 0.55:
         ti_ms = _between(share[0], 800, 1150)
         spacing_ms, echoes = _between(share[1], 5.5, 9.5), int(_between(share[2], 120, 208))
         echoes = min(echoes, int(1.9 * ti_ms / spacing_ms))

@@ -30,6 +30,9 @@ _WHITE, _FLUIDS = NAMES.index("white matter"), [NAMES.index("cerebrospinal fluid
 _FATTY = [NAMES.index("fat"), NAMES.index("marrow")]
 _FAT_IN_TRAINS = 1.6
 "Trains of pulses keep fat bright: R. M. Henkelman et al., JMRI 2, 1992."
+_FAT_SUPPRESSED = {"PD": 0.15, "T2": 0.25, "T1": 0.05, "FLAIR": 0.6}
+"Share of scans with fat suppression."
+_NOISE_OF = {"PD": 0.67, "T2": 1.33, "T1": 0.67, "FLAIR": 1.33}
 
 Coverage = Literal["whole", "defaced", "brain"]
 
@@ -39,7 +42,8 @@ class Spread:
     """What a subject's scanner is drawn from; the default is the spread of docs/simulation.md.
 
     Attributes:
-        noise: Range of the standard deviation of the noise beside the signal of white matter; drawn by its logarithm.
+        noise: Range of the standard deviation of the noise beside the signal of white matter, drawn by its logarithm;
+            T2w and FLAIR have a third more, PDw and T1w a third less.
         receive: Range of the standard deviation of the logarithm of the receive field; it is cut at twice that.
         thickness_mm: Range of the thickness of slices.
         volumetric: Share of subjects scanned as volumes with edges of 0.8 to 1.6 mm.
@@ -50,8 +54,8 @@ class Spread:
         ghosts: Share of images with ghosts of motion, of up to 3 % of the signal.
     """
 
-    noise: tuple[float, float] = (0.005, 0.06)
-    receive: tuple[float, float] = (0.02, 0.20)
+    noise: tuple[float, float] = (0.012, 0.10)
+    receive: tuple[float, float] = (0.005, 0.20)
     thickness_mm: tuple[float, float] = (0.8, 6.0)
     volumetric: float = 0.45
     deformation_mm: float = 3.5
@@ -104,6 +108,7 @@ class Drawn:
         protocols: Sequence by contrast.
         geometry: The slices, which all contrasts share.
         noise_sigma: Standard deviation of the noise by contrast, in the images' units.
+        fat_left: Part of the signal of fat that is not suppressed, by contrast.
         coverage: whole, defaced or brain.
         values: Tissue values, in the order of `NAMES`.
     """
@@ -115,6 +120,7 @@ class Drawn:
     protocols: Mapping[str, PulseSequence]
     geometry: Geometry
     noise_sigma: Mapping[str, float]
+    fat_left: Mapping[str, float]
     coverage: Coverage
     values: Parameters
 
@@ -163,23 +169,33 @@ def draw_subject(
     level = np.exp(rng.uniform(*np.log(spread.noise)))
     kept, coverage = _draw_coverage(rng, _pick(tissues, fine_axes, axes), axes, eyes_mm, geometry, spread)
 
-    images, without, sigmas = {}, {}, {}
+    images, without, sigmas, fats = {}, {}, {}, {}
     for contrast, protocol in protocols.items():
         own = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
-        apparent = _apparent(values, protocol, bright_vessels)
+        fats[contrast] = _draw_fat(own, contrast, is_target=contrast == target)
+        apparent = _apparent(values, protocol, bright_vessels, fats[contrast])
         white = float(protocol.signal(apparent)[_WHITE])
         fine = np.zeros(tissues.size, np.float32)
         fine[inside] = protocol.signal(vary(apparent)) / np.float32(white)
         signal = acquisition.sample(fine.reshape(tissues.shape), fine_axes, geometry, acquired)
         field = shared * acquisition.draw_field(own, acquired, 0.15 * strength)
         receiver = acquisition.draw_receiver(own, geometry, acquired, field, spread.ghosts)
-        sigmas[contrast] = float(level * np.exp(own.uniform(-0.3, 0.3)))
+        sigmas[contrast] = float(_NOISE_OF[contrast] * level * np.exp(own.uniform(-0.3, 0.3)))
         image = acquisition.acquire(signal, receiver, sigmas[contrast], own, acquired, axes)
         images[contrast] = image * kept
         if contrast in clean:
             without[contrast] = acquisition.interpolate(receiver.receive(signal, ghosts=False), acquired, axes) * kept
     return Drawn(
-        images, without, _pick(tissues, fine_axes, axes) * kept, field_t, protocols, geometry, sigmas, coverage, values
+        images,
+        without,
+        _pick(tissues, fine_axes, axes) * kept,
+        field_t,
+        protocols,
+        geometry,
+        sigmas,
+        fats,
+        coverage,
+        values,
     )
 
 
@@ -255,17 +271,23 @@ def _draw_variation(rng: np.random.Generator, axes: Axes, inside: np.ndarray, in
     return vary
 
 
-def _apparent(values: Parameters, protocol: PulseSequence, bright_vessels: float) -> Parameters:
-    """Return the tissue values as a kind of sequence sees them: fat in trains of pulses, and blood that flows in."""
+def _draw_fat(rng: np.random.Generator, contrast: str, *, is_target: bool) -> float:
+    """Draw which part of the signal of fat is left; of a target it is fixed: suppressed in FLAIR alone."""
+    suppressed, left = rng.random() < _FAT_SUPPRESSED[contrast], float(rng.uniform(0.03, 0.25))
+    if is_target:
+        return 0.1 if contrast == "FLAIR" else 1.0
+    return left if suppressed else 1.0
+
+
+def _apparent(values: Parameters, protocol: PulseSequence, bright_vessels: float, fat_left: float) -> Parameters:
+    """Return the tissue values as a kind of sequence sees them: fat suppressed or bright, and blood that flows in."""
+    density, t2_ms = values.proton_density.copy(), values.t2_ms.copy()
+    density[_FATTY] *= np.float32(fat_left)
     if protocol.is_fast:
-        t2_ms = values.t2_ms.copy()
         t2_ms[_FATTY] *= np.float32(_FAT_IN_TRAINS)
-        return replace(values, t2_ms=t2_ms)
-    if isinstance(protocol, Mprage | SpoiledGradientEcho):
-        density = values.proton_density.copy()
+    elif isinstance(protocol, Mprage | SpoiledGradientEcho):
         density[NAMES.index("vessels")] *= np.float32(bright_vessels)
-        return replace(values, proton_density=density)
-    return values
+    return replace(values, proton_density=density, t2_ms=t2_ms)
 
 
 def _draw_coverage(

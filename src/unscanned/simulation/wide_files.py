@@ -60,6 +60,7 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
             **origin,
             "NoiseSigma": gain * drawn.noise_sigma[contrast],
             "Gain": gain,
+            "FatLeft": drawn.fat_left[contrast],
             "Coverage": drawn.coverage,
             "SliceAxis": "xyz"[drawn.geometry.slice_axis],
             "Sequence": {"kind": type(drawn.protocols[contrast]).__name__, **asdict(drawn.protocols[contrast])},  # type: ignore[call-overload]
