@@ -6,9 +6,9 @@ REAL are BIDS datasets with T1w, T2w and FLAIR on one grid. Every scan, real or 
 scale as preparation does it. What is measured looks at the scans alone; no model and no score of synthesis comes in.
 
 Tissues are found in the same way in both: in the upper inner head (26 mm below the skin, at most 100 mm below the
-vertex, or the whole of an extracted brain), three clusters of the three contrasts by k-means. Fluid is bright in T2w and
-dark in T1w; of the other two, white matter is darker in T2w and FLAIR and brighter in T1w. Simulated heads are measured
-by their labels too, which shows what the clusters miss.
+vertex, or the whole of an extracted brain), three clusters of the three contrasts by k-means. Fluid is bright in T2w
+and dark in T1w; of the other two, white matter is darker in T2w and FLAIR and brighter in T1w. Simulated heads are
+measured by their labels too, which shows what the clusters miss.
 """
 
 from __future__ import annotations

@@ -22,11 +22,15 @@ def brain_mask(rng: np.random.Generator, tissues: np.ndarray, spacing_mm: tuple[
         spacing_mm: Voxel size along each axis.
     """
     brain = np.isin(tissues, BRAIN) | (tissues >= LESION)
-    # A blur of 6 mm closes sulci and ventricles; on a flat surface its half is the surface itself.
+    # A blur of 6 mm closes sulci; on a flat surface its half is the surface itself. Wide ventricles are open through
+    # the cisterns below, but closed in planes.
     near = ndimage.gaussian_filter(brain.astype(np.float32), np.divide(6.0, spacing_mm), truncate=2.5)
     level = rng.uniform(0.3, 0.5)
-    mask = brain | ((tissues == FLUID) & (near > level)) | (near > level + rng.uniform(0.1, 0.4))
-    return largest_component(np.asarray(ndimage.binary_fill_holes(mask)))
+    hull = brain | (near > level)
+    for axis in range(3):
+        for plane in np.moveaxis(hull, axis, 0):
+            plane |= ndimage.binary_fill_holes(plane)
+    return largest_component(hull & (brain | (tissues == FLUID) | (near > level + rng.uniform(0.1, 0.4))))
 
 
 def deface(rng: np.random.Generator, axes: Axes, eyes_mm: np.ndarray) -> np.ndarray:
