@@ -23,7 +23,7 @@ from unscanned import files
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
-from unscanned.simulation import wide_files
+from unscanned.simulation import truth
 from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
 from unscanned.simulation.heads import draw_built_in, read_head
 from unscanned.simulation.phantom import draw_head
@@ -105,7 +105,7 @@ def simulate(
         target: With wide physics, the contrast whose sequence is the same in all subjects, as echo times differ
             between scanners and no source tells them; the last of `contrasts` by default.
         spread: With wide physics, what scanners are drawn from; the default is that of docs/simulation.md.
-        clean: With wide physics, write the images without noise too, below derivatives/truth.
+        clean: Write the images without noise too, below derivatives/truth; `evaluate` then says what noise allows.
         progress: Called with (subjects done, subjects, label).
 
     Returns:
@@ -128,7 +128,7 @@ def simulate(
     """
     out = Path(out)
     ranges = {"noise": noise, "shading": shading}
-    wide = _check_physics(physics, target, spread, clean, {**ranges, "deformation_mm": deformation_mm})
+    wide = _check_physics(physics, target, spread, {**ranges, "deformation_mm": deformation_mm})
     contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, deformation_mm, ranges, wide=wide is not None)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
@@ -145,7 +145,7 @@ def simulate(
     without_noise = contrasts if clean else ()
     with files.lock(out):
         files.remove_partials(out)
-        _check_folder(out, subjects, contrasts, without_noise if wide else None)
+        _check_folder(out, subjects, contrasts, without_noise, wide=wide is not None)
         _claim(out, grid, settings)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
@@ -171,25 +171,30 @@ def simulate(
                         spread=wide,
                         clean=without_noise,
                     )
-                    wide_files.write_drawn(out, _subject(index), drawn, grid, origin, index)
+                    truth.write_drawn(out, _subject(index), drawn, grid, origin, index)
                 else:
                     result = scan(
-                        anatomy, grid, contrasts, seed=seed, subject=index, deformation_mm=deformation_mm, **ranges
+                        anatomy,
+                        grid,
+                        contrasts,
+                        seed=seed,
+                        subject=index,
+                        deformation_mm=deformation_mm,
+                        clean=clean,
+                        **ranges,
                     )
                     _write_subject(out, _subject(index), result, grid, origin)
         anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
-        if wide is not None:
-            wide_files.write_description(out, settings)
+        if wide is not None or clean:
+            truth.write_description(out, settings, wide=wide is not None)
         _write_description(out, anatomies, source, settings, wide=wide is not None)
     if progress:
         progress(subjects, subjects, "done")
     return out
 
 
-def _check_physics(
-    physics: str, target: str | None, spread: Spread | None, clean: bool, narrow: dict[str, Any]
-) -> Spread | None:
+def _check_physics(physics: str, target: str | None, spread: Spread | None, narrow: dict[str, Any]) -> Spread | None:
     """Return what wide physics draws from, None for narrow; refuse what belongs to the other one."""
     if physics not in get_args(Physics):
         raise SettingsError(
@@ -207,7 +212,7 @@ def _check_physics(
                     do=f"Set spread.{'receive' if name == 'shading' else name} instead.",
                 )
         return spread or Spread()
-    for name, given in (("target", target), ("spread", spread), ("clean", clean or None)):
+    for name, given in (("target", target), ("spread", spread)):
         if given is not None:
             raise SettingsError("belongs to wide physics", where=name, found=given, do='Set physics to "wide".')
     return None
@@ -288,13 +293,13 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
     return maps[:needed]
 
 
-def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Sequence[str] | None) -> None:
+def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Sequence[str], *, wide: bool) -> None:
     """Refuse to mix datasets: what an earlier simulation left must be what this one writes over."""
     wanted = {_subject(index) for index in range(subjects)}
-    images = {f"{subject}_{wide_files.suffix(contrast)}" for subject in wanted for contrast in contrasts}
-    truths = {name for subject in wanted for name in wide_files.truth_names(subject, clean or ())}
+    images = {f"{subject}_{truth.suffix(contrast)}" for subject in wanted for contrast in contrasts}
+    truths = {name for subject in wanted for name in truth.names(subject, clean, wide=wide)}
     others = []
-    for root, names in ((out, images), (out / wide_files.TRUTH, truths if clean is not None else set())):
+    for root, names in ((out, images), (out / truth.TRUTH, truths)):
         others += [path.name for path in sorted(root.glob("sub-*")) if path.name not in wanted]
         others += [path.name for path in sorted(root.glob("sub-*/anat/*")) if path.name.split(".")[0] not in names]
     if others:
@@ -326,12 +331,12 @@ def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
         return image.shape == grid.shape and np.allclose(image.affine, grid.affine, atol=1e-3)
 
     claim(out / "dataset_description.json", is_description, same, do=do)
-    claim(out / wide_files.TRUTH / "dataset_description.json", is_description, same, do=do)
-    claim(out / wide_files.TRUTH / "dseg.tsv", begins_with("index\tname\n"), same, do=do)
+    claim(out / truth.TRUTH / "dataset_description.json", is_description, same, do=do)
+    claim(out / truth.TRUTH / "dseg.tsv", begins_with("index\tname\n"), same, do=do)
     claim(out / "README", begins_with(_README[:40]), same, do=do)
     claim(out / "participants.tsv", begins_with("participant_id\tanatomy\n"), same, do=do)
     claim(out / "participants.json", json_with("anatomy"), same, do=do)
-    for root in (out, out / wide_files.TRUTH):
+    for root in (out, out / truth.TRUTH):
         for path in sorted(root.glob("sub-*/anat/*")):
             claim(path, is_image, same, do=do)
 
@@ -366,6 +371,8 @@ def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: di
         }
         files.write_json(stem.with_name(stem.name + ".json"), sidecar)
         write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
+    for contrast, image in result.clean.items():
+        truth.write_noise_free(out, subject, contrast, image, grid.affine, origin)
 
 
 def _write_description(out: Path, anatomies: list[str], source: str, settings: dict[str, Any], *, wide: bool) -> None:

@@ -93,7 +93,6 @@ def test_the_same_call_again_changes_nothing_and_another_is_refused(dataset, sma
         ({"contrasts": ("T1", "FLAIR")}, "FLAIR needs wide physics"),
         ({"target": "T2"}, "belongs to wide physics"),
         ({"spread": Spread()}, "belongs to wide physics"),
-        ({"clean": True}, "belongs to wide physics"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path, options, message):
@@ -112,3 +111,18 @@ def test_the_command_line_writes_a_wide_dataset_of_label_maps(shared_data, tmp_p
     assert (out / "sub-001" / "anat" / "sub-001_T2w.nii.gz").exists()
     assert (out / "derivatives" / "truth" / "sub-001" / "anat" / "sub-001_dseg.nii.gz").exists()
     assert not list(Path(out).rglob("*noisefree*"))
+
+
+def test_narrow_physics_writes_noise_free_images_too_and_the_same_scans(tmp_path):
+    options = {"subjects": 1, "contrasts": ("PD", "T2"), "seed": 5, "shape": (24, 28, 24)}
+    simulate(tmp_path / "plain", **options)
+    simulate(tmp_path / "both", clean=True, **options)
+    name = Path("sub-001") / "anat" / "sub-001_T2w.nii.gz"
+    assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "both" / name).read_bytes()
+    noisy = read_volume(tmp_path / "both" / name).array
+    clean = read_volume(tmp_path / "both" / "derivatives/truth" / name.with_name("sub-001_desc-noisefree_T2w.nii.gz"))
+    sigma = json.loads((tmp_path / "both" / name.with_name("sub-001_T2w.json")).read_text())["Simulation"]["NoiseSigma"]
+    bright = clean.array > 10 * sigma
+    assert (noisy - clean.array)[bright].std() == pytest.approx(sigma, rel=0.1)
+    simulate(tmp_path / "plain", clean=True, **options)  # an earlier simulation gets them beside its scans
+    assert list((tmp_path / "plain").rglob("*noisefree*.nii.gz"))

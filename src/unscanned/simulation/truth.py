@@ -1,6 +1,6 @@
-"""How a drawn subject is written: images with their sidecars, and under derivatives/ its tissues and noise-free images.
+"""How a subject of wide physics is written, and what is known of every simulated one: tissues and noise-free images.
 
-Nothing below derivatives/ is taken for a scan.
+That stands below derivatives/truth, where nothing is taken for a scan.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unscanned.simulation.scanner import Grid
 from unscanned.simulation.wide import Drawn
 from unscanned.volumes.nifti import write_volume
 
-__all__ = ["TRUTH", "suffix", "truth_names", "write_description", "write_drawn"]
+__all__ = ["TRUTH", "names", "suffix", "write_description", "write_drawn", "write_noise_free"]
 
 TRUTH = Path("derivatives") / "truth"
 _GAIN = 6
@@ -29,9 +29,17 @@ def suffix(contrast: str) -> str:
     return contrast if contrast == "FLAIR" else f"{contrast}w"
 
 
-def truth_names(subject: str, clean: Sequence[str]) -> list[str]:
-    """Return the names, without endings, of what stands below derivatives/ for a subject."""
-    return [f"{subject}_dseg", *(f"{subject}_desc-noisefree_{suffix(contrast)}" for contrast in clean)]
+def names(subject: str, clean: Sequence[str], *, wide: bool) -> list[str]:
+    """Return the names, without endings, of what stands below derivatives/truth for a subject."""
+    labels = [f"{subject}_dseg"] if wide else []
+    return [*labels, *(f"{subject}_desc-noisefree_{suffix(contrast)}" for contrast in clean)]
+
+
+def write_noise_free(
+    out: Path, subject: str, contrast: str, image: np.ndarray, affine: np.ndarray, origin: dict[str, Any]
+) -> None:
+    """Write an image without noise, in the units of the image with noise."""
+    _write(_stem(out, subject, f"desc-noisefree_{suffix(contrast)}"), image, affine, _told(origin))
 
 
 def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int) -> None:
@@ -46,13 +54,7 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
         number: The subject's number, which with the seed decides the gain.
     """
     gain = float(np.random.default_rng([origin["Seed"], _GAIN, number]).uniform(300, 1500))
-
-    def write(stem: Path, array: np.ndarray, sidecar: dict[str, Any]) -> None:
-        files.write_json(stem.with_name(stem.name + ".json"), sidecar)
-        # The grid's axes run to the left and to the back, those of a drawn subject to the right and to the front.
-        turned = np.ascontiguousarray(array[::-1, ::-1])
-        write_volume(stem.with_name(stem.name + ".nii.gz"), turned, grid.affine, description="simulated by unscanned")
-
+    affine = grid.affine
     values = zip(NAMES, *(column.tolist() for column in vars(drawn.values).values()), strict=True)
     tissues = {name: {"proton_density": pd, "t1_ms": t1, "t2_ms": t2} for name, pd, t1, t2, _ in values}
     for contrast, image in drawn.images.items():
@@ -73,23 +75,40 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
             "Simulated": True,
             "Simulation": facts,
         }
-        write(out / subject / "anat" / f"{subject}_{suffix(contrast)}", np.round(gain * image), sidecar)
-    folder = out / TRUTH / subject / "anat"
-    told = {"Simulated": True, "Simulation": origin}
-    write(folder / f"{subject}_dseg", np.minimum(drawn.tissues, LESION), told)
+        stem = out / subject / "anat" / f"{subject}_{suffix(contrast)}"
+        _write(stem, np.round(gain * _turned(image)), affine, sidecar)
+    _write(_stem(out, subject, "dseg"), np.minimum(_turned(drawn.tissues), LESION), affine, _told(origin))
     for contrast, image in drawn.clean.items():
-        write(folder / f"{subject}_desc-noisefree_{suffix(contrast)}", gain * image, told)
+        write_noise_free(out, subject, contrast, gain * _turned(image), affine, origin)
 
 
-def write_description(out: Path, parameters: dict[str, Any]) -> None:
-    """Write the description of the derivatives, and the table of labels."""
+def write_description(out: Path, parameters: dict[str, Any], *, wide: bool) -> None:
+    """Write the description of the derivatives and, with wide physics, the table of labels."""
     description = {
         "Name": "Tissues and noise-free images of simulated heads",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "unscanned", "Description": "simulate", "Parameters": parameters}],
     }
-    names = [*NAMES[:LESION], "white-matter lesion"]
-    rows = [f"{number}\t{name}" for number, name in enumerate(names)]
-    files.write_text(out / TRUTH / "dseg.tsv", "\n".join(["index\tname", *rows]) + "\n")
+    if wide:
+        rows = [f"{number}\t{name}" for number, name in enumerate([*NAMES[:LESION], "white-matter lesion"])]
+        files.write_text(out / TRUTH / "dseg.tsv", "\n".join(["index\tname", *rows]) + "\n")
     files.write_json(out / TRUTH / "dataset_description.json", description)
+
+
+def _stem(out: Path, subject: str, name: str) -> Path:
+    return out / TRUTH / subject / "anat" / f"{subject}_{name}"
+
+
+def _told(origin: dict[str, Any]) -> dict[str, Any]:
+    return {"Simulated": True, "Simulation": origin}
+
+
+def _turned(array: np.ndarray) -> np.ndarray:
+    """Turn the axes of a drawn subject, to the right and to the front, into those of a `Grid`."""
+    return np.ascontiguousarray(array[::-1, ::-1])
+
+
+def _write(stem: Path, array: np.ndarray, affine: np.ndarray, sidecar: dict[str, Any]) -> None:
+    files.write_json(stem.with_name(stem.name + ".json"), sidecar)
+    write_volume(stem.with_name(stem.name + ".nii.gz"), array, affine, description="simulated by unscanned")
