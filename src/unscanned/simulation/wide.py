@@ -261,7 +261,7 @@ def _draw_variation(rng: np.random.Generator, axes: Axes, inside: np.ndarray, in
     smooth, rough = rng.uniform(0.3, 1.0), rng.uniform(0.0, 1.0)
     water = np.float32(0.02 * smooth) * field(rng.uniform(15, 40)) + np.float32(0.012 * rough) * grain()
     decay = np.float32(0.05 * smooth) * field(rng.uniform(12, 30)) + np.float32(0.03 * rough) * grain()
-    flow = np.where(np.isin(index, _FLUIDS), np.float32(rng.uniform(0, 0.15)) * np.abs(field(18)), 0)
+    flow = np.where(np.isin(index, _FLUIDS), np.float32(rng.uniform(0, 0.3)) * np.abs(field(18)), 0)
     density, t1, t2 = np.exp(water - flow), np.exp(np.float32(1.5) * water), np.exp(decay)
 
     def vary(values: Parameters) -> Parameters:
