@@ -23,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
-from unscanned.datasets.layout import take_inventory
+from unscanned.datasets.layout import bids_suffix, take_inventory
 from unscanned.simulation.heads import read_head
 from unscanned.simulation.relaxation import NAMES
 from unscanned.simulation.stream import Stream
@@ -149,36 +149,25 @@ def draw(path: Path, of_real: dict[str, dict], by_label: list[dict], by_cluster:
 
     figure, axes = plt.subplots(3, 3, figsize=(11, 9), layout="constrained")
     middle = (EDGES[1:] + EDGES[:-1]) / 2
+    plots = (("GM/WM", "CSF/WM"), ("noise/WM", "noise, one to two voxels"))
     for row, contrast in enumerate(CONTRASTS):
         place = axes[row, 0]
-        low, mid, high = np.percentile([m[f"{contrast} histogram"] for m in by_cluster], (5, 50, 95), axis=0)
-        place.fill_between(middle, low, high, color="0.8", label="simulated, 5 to 95 %")
+        low, mid, high = np.percentile([m[f"{contrast} histogram"] for m in by_label], (5, 50, 95), axis=0)
+        place.fill_between(middle, low, high, color="0.85", label="simulated, 5 to 95 %")
         place.plot(middle, mid, color="0.5", label="simulated, median")
         for name, told in of_real.items():
             place.plot(middle, told[f"{contrast} histogram"], lw=0.9, label=name)
-        place.set(
-            title=f"{contrast}w: histogram in the head" if contrast != "FLAIR" else "FLAIR: histogram in the head",
-            xlabel="unit scale",
-            ylim=(0, 8),
-        )
-        for column, (x, y) in enumerate((("GM/WM", "CSF/WM"), ("noise/WM", "shading")), 1):
-            place = axes[row, column]
-            place.scatter(
-                [m[f"{contrast} {x}"] for m in by_cluster], [m[f"{contrast} {y}"] for m in by_cluster], s=9, color="0.7"
-            )
-            if column == 1:
+        place.set(title=f"{bids_suffix(contrast)}: histogram in the head", xlabel="unit scale", ylim=(0, 7))
+        for place, (x, y) in zip(axes[row, 1:], plots, strict=True):
+            for drawn, options in ((by_cluster, {"color": "0.75"}), (by_label, {"fc": "none", "ec": "0.35"})):
                 place.scatter(
-                    [m[f"{contrast} {x}"] for m in by_label],
-                    [m[f"{contrast} {y}"] for m in by_label],
-                    s=9,
-                    facecolors="none",
-                    edgecolors="0.4",
+                    [m[f"{contrast} {x}"] for m in drawn], [m[f"{contrast} {y}"] for m in drawn], s=9, **options
                 )
             for told in of_real.values():
                 place.scatter(told[f"{contrast} {x}"], told[f"{contrast} {y}"], s=45, marker="X", zorder=3)
-            place.set(title=f"{contrast}", xlabel=x, ylabel=y)
-            if column == 2:
-                place.set_xscale("log")
+            shown = np.array([[m[f"{contrast} {name}"] for m in (*by_label, *of_real.values())] for name in (x, y)])
+            (left, right), (bottom, top) = ((0.8 * seen.min(), 1.15 * seen.max()) for seen in shown)
+            place.set(title=bids_suffix(contrast), xlabel=x, ylabel=y, xlim=(left, right), ylim=(bottom, top))
     axes[0, 0].legend(fontsize=6)
     figure.savefig(path, dpi=80)
 
