@@ -104,8 +104,8 @@ def draw_geometry(
         thickness, gap = rng.uniform(low, max(low, min(high, 1.6))), 0.0
     else:
         thickness, gap = rng.uniform(min(high, max(low, 1.6)), high), rng.choice((0.0, rng.uniform(0, 0.25)))
-    # Half of the scans have voxels in plane as fine as the grid; the others are interpolated there too.
-    coarser = 1.0 if rng.random() < 0.5 else rng.uniform(1.0, 1.4)
+    # Some scans have voxels in plane as fine as the grid; the others are interpolated there too.
+    coarser = 1.0 if rng.random() < 0.3 else rng.uniform(1.0, 1.5)
     spacing, width = [coarser * edge for edge in spacing_mm], [rng.uniform(0.7, 1.1) * edge for edge in spacing_mm]
     # Thinner slices than the grid's are averaged or skipped on the way there; the profile alone remembers them.
     spacing[slice_axis] = max(spacing_mm[slice_axis], thickness * (1 + gap))

@@ -257,22 +257,22 @@ def _draw_dual_echo(rng: np.random.Generator, target: str | None) -> dict[str, P
 def _draw_t1(rng: np.random.Generator) -> PulseSequence:
     kind = rng.random()
     share = rng.random(6)
-    if kind < 0.25:
+    if kind < 0.2:
         spacing_ms, echoes = _between(share[0], 5.5, 8.5), int(_between(share[1], 120, 200))
         ti_ms = _between(share[2], 450, 750)
         tr_ms = ti_ms + echoes * spacing_ms + _between(share[3], 0, 250)
         flip_deg = _between(share[5], 9, 15)
         return Mprage(tr_ms, ti_ms, _between(share[4], 2, 4), flip_deg, spacing_ms, echoes, centre=0.0)
-    if kind < 0.65:
-        ti_ms = _between(share[0], 800, 1150)
+    if kind < 0.6:
+        ti_ms = _between(share[0], 800, 1250)
         spacing_ms, echoes = _between(share[1], 5.5, 9.5), int(_between(share[2], 120, 208))
         echoes = min(echoes, int(1.9 * ti_ms / spacing_ms))
         shortest = ti_ms + (echoes - echoes // 2) * spacing_ms
-        tr_ms = max(_between(share[3], 1700, 2600), shortest + 50)
+        tr_ms = max(_between(share[3], 1800, 2700), shortest + 50)
         return Mprage(tr_ms, ti_ms, _between(share[4], 2, 4.5), _between(share[5], 7, 12), spacing_ms, echoes)
-    if kind < 0.85:
+    if kind < 0.8:
         return SpoiledGradientEcho(_between(share[0], 7, 30), _between(share[1], 2, 6), _between(share[2], 14, 32))
-    return SingleEcho(_between(share[0], 400, 750), _between(share[1], 8, 20))
+    return SingleEcho(_between(share[0], 400, 800), _between(share[1], 8, 20))
 
 
 def _draw_flair(rng: np.random.Generator) -> Flair:
