@@ -316,7 +316,15 @@ def put_back(registry: dict[str, object], entries: dict[str, object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/python.md", "docs/settings.md", "docs/first-experiment.md", "docs/gpu.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/python.md",
+        "docs/settings.md",
+        "docs/first-experiment.md",
+        "docs/gpu.md",
+        "docs/simulation.md",
+    ],
 )
 def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, request, cli):
     from unscanned import losses

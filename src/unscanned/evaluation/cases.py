@@ -22,10 +22,23 @@ from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = ["BASELINES", "Images", "find_synthetic", "list_volumes", "load_images", "read_intensity", "training_pair"]
+__all__ = [
+    "BASELINES",
+    "CEILING",
+    "Images",
+    "find_noise_free",
+    "find_synthetic",
+    "list_volumes",
+    "load_images",
+    "read_intensity",
+    "training_pair",
+]
 
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
+
+CEILING = "noise-free"
+"The arm of a simulated target without its noise: what a method would score that knew everything but the noise."
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +100,18 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     return None
 
 
+def find_noise_free(dataset: str | Path, case: str, contrast: str) -> Path | None:
+    """Return the noise-free image that `simulate` wrote beside a target; None where there is none.
+
+    Args:
+        dataset: Folder of the dataset.
+        case: Case, such as `sub-001`.
+        contrast: Contrast of the target.
+    """
+    name = f"{case}_desc-noisefree_{bids_suffix(contrast)}.nii.gz"
+    return next(iter(sorted(Path(dataset, "derivatives", "truth").glob(f"sub-*/**/anat/{name}"))), None)
+
+
 def read_intensity(path: Path) -> Intensity | None:
     """Return the intensity constants of a synthetic volume's sidecar; None when it has no sidecar or none in it.
 
@@ -112,6 +137,7 @@ def load_images(
     regression: Regression | None = None,
     percentile: float = 99.9,
     resample: bool = False,
+    noise_free: Path | None = None,
 ) -> Images:
     """Read a case and bring everything to the target's grid and to unit scale.
 
@@ -121,6 +147,7 @@ def load_images(
         regression: The voxelwise baseline; left out when unset.
         percentile: Percentile inside the head that becomes 1.
         resample: Whether an image on another grid than the target's is resampled to it, linearly.
+        noise_free: The target without its noise, in the target's units; left out when unset.
 
     Raises:
         VolumeError: The target is refused.
@@ -131,7 +158,8 @@ def load_images(
     original = read_volume(pair.target)
     target = _ras(original)
     head = head_mask(target.array, target.affine)
-    unit = target.array / np.float32(head_scale(target.array, head, percentile))
+    scale = np.float32(head_scale(target.array, head, percentile))
+    unit = target.array / scale
     warnings = list(original.warnings)
     source, arms, failures = None, {}, {}
 
@@ -151,6 +179,8 @@ def load_images(
         add("source", source_as_target, source, unit, head)
         if regression:
             add("regression", regression, source, head)
+    if noise_free is not None:
+        add(CEILING, lambda: _onto(target, read_volume(noise_free), resample) / scale)
     for arm, path in synthetic.items():
         add(arm, _read_synthetic, path, target, head, percentile, resample, warnings)
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()

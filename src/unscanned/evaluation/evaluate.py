@@ -21,6 +21,8 @@ from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
+    CEILING,
+    find_noise_free,
     find_synthetic,
     list_volumes,
     load_images,
@@ -59,7 +61,7 @@ class Evaluation:
 
     Attributes:
         folder: Holds scores.csv, slices.csv and evaluation.json.
-        arms: Baselines first, then the arms in the order given.
+        arms: Baselines first, then the noise-free target where there is one, then the arms in the order given.
         scores: One entry for each case, arm and region that was scored.
         failures: One entry for each case and arm that was not.
         content: What evaluation.json says, summaries and comparisons included.
@@ -105,7 +107,8 @@ def evaluate(
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
 
     A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
-    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`.
+    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`. Where
+    `simulate` wrote noise-free images, the target's own is scored as the arm `noise-free`: the limit that noise sets.
 
     Args:
         dataset: Folder or CSV file with the acquired pairs.
@@ -161,7 +164,14 @@ def evaluate(
             if progress:
                 progress(len(trained) + index, total, pair.case)
             try:
-                images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
+                images = load_images(
+                    pair,
+                    paths,
+                    regression=regression,
+                    percentile=percentile,
+                    resample=resample,
+                    noise_free=find_noise_free(dataset, pair.case, target),
+                )
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
             except Exception as error:
@@ -174,7 +184,8 @@ def evaluate(
             )
         if progress:
             progress(total, total, "scored")
-        arms = (*BASELINES[: 2 if regression else 1], *synthetic)
+        ceiling = [CEILING] if any(row.arm == CEILING for row in scores) else []
+        arms = (*BASELINES[: 2 if regression else 1], *ceiling, *synthetic)
         record = EvaluationRecord(
             unscanned=version(),
             created=utc_now(),
@@ -218,7 +229,7 @@ def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
     if not synthetic:
         raise SettingsError("no arm to score", expected="at least one folder of synthetic volumes")
     for arm, folder in synthetic.items():
-        if arm in (*BASELINES, "target"):
+        if arm in (*BASELINES, CEILING, "target"):
             raise SettingsError("the name is taken", where=f"arm {arm}", do="Give the arm another name.")
         if not Path(folder).is_dir():
             raise DatasetError("no such folder", where=f"arm {arm}: {folder}")

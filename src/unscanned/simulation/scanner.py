@@ -74,6 +74,8 @@ class Scan:
     "The images' units per unit of proton density."
     shading: float
     "Standard deviation of the logarithm of the receive field."
+    clean: Mapping[str, np.ndarray]
+    "The images without noise, float32; empty where they were not asked for."
 
 
 def scan(
@@ -86,6 +88,7 @@ def scan(
     noise: tuple[float, float],
     shading: tuple[float, float],
     deformation_mm: float,
+    clean: bool = False,
 ) -> Scan:
     """Simulate one subject: all contrasts on one grid, with one deformation and one receive field.
 
@@ -98,6 +101,7 @@ def scan(
         noise: As in `simulate`.
         shading: As in `simulate`.
         deformation_mm: As in `simulate`.
+        clean: As in `simulate`.
     """
     rng = np.random.default_rng([seed, _SUBJECT, subject])
     tissues, sequences = draw_tissues(rng), draw_sequences(rng)
@@ -112,12 +116,14 @@ def scan(
     for contrast in contrasts:
         values = {name: spin_echo(tissue, sequences[contrast]) for name, tissue in tissues.items()}
         signals.append(_blur(anatomy.mix(values), anatomy, grid))
-    images = {}
+    images, without = {}, {}
     for contrast, signal in zip(contrasts, _sample(signals, anatomy, warp, grid), strict=True):
         signal *= gain * receive * density * np.exp(-sequences[contrast].te_ms / 1000 * extra_decay_hz)
+        if clean:
+            without[contrast] = signal
         noise_rng = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         images[contrast] = np.round(add_rician_noise(signal, sigma, noise_rng))
-    return Scan(images, {name: sequences[name] for name in contrasts}, tissues, sigma, gain, strength)
+    return Scan(images, {name: sequences[name] for name in contrasts}, tissues, sigma, gain, strength, without)
 
 
 def add_rician_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
