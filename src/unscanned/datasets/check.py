@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from unscanned.datasets.aligned import align
+from unscanned.datasets.alignment import SHARP, Alignment, measure_alignment
 from unscanned.datasets.layout import Layout
 from unscanned.datasets.pairs import Finding, Pair, survey
 from unscanned.errors import DatasetError, VolumeError
@@ -154,6 +155,26 @@ def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterato
         align(pair, *volumes, resample=True)  # another grid is told already
     except VolumeError as error:
         yield Finding(pair.case, "error", "head", str(error), Path(str(error.where)))
+        return
+    if (alignment := measure_alignment(*volumes)) is not None:
+        yield from _check_alignment(pair, alignment)
+
+
+def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:
+    """Tell a target that is no partner, that is mirrored, or that lies off; only the first of these, as it rules."""
+    if not found.is_pair:
+        message = (
+            f"source and target fit in no position: sharpness {found.sharpness:.1f}, that of a pair is at least "
+            f"{SHARP:g}; another head's, or one much damaged or turned"
+        )
+        yield Finding(pair.case, "error", "no-pair", message, pair.target)
+    elif found.mirrored:
+        message = f"the target fits only when it is flipped {' and '.join(found.mirrored)}; one of the two is mirrored"
+        yield Finding(pair.case, "error", "flip", message, pair.target)
+    elif found.is_far or found.is_off:
+        severity: Literal["error", "warning"] = "error" if found.is_far else "warning"
+        message = f"the target is not aligned, it lies {found} of the source; register it"
+        yield Finding(pair.case, severity, "offset", message, pair.target)
 
 
 def _check_spacing(case: str, volume: Volume) -> Iterator[Finding]:

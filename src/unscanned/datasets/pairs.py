@@ -45,7 +45,7 @@ class Finding:
         case: The case it is about, as in `Pair.case`, or "dataset".
         severity: An error makes the case unusable; a warning does not.
         fault: "missing-partner", "ambiguous", "grid", "nonfinite", "constant", "4d", "duplicate", "spacing",
-            "header", "head", "unreadable", "name" or "bug".
+            "header", "head", "unreadable", "name", "offset", "flip", "no-pair" or "bug".
         message: What was found, for a person.
         path: The file.
     """
