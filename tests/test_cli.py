@@ -78,7 +78,7 @@ def test_the_version_is_printed():
     assert done.stdout.strip() == project["version"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "data", "-o", "out", "--dry-run"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_it_starts_without_the_libraries_that_take_seconds_to_load(arguments):
     program = f"import sys; from unscanned.cli import main; main({arguments}); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
@@ -123,14 +123,30 @@ def test_wrong_usage_ends_with_2_names_the_near_option_and_writes_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_prints_the_resolved_settings_and_writes_nothing(tmp_path, settings_file):
-    command = ["train", "data", "-o", tmp_path / "out", "--preset", "demo", "--settings", settings_file]
+def test_a_dry_run_prints_the_resolved_settings_with_their_cost_and_writes_nothing(
+    tmp_path, tiny_dataset, settings_file
+):
+    command = ["train", tiny_dataset, "-o", tmp_path / "out", "--preset", "demo", "--settings", settings_file]
     done = run(*command, "--training.epochs", 7, "--prepare.shape", 40, 48, 40, "--dry-run")
     assert done.returncode == 0
+    assert "# steps     21 in all" in done.stdout
+    assert re.search(r"^# time +1 min on this machine \(cpu\)", done.stdout, re.MULTILINE)
     content = tomllib.loads(done.stdout)
     assert (content["preset"], content["training"]["epochs"], content["training"]["batch"]) == ("demo", 7, 2)
     assert content["prepare"]["shape"] == [40, 48, 40]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "reproduce"])
+def test_a_dry_run_refuses_a_dataset_that_is_not_there_or_too_small(tmp_path, tiny_dataset, settings_file, verb):
+    arms = ["--arms", "demo"] if verb == "reproduce" else ["--preset", "demo"]
+    options = [*arms, "--settings", settings_file, "-o", tmp_path / "out", "--dry-run"]
+    done = run(verb, tmp_path / "missing", *options)
+    assert done.returncode == 3
+    assert "the dataset is not there" in done.stderr
+    done = run(verb, tiny_dataset, *options, "--split.train", 20)
+    assert done.returncode == 3
+    assert "too few subjects" in done.stderr
 
 
 def test_a_dataset_without_fault_is_checked_with_0(tiny_dataset, tmp_path):
@@ -138,6 +154,62 @@ def test_a_dataset_without_fault_is_checked_with_0(tiny_dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "4 usable pairs PD -> T2 of 4 subjects, 0 unusable cases" in done.stdout
     assert json.loads((tmp_path / "check.json").read_text())["unusable"] == []
+
+
+def test_a_dataset_of_other_contrasts_is_told_what_to_type(tmp_path, tiny_dataset):
+    done = run("check", tiny_dataset, "--source", "FLAIR", "--target", "T2w", "--measure-s", 0)
+    assert done.returncode == 3
+    assert "no FLAIR scan; there are PDw, T2w" in done.stdout
+    assert "Try --source PDw --target T2w" in done.stderr
+    assert "Mend" not in done.stderr
+    typed = run("check", tiny_dataset, "--source", "PDw", "--target", "T2w", "--measure-s", 0)
+    assert typed.returncode == 0
+    done = run("train", tiny_dataset, "-o", tmp_path / "out", "--data.source", "FLAIR")
+    assert done.returncode == 3
+    assert "Try --source PDw --target T2w" in done.stderr
+
+
+def test_the_rows_of_check_name_their_file(own):
+    cut_short(scan(own, 2, "T2"))
+    done = run("check", own, "--measure-s", 0)
+    (row,) = [line for line in done.stdout.splitlines() if "sub-002_T2w.nii.gz" in line and "unreadable" in line]
+    assert "sub-002 " in row
+
+
+def test_dicom_folders_come_with_the_line_to_type(tmp_path, tiny_dataset):
+    series = tmp_path / "dicom" / "series 1"
+    series.mkdir(parents=True)
+    (series / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    done = run("check", tmp_path / "dicom", "--source", "T1w")
+    assert done.returncode == 3
+    assert f"-f sub-01_T1w -o my-bids/sub-01/anat '{series}'" in done.stderr
+    both = shutil.copytree(tiny_dataset, tmp_path / "both")
+    shutil.copytree(series, both / "sub-001" / "dicom")
+    done = run("check", both, "--measure-s", 0, "--json", tmp_path / "check.json")
+    assert done.returncode == 0
+    (finding,) = json.loads((tmp_path / "check.json").read_text())["findings"]
+    assert (finding["severity"], finding["fault"]) == ("warning", "dicom")
+    assert "dcm2niix -b y -z y" in finding["message"]
+
+
+def test_check_says_what_there_is_what_fits_and_what_it_costs(tmp_path, tiny_dataset):
+    file, record = tmp_path / "mine.toml", tmp_path / "check.json"
+    done = run("check", tiny_dataset, "--preset", "demo", "--propose", file, "--json", record, "--measure-s", 2)
+    assert done.returncode == 0, done.stderr
+    assert "contrasts  PDw in 4 cases, T2w in 4 cases" in done.stdout
+    assert "8 scans of 32 x 40 x 32 voxels" in done.stdout
+    assert "4 cannot be judged" in done.stdout  # voxels of 6 mm
+    assert "s a step" in done.stdout
+    content = json.loads(record.read_text())
+    assert tomllib.loads(file.read_text())["split"] == {"train": 2, "validation": 1, "test": 1}
+    assert content["proposal"]["settings"] == tomllib.loads(file.read_text())
+    assert content["cost"]["steps"] > 0
+    assert content["contrasts"] == {"PDw": 4, "T2w": 4}
+    before = file.read_bytes()
+    assert run("check", tiny_dataset, "--propose", file, "--measure-s", 0).returncode == 0  # its own may be replaced
+    file.write_text("mine = 1\n")
+    assert run("check", tiny_dataset, "--propose", file, "--measure-s", 0).returncode == 2
+    assert file.read_text() == "mine = 1\n" != before
 
 
 def test_a_broken_dataset_is_checked_with_3_and_all_its_problems_named(own, tmp_path):

@@ -24,11 +24,12 @@ from unscanned.report.page import claim_report, write_report
 from unscanned.settings import Settings, decisive, difference, resolve, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
 from unscanned.training.effort import SCORED, run_costs, synthesis_cost
 from unscanned.training.prepare import refuse_other_cases
 from unscanned.training.run import check_settings, train
 
-__all__ = ["ARMS", "Reproduced", "claim_folder", "reproduce"]
+__all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
 
 ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
 """The arms of the reference, in its order; each is a preset."""
@@ -86,12 +87,9 @@ def reproduce(
         UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
     out = Path(out)
-    if not arms or len(set(arms)) < len(arms):
-        raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
+    settings = arm_settings(arms, file, overrides)
     check_apart(dataset, out)
-    settings = {arm: resolve(arm, file, overrides) for arm in arms}
-    _refuse_twins(settings)
-    first = _shared(settings)
+    first = next(iter(settings.values()))
     for wanted in settings.values():
         check_settings(wanted)
     found = select_pairs(dataset, **to_dict(first.data))
@@ -187,6 +185,46 @@ def _parts(
     return dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
 
 
+def arm_settings(
+    arms: Sequence[str], file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Settings]:
+    """Return the settings of each arm of an experiment.
+
+    Raises:
+        SettingsError: As for `reproduce`, but for what depends on the dataset.
+    """
+    if not arms or len(set(arms)) < len(arms):
+        raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
+    settings = {arm: resolve(arm, file, overrides) for arm in arms}
+    _refuse_twins(settings)
+    _refuse_unlike(settings)
+    return settings
+
+
+def estimate_costs(
+    dataset: str | Path, settings: Mapping[str, Settings], *, seconds: float = MEASURE_SECONDS
+) -> dict[str, Cost]:
+    """Return what each arm costs on this machine; a chain that takes its first stage from another arm costs less.
+
+    Args:
+        dataset: Folder or CSV of paired scans.
+        settings: Of each arm, as `arm_settings` returns them.
+        seconds: About how long to measure in all.
+
+    Raises:
+        UnscannedError: As for `estimate_cost`.
+    """
+    return {
+        arm: estimate_cost(
+            dataset,
+            wanted,
+            seconds=seconds / len(settings),
+            has_first_stage=_first_stage(arm, settings, Path()) is not None,
+        )
+        for arm, wanted in settings.items()
+    }
+
+
 def claim_folder(out: Path) -> None:
     """Refuse a folder in which an experiment would replace what is not one's.
 
@@ -221,7 +259,7 @@ def _refuse_twins(settings: Mapping[str, Settings]) -> None:
             )
 
 
-def _shared(settings: Mapping[str, Settings]) -> Settings:
+def _refuse_unlike(settings: Mapping[str, Settings]) -> None:
     first = next(iter(settings.values()))
     for arm, other in settings.items():
         for table in ("data", "prepare", "split"):
@@ -237,7 +275,6 @@ def _shared(settings: Mapping[str, Settings]) -> Settings:
                     expected="the same in all arms",
                     do="Give these settings once, for all arms.",
                 )
-    return first
 
 
 def _split(found: Selection, settings: Settings) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import metadata, resources
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "Split",
     "Synthesis",
     "Training",
+    "WRITTEN_BY",
     "check",
     "decisive",
     "difference",
@@ -43,6 +44,7 @@ __all__ = [
     "resolve",
     "to_dict",
     "to_toml",
+    "toml_of",
 ]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
@@ -52,6 +54,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e12)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OwnOptions = dict[str, bool | int | float | str | list[int]]
+
+WRITTEN_BY = "# Settings of unscanned "
+"What a TOML file of settings begins with, the release behind it."
 
 INDIFFERENT: dict[str, Any] = {"decides": False}
 "Of a field that changes neither what a training step does nor which epoch is the best: no part of a run's identity."
@@ -371,8 +376,13 @@ def to_dict(settings: Schema) -> dict[str, Any]:
 
 def to_toml(settings: Settings) -> str:
     """Return the settings as a TOML text that `resolve` reads back; unset values stand as comments."""
-    lines = [f"{_WRITTEN_BY}{metadata.version('unscanned')}"]
-    for key, value in to_dict(settings).items():
+    return toml_of(to_dict(settings))
+
+
+def toml_of(tables: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
+    """Return some tables and keys of `Settings` as a TOML text that `resolve` reads back, comments in front."""
+    lines = [f"{WRITTEN_BY}{metadata.version('unscanned')}", *(f"# {comment}" for comment in comments)]
+    for key, value in tables.items():
         lines += _toml_table(key, value) if isinstance(value, dict) else [f"{key} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
 
@@ -407,7 +417,6 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: s
     return "; ".join(told)
 
 
-_WRITTEN_BY = "# Settings of unscanned "
 _RENAMED = {"training.context": "margin"}
 "Keys of older versions, and what they are called now."
 
@@ -416,7 +425,7 @@ def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     """Return what messages call the file, with the release that wrote it if it says so, and its content."""
     try:
         text = read_text(path)
-        writer = re.match(rf"{_WRITTEN_BY}(\S+)", text)
+        writer = re.match(rf"{WRITTEN_BY}(\S+)", text)
         return f"{path} (of unscanned {writer[1]})" if writer else str(path), tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(

@@ -127,7 +127,7 @@ ANYTHING = (
 
 TINY = ("--settings", "@/in/settings.toml")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "check": ("--source", "--target", "--layout", "--resample", "--json"),
+    "check": ("--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s"),
     "prepare": (*SETTINGS, "--preset", "--dry-run"),
     "train": (*SETTINGS, "--preset", "--dry-run"),
     "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force"),

@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, validators
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
 from unscanned.cli.settings import HowOptions, Options, PrepareOptions, WorkloadOptions, in_help
 from unscanned.datasets.split import read_split
+from unscanned.errors import UnscannedError
 from unscanned.machine.provenance import version
-from unscanned.outputs import Mark, claim, json_with
+from unscanned.outputs import Mark, begins_with, claim, json_with
 from unscanned.progress import interruptible
 from unscanned.schema import read
-from unscanned.settings import Layout, Settings, preset_names
+from unscanned.settings import WRITTEN_BY, Layout, Settings, preset_names
 
 __all__ = ["app"]
 
@@ -52,7 +53,9 @@ InLayout = Annotated[Layout, Parameter(name=["--layout", "--data.layout"])]
 Resample = Annotated[bool, Parameter(name=["--resample", "--prepare.resample"], negative="")]
 How = Annotated[HowOptions | None, Parameter(name="*", group=_SYNTHESIS)]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
-DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings and stop.")]
+DryRun = Annotated[
+    bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings, what they cost here, and stop.")
+]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Arms = Annotated[
     tuple[str, ...],
@@ -193,11 +196,17 @@ def check(
     target: Target = "T2",
     layout: InLayout = "auto",
     resample: Resample = False,
+    preset: Preset = "resgan",
+    propose: Path | None = None,
+    measure_s: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 20.0,
     json: Json = None,
 ) -> None:
-    """Read every pair of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
+    """Read every pair of a dataset, print what is there and what is wrong, and advise; exit 3 where a case is unusable.
 
-    Example: `unscanned check data/my-bids --source T1w --target T2w`
+    It says which contrasts there are, whether each pair is aligned, which settings fit, and what a training with them
+    costs on this machine.
+
+    Example: `unscanned check data/my-bids --source T1w --target T2w --propose mine.toml`
 
     Parameters
     ----------
@@ -211,19 +220,37 @@ def check(
         How the dataset is laid out; auto looks at the names.
     resample
         Only warn of a target on another grid: `prepare.resample` will bring it to the source's.
+    propose
+        Write the proposed settings to this TOML file, for --settings of train and reproduce.
+    measure_s
+        About how many seconds to take training steps for the estimate of time and memory; 0 takes none.
     json
-        Also write the findings to this file.
+        Also write all that was found to this file.
     """
-    from unscanned.datasets.check import check_dataset
-    from unscanned.datasets.pairs import survey
+    from unscanned.datasets.check import examine
+    from unscanned.datasets.proposal import propose as proposal_of
+    from unscanned.training.cost import estimate_cost
 
     _claim_json(json, json_with("dataset", "source", "target", "usable", "unusable", "findings"))
+    start = options.resolve(preset, None, None)
+    if propose is not None:
+        claim(propose, begins_with(WRITTEN_BY), "settings that unscanned wrote")
     with running.progress() as progress:
-        findings = check_dataset(
-            dataset, source=source, target=target, layout=layout, resample=resample, progress=progress
-        )
-    pairs, _ = survey(dataset, source=source, target=target, layout=layout)
-    terminal.say_findings(dataset, pairs, findings, source, target, json)
+        found = examine(dataset, source=source, target=target, layout=layout, resample=resample, progress=progress)
+    terminal.say_examination(found)
+    proposal = proposal_of(found, layout=layout, multiple=start.training.patch)
+    cost = None
+    if proposal is not None:
+        terminal.say_proposal(proposal, dataset, propose)
+        try:
+            cost = estimate_cost(dataset, start.change(**proposal.settings), seconds=measure_s)
+        except UnscannedError as error:
+            terminal.complain(f"the cost cannot be estimated: {error}")
+        else:
+            terminal.say_cost(f"unscanned train with preset {preset}", cost)
+    if json is not None:
+        terminal.write_examination(json, found, proposal, cost)
+    terminal.raise_unusable(found)
 
 
 @app.command
@@ -320,7 +347,9 @@ def train(
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
-        return terminal.say_settings(resolved)
+        from unscanned.training.cost import estimate_cost
+
+        return terminal.say_settings(resolved, estimate_cost(dataset, resolved))
     from unscanned.training.run import train
 
     with running.computing(resolved.training.device) as (progress, stop):
@@ -592,9 +621,13 @@ def reproduce(
         Also write the scores to this file.
     """
     if dry_run:
-        for arm in arms:
-            terminal.say_settings(options.resolve(arm, settings, given))
-        return
+        from unscanned.experiment import arm_settings, estimate_costs
+
+        resolved = arm_settings(arms, settings, options.overrides(given))
+        costs = estimate_costs(dataset, resolved)
+        for arm, wanted in resolved.items():
+            terminal.say_settings(wanted, costs[arm])
+        return terminal.say_total(costs)
     from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
@@ -620,6 +653,7 @@ def reproduce(
     terminal.complain_of_incomplete(result.incomplete)
     terminal.raise_partial(result.failures, None)
     terminal.raise_failed_scores(result.evaluation)
+    return None
 
 
 @app.command

@@ -15,7 +15,7 @@ from unscanned.training.prepare import Case
 from unscanned.volumes.intensity import Normalization
 from unscanned.volumes.patches import cut, starts
 
-__all__ = ["PatchBatches"]
+__all__ = ["PatchBatches", "no_patches", "too_small"]
 
 
 class PatchBatches:
@@ -58,12 +58,7 @@ class PatchBatches:
             ]
         ).reshape(-1, 4)
         if len(self.index) == 0:
-            raise DatasetError(
-                "no training patch has enough of the head",
-                where="training.min_head",
-                found=settings.min_head,
-                do="Lower it, or look at the prepared heads.",
-            )
+            raise no_patches(settings.min_head)
 
     @property
     def steps_per_pass(self) -> int:
@@ -116,14 +111,29 @@ class PatchBatches:
 
     def _grid(self, case: Case) -> np.ndarray:
         if min(case.source.shape) < self.patch:
-            raise DatasetError(
-                "a training volume is smaller than the patch",
-                where=case.name,
-                found=case.source.shape,
-                expected=f"at least {self.patch} along each axis",
-                do="Choose a larger prepare.shape or a smaller training.patch.",
-            )
+            raise too_small(case.name, case.source.shape, self.patch)
         return starts(case.source.shape, self.patch, self.patch)
+
+
+def no_patches(min_head: float) -> DatasetError:
+    """Return what to say where no patch has that share of the head."""
+    return DatasetError(
+        "no training patch has enough of the head",
+        where="training.min_head",
+        found=min_head,
+        do="Lower it, or look at the prepared heads.",
+    )
+
+
+def too_small(where: str, shape: Sequence[int], patch: int) -> DatasetError:
+    """Return what to say of a volume that is smaller than the patch."""
+    return DatasetError(
+        "a training volume is smaller than the patch",
+        where=where,
+        found=tuple(shape),
+        expected=f"at least {patch} along each axis",
+        do="Choose a larger prepare.shape or a smaller training.patch.",
+    )
 
 
 def _order(n: int, seed: int, number: int, order: int) -> np.ndarray:
