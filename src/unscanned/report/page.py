@@ -24,7 +24,7 @@ from unscanned.progress import Progress
 from unscanned.report import figures
 from unscanned.report.curves import find_logs, training_curves
 
-__all__ = ["claim_report", "write_report"]
+__all__ = ["claim_report", "data_uri", "environment", "write_report"]
 
 
 def write_report(
@@ -77,10 +77,10 @@ def write_report(
         cases.append(case)
         if sheet is None and images is not None and images.source is not None:
             png = figures.patch_sheet(images.source, images.head, spacing_mm=images.spacing_mm)
-            sheet = {"case": entry.case, "image": _data_uri(png)}
+            sheet = {"case": entry.case, "image": data_uri(png)}
     if progress:
         progress(total, total, "report")
-    template = _environment().get_template("report.html")
+    template = environment().get_template("report.html")
     page = template.render(
         evaluation=content,
         baselines=BASELINES,
@@ -89,7 +89,7 @@ def write_report(
         subjects=[row for row in content.scores if row.region == "head"],
         cases=cases,
         sheet=sheet,
-        curves=_data_uri(curves) if curves else None,
+        curves=data_uri(curves) if curves else None,
         stamp=STAMP,
         details=_details(content, runs, details or {}),
     )
@@ -106,7 +106,8 @@ def claim_report(out: str | Path) -> None:
     claim(out, holds("Unscanned · report"), "an earlier report, or nothing")
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """Return what makes pages of the templates."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -157,7 +158,7 @@ def _case(entry: Case, content: EvaluationRecord, width: int) -> tuple[dict[str,
             contrasts=(content.source, content.target),
             std=case_constants(images, content.constants)[1],
         )
-        case["figure"] = _data_uri(figure)
+        case["figure"] = data_uri(figure)
         white = figures.display_white(images.target, images.head)
         volumes = [] if images.source is None else [(f"{content.source} (source)", images.source, False)]
         volumes += [(arm, image, True) for arm, image in made.items()]
@@ -165,7 +166,7 @@ def _case(entry: Case, content: EvaluationRecord, width: int) -> tuple[dict[str,
             strip = figures.strip(
                 volume, images.head, spacing_mm=images.spacing_mm, white=white, width=width, synthetic=synthetic
             )
-            image = _data_uri(strip.image, "webp")
+            image = data_uri(strip.image, "webp")
             case["strips"].append({"name": name, "strip": strip, "image": image, "synthetic": synthetic})
     except Exception as error:
         case["reason"] = str(of_one(error, where=entry.case))
@@ -214,5 +215,6 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _data_uri(image: bytes, kind: str = "png") -> str:
+def data_uri(image: bytes, kind: str = "png") -> str:
+    """Return an image as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

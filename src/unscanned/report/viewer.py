@@ -1,0 +1,205 @@
+"""What a page's viewer shows: volumes packed to a size, differences between them, and words for their precision.
+
+NiiVue (https://github.com/niivue/niivue) draws them; its file lies in `niivue/` beside this module, and its README says
+where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from unscanned.evaluation.cases import Images
+from unscanned.formats.sidecar import STAMP
+from unscanned.report.figures import difference_limit, display_white
+from unscanned.report.packed import Packing, pack, pack_mask, text
+
+__all__ = ["LIMIT_MB", "Shown", "Viewer", "case_viewer", "files_viewer", "licences", "niivue", "viewer_facts"]
+
+LIMIT_MB = 12.0
+"Room for the volumes of one case, as text: with NiiVue and the pictures, a page of one case stays below 15 MB."
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One volume to show.
+
+    Attributes:
+        name: Above its picture.
+        array: (i, j, k).
+        affine: (4, 4), voxel to world, mm.
+        synthetic: Whether it carries the stamp.
+        window: Values that are black and white.
+        unit: Of its values; empty for intensities.
+        scale: Intensity of the file that a value of 1 stands for; None where the values are the file's own.
+    """
+
+    name: str
+    array: np.ndarray
+    affine: np.ndarray
+    synthetic: bool
+    window: tuple[float, float]
+    unit: str = ""
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """One case of a viewer, ready for its page.
+
+    Attributes:
+        facts: What the script reads.
+        data: Text by the id that the facts name.
+        left_out: Keys of the volumes that had no room.
+        wanted_bytes: What all would have taken at the coarsest precision, where any was left out.
+    """
+
+    facts: dict[str, Any]
+    data: dict[str, str]
+    left_out: Sequence[str]
+    wanted_bytes: int
+
+
+def case_viewer(
+    name: str,
+    images: Images,
+    *,
+    contrasts: tuple[str, str],
+    std: float,
+    number: int = 0,
+    limit_mb: float = LIMIT_MB,
+) -> Viewer | None:
+    """Return the viewer of a case: source, regression, every arm, target, and each one's difference from the target.
+
+    Args:
+        name: The case.
+        images: Its images; the arm `source`, which is the source at the target's brightness, is left out.
+        contrasts: Names of source and target contrast.
+        std: Standard deviation of the target contrast in unit scale, which makes z-scores of differences.
+        number: Of the case in its page.
+        limit_mb: Room for its volumes, MB of text.
+
+    Returns:
+        None where not even the target has room.
+    """
+    window = (0.0, display_white(images.target, images.head))
+
+    def shown(title: str, array: np.ndarray, synthetic: bool, scale: str | None) -> Shown:
+        return Shown(title, array, images.affine, synthetic, window, "", images.scales.get(scale) if scale else None)
+
+    # In the order of their importance: what has no room is left out from the end.
+    volumes = {"target": shown(f"{contrasts[1]} (acquired)", images.target, False, "target")}
+    if images.source is not None:
+        volumes["source"] = shown(f"{contrasts[0]} (source)", images.source, False, "source")
+    made = {arm: array for arm, array in images.arms.items() if arm != "source"}
+    for arm in sorted(made, key=lambda arm: arm == "regression"):
+        volumes[f"arm {arm}"] = shown(arm, made[arm], arm != "regression", arm)
+    packing = pack({key: each.array for key, each in volumes.items()}, int(limit_mb * 1e6), images.head)
+    if "target" not in packing.volumes:
+        return None
+    kept = [key for key in volumes if key in packing.volumes]
+    errors = {key: np.abs(volumes[key].array - images.target)[images.head] / std for key in kept if key[:4] == "arm "}
+    limit = difference_limit(errors.values())
+    differences = [
+        {
+            "name": f"{volumes[key].name} − {contrasts[1]}",
+            "of": kept.index(key),
+            "from": 0,
+            "divide": std,
+            "unit": "z",
+            "synthetic": volumes[key].synthetic,
+            "window": [-limit, limit],
+        }
+        for key in errors
+    ]
+    centre = [int((places.min() + places.max()) // 2) for places in np.nonzero(images.head)]
+    steps = [packing.volumes[key].step for key in kept]
+    words = f"Values are within ±{max(steps) / 2:.2g} of those of the files, in unit scale ({packing.bits} bits)."
+    viewer = _assemble(name, number, {key: volumes[key] for key in kept}, packing, differences, centre, words)
+    # The source first, the truth beside it, and each arm beside its difference.
+    order = {"source": 0, "target": 1, **{key: 2 * place + 2 for place, key in enumerate(errors)}}
+    for key, entry in zip(kept, viewer.facts["images"], strict=True):
+        entry["order"] = order[key]
+    for place, entry in enumerate(viewer.facts["differences"]):
+        entry["order"] = 2 * place + 3
+    if packing.inside_only:
+        viewer.facts["mask"] = f"viewer-{number}-mask"
+        viewer.facts["precision"] += " To save room, only the voxels of the head are in this page."
+        viewer.data[f"viewer-{number}-mask"] = pack_mask(images.head)
+    return viewer
+
+
+def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Viewer | None:
+    """Return the viewer of any volumes, each on its own grid; None where not one has room.
+
+    Args:
+        volumes: In the order in which they are shown, which is that of their importance.
+        limit_mb: Room for them, MB of text.
+    """
+    keyed = {str(number): volume for number, volume in enumerate(volumes)}
+    packing = pack({key: volume.array for key, volume in keyed.items()}, int(limit_mb * 1e6))
+    kept = {key: volume for key, volume in keyed.items() if key in packing.volumes}
+    if not kept:
+        return None
+    steps = [(packing.volumes[key].step / 2, volume.name) for key, volume in kept.items()]
+    words = "Values are those of the files: within " + ", ".join(f"±{half:.2g} for {name}" for half, name in steps) + "."
+    first = next(iter(kept.values()))
+    centre = [length // 2 for length in first.array.shape]
+    return _assemble("", 0, kept, packing, [], centre, words)
+
+
+def _assemble(
+    name: str,
+    number: int,
+    volumes: Mapping[str, Shown],
+    packing: Packing,
+    differences: list[dict[str, Any]],
+    start: Sequence[int],
+    precision: str,
+) -> Viewer:
+    """Bring packed volumes into the form that the script reads."""
+    ids = {key: f"viewer-{number}-{place}" for place, key in enumerate(volumes)}
+    facts = {
+        "name": name,
+        "start": list(start),
+        "precision": precision,
+        "mask": None,
+        "differences": differences,
+        "images": [
+            {
+                "name": volume.name,
+                "data": ids[key],
+                "shape": packing.volumes[key].shape,
+                "affine": np.asarray(volume.affine, float)[:3].ravel().tolist(),
+                "low": packing.volumes[key].low,
+                "step": packing.volumes[key].step,
+                "synthetic": volume.synthetic,
+                "window": volume.window,
+                "unit": volume.unit,
+                "scale": volume.scale,
+                "order": place,
+            }
+            for place, (key, volume) in enumerate(volumes.items())
+        ],
+    }
+    return Viewer(facts, {ids[key]: packing.volumes[key].data for key in volumes}, packing.left_out, packing.wanted_bytes)
+
+
+def viewer_facts(viewers: Sequence[Viewer]) -> str:
+    """Return what the script of a page reads, safe inside a script element."""
+    return json.dumps({"stamp": STAMP, "cases": [viewer.facts for viewer in viewers]}).replace("<", "\\u003c")
+
+
+def niivue() -> str:
+    """Return the file of NiiVue, packed."""
+    return text(resources.files("unscanned.report").joinpath("niivue", "niivue.umd.js").read_bytes())
+
+
+def licences() -> str:
+    """Return the licences of NiiVue and of what its file holds."""
+    return resources.files("unscanned.report").joinpath("niivue", "LICENSES.txt").read_text("utf-8")
