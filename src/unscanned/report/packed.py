@@ -32,13 +32,15 @@ class Packed:
             0, -1, 1, -2, ...; first the low bytes of all, then the high bytes.
         shape: Voxels along i, j, k.
         low: Value of level 0.
-        step: Value between two levels; no voxel is off by more than half of it.
+        step: Value between two levels.
+        error: No voxel is off by more than this.
     """
 
     data: str
     shape: tuple[int, int, int]
     low: float
     step: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,15 @@ def text(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
-def _levels(array: np.ndarray, bits: int, inside: np.ndarray | None) -> tuple[np.ndarray, float, float]:
-    """The integers that stand for a volume, 0 outside of the mask, and the value of level 0 and of a step."""
+def _levels(array: np.ndarray, bits: int, inside: np.ndarray | None) -> tuple[np.ndarray, float, float, float]:
+    """The integers that stand for a volume, 0 outside of the mask, the value of level 0, of a step, and the error."""
     known = array if inside is None else array[inside]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     count = 2**bits - 1
     is_whole = high - low <= count and bool(np.all(known == np.round(known)))
     step = 1.0 if is_whole or high == low else (high - low) / count
     levels = np.round((np.asarray(array, np.float64) - low) / step).astype(np.int32)
-    return (levels if inside is None else np.where(inside, levels, 0)), low, step
+    return levels if inside is None else np.where(inside, levels, 0), low, step, 0.0 if is_whole else step / 2
 
 
 def _folded(levels: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -125,7 +127,7 @@ def _folded(levels: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _pack_one(array: np.ndarray, bits: int, inside: np.ndarray | None) -> Packed:
-    levels, low, step = _levels(array, bits, inside)
+    levels, low, step, error = _levels(array, bits, inside)
     below = np.zeros_like(levels)
     below[:, :, 1:] = levels[:, :, :-1]
     folded = _folded(levels, below).ravel("F")
@@ -133,14 +135,14 @@ def _pack_one(array: np.ndarray, bits: int, inside: np.ndarray | None) -> Packed
         folded = folded[inside.ravel("F")]
     planes = (folded & 255).astype(np.uint8).tobytes() + (folded >> 8).astype(np.uint8).tobytes()
     i, j, k = array.shape
-    return Packed(text(planes), (i, j, k), low, step)
+    return Packed(text(planes), (i, j, k), low, step, error)
 
 
 def _foretold(array: np.ndarray, bits: int, inside: np.ndarray | None) -> int:
     """About how many bytes of text the volume takes: the entropy of what is left of some slices."""
     chosen = np.arange(min(1, array.shape[2] - 1), array.shape[2], _EVERY)
     both = np.concatenate([chosen, np.maximum(chosen - 1, 0)])
-    levels, _, _ = _levels(array[:, :, both], bits, None if inside is None else inside[:, :, both])
+    levels, *_ = _levels(array[:, :, both], bits, None if inside is None else inside[:, :, both])
     folded = _folded(levels[:, :, : len(chosen)], levels[:, :, len(chosen) :])
     voxels = array.size
     if inside is not None:

@@ -16,7 +16,7 @@ from unscanned.outputs import claim, holds
 from unscanned.progress import Progress
 from unscanned.report.figures import planes_figure
 from unscanned.report.page import data_uri, environment
-from unscanned.report.viewer import LIMIT_MB, Shown, Viewer, files_viewer, licences, niivue, viewer_facts
+from unscanned.report.viewer import LIMIT_MB, Shown, files_viewer, licences, niivue, viewer_facts
 from unscanned.volumes.nifti import Volume, read_volume
 from unscanned.volumes.orientation import orientation, to_ras
 
@@ -62,18 +62,24 @@ def write_view(
         for name, volume, path in zip(names, volumes, files, strict=True)
     ]
     viewer = files_viewer(shown, limit_mb=limit_mb)
-    page = environment().get_template("view.html").render(
-        names=names,
-        synthetic=any(each.synthetic for each in shown),
-        stamp=STAMP,
-        still=data_uri(planes_figure([_still(each) for each in shown])),
-        viewers=[viewer] if viewer else [],
-        facts=viewer_facts([viewer]) if viewer else "",
-        niivue=niivue() if viewer else "",
-        left_out=_left_out(viewer, names, limit_mb),
-        files=[(name, path, *_grid(volume)) for name, path, volume in zip(names, files, volumes, strict=True)],
-        warnings=[f"{name}: {text}" for name, volume in zip(names, volumes, strict=True) for text in volume.warnings],
-        licences=licences(),
+    page = (
+        environment()
+        .get_template("view.html")
+        .render(
+            names=names,
+            synthetic=any(each.synthetic for each in shown),
+            stamp=STAMP,
+            still=data_uri(planes_figure([_still(each) for each in shown])),
+            viewers=[viewer] if viewer.data else [],
+            facts=viewer_facts([viewer]),
+            niivue=niivue() if viewer.data else "",
+            left_out=viewer.left_out,
+            files=[(name, path, *_grid(volume)) for name, path, volume in zip(names, files, volumes, strict=True)],
+            warnings=[
+                f"{name}: {text}" for name, volume in zip(names, volumes, strict=True) for text in volume.warnings
+            ],
+            licences=licences(),
+        )
     )
     write_text(out, page)
     return Path(out)
@@ -110,16 +116,6 @@ def _still(shown: Shown) -> tuple[str, np.ndarray, tuple[float, float, float], t
     spacing = np.linalg.norm(shown.affine[:3, :3], axis=0)[np.argsort(orientation(shown.affine)[:, 0])]
     i, j, k = spacing.tolist()
     return shown.name, to_ras(shown.array, shown.affine), (i, j, k), shown.window, shown.synthetic
-
-
-def _left_out(viewer: Viewer | None, names: Sequence[str], limit_mb: float) -> str:
-    left = names if viewer is None else [names[int(key)] for key in viewer.left_out]
-    if not left:
-        return ""
-    return (
-        f"Left out of the viewer, as there is no room for more than {limit_mb:g} MB: {', '.join(left)}. "
-        "The pictures show them; --limit-mb makes room."
-    )
 
 
 def _grid(volume: Volume) -> tuple[Any, ...]:

@@ -55,14 +55,12 @@ class Viewer:
     Attributes:
         facts: What the script reads.
         data: Text by the id that the facts name.
-        left_out: Keys of the volumes that had no room.
-        wanted_bytes: What all would have taken at the coarsest precision, where any was left out.
+        left_out: What has no room, and why; empty where everything has.
     """
 
     facts: dict[str, Any]
     data: dict[str, str]
-    left_out: Sequence[str]
-    wanted_bytes: int
+    left_out: str
 
 
 def case_viewer(
@@ -73,7 +71,7 @@ def case_viewer(
     std: float,
     number: int = 0,
     limit_mb: float = LIMIT_MB,
-) -> Viewer | None:
+) -> Viewer:
     """Return the viewer of a case: source, regression, every arm, target, and each one's difference from the target.
 
     Args:
@@ -85,7 +83,7 @@ def case_viewer(
         limit_mb: Room for its volumes, MB of text.
 
     Returns:
-        None where not even the target has room.
+        Its `data` are empty where not even the target has room.
     """
     window = (0.0, display_white(images.target, images.head))
 
@@ -100,8 +98,10 @@ def case_viewer(
     for arm in sorted(made, key=lambda arm: arm == "regression"):
         volumes[f"arm {arm}"] = shown(arm, made[arm], arm != "regression", arm)
     packing = pack({key: each.array for key, each in volumes.items()}, int(limit_mb * 1e6), images.head)
-    if "target" not in packing.volumes:
-        return None
+    titles = {key: volume.name for key, volume in volumes.items()}
+    left_out = _left_out(packing, titles, limit_mb)
+    if not packing.volumes:
+        return Viewer({}, {}, left_out)
     kept = [key for key in volumes if key in packing.volumes]
     errors = {key: np.abs(volumes[key].array - images.target)[images.head] / std for key in kept if key[:4] == "arm "}
     limit = difference_limit(errors.values())
@@ -118,9 +118,9 @@ def case_viewer(
         for key in errors
     ]
     centre = [int((places.min() + places.max()) // 2) for places in np.nonzero(images.head)]
-    steps = [packing.volumes[key].step for key in kept]
-    words = f"Values are within ±{max(steps) / 2:.2g} of those of the files, in unit scale ({packing.bits} bits)."
-    viewer = _assemble(name, number, {key: volumes[key] for key in kept}, packing, differences, centre, words)
+    error = max(packing.volumes[key].error for key in kept)
+    words = f"Values are in unit scale, within ±{error:.2g} of the files' ({packing.bits} bits); z is a z-score."
+    viewer = _assemble(name, number, {key: volumes[key] for key in kept}, packing, differences, centre, words, left_out)
     # The source first, the truth beside it, and each arm beside its difference.
     order = {"source": 0, "target": 1, **{key: 2 * place + 2 for place, key in enumerate(errors)}}
     for key, entry in zip(kept, viewer.facts["images"], strict=True):
@@ -134,8 +134,8 @@ def case_viewer(
     return viewer
 
 
-def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Viewer | None:
-    """Return the viewer of any volumes, each on its own grid; None where not one has room.
+def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Viewer:
+    """Return the viewer of any volumes, each on its own grid; its `data` are empty where not one has room.
 
     Args:
         volumes: In the order in which they are shown, which is that of their importance.
@@ -143,14 +143,25 @@ def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Vie
     """
     keyed = {str(number): volume for number, volume in enumerate(volumes)}
     packing = pack({key: volume.array for key, volume in keyed.items()}, int(limit_mb * 1e6))
+    left_out = _left_out(packing, {key: volume.name for key, volume in keyed.items()}, limit_mb)
     kept = {key: volume for key, volume in keyed.items() if key in packing.volumes}
     if not kept:
-        return None
-    steps = [(packing.volumes[key].step / 2, volume.name) for key, volume in kept.items()]
-    words = "Values are those of the files: within " + ", ".join(f"±{half:.2g} for {name}" for half, name in steps) + "."
-    first = next(iter(kept.values()))
-    centre = [length // 2 for length in first.array.shape]
-    return _assemble("", 0, kept, packing, [], centre, words)
+        return Viewer({}, {}, left_out)
+    errors = [(packing.volumes[key].error, volume.name) for key, volume in kept.items()]
+    near = ", ".join(f"within ±{error:.2g} for {name}" if error else f"exact for {name}" for error, name in errors)
+    centre = [length // 2 for length in volumes[0].array.shape]
+    return _assemble("", 0, kept, packing, [], centre, f"Values are those of the files: {near}.", left_out)
+
+
+def _left_out(packing: Packing, names: Mapping[str, str], limit_mb: float) -> str:
+    """What had no room, and why."""
+    if not packing.left_out:
+        return ""
+    return (
+        f"Left out of the viewer: {', '.join(names[key] for key in packing.left_out)}. All volumes would take about "
+        f"{packing.wanted_bytes / 1e6:.1f} MB at the coarsest precision, and there is room for {limit_mb:g} MB; "
+        "--limit-mb makes more."
+    )
 
 
 def _assemble(
@@ -161,6 +172,7 @@ def _assemble(
     differences: list[dict[str, Any]],
     start: Sequence[int],
     precision: str,
+    left_out: str,
 ) -> Viewer:
     """Bring packed volumes into the form that the script reads."""
     ids = {key: f"viewer-{number}-{place}" for place, key in enumerate(volumes)}
@@ -187,7 +199,7 @@ def _assemble(
             for place, (key, volume) in enumerate(volumes.items())
         ],
     }
-    return Viewer(facts, {ids[key]: packing.volumes[key].data for key in volumes}, packing.left_out, packing.wanted_bytes)
+    return Viewer(facts, {ids[key]: packing.volumes[key].data for key in volumes}, left_out)
 
 
 def viewer_facts(viewers: Sequence[Viewer]) -> str:
