@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from unscanned.cli.terminal import complain, shown
 from unscanned.errors import Interrupted
 from unscanned.progress import Progress
 
-__all__ = ["Stop", "computing", "progress"]
+__all__ = ["Stop", "browse", "computing", "progress"]
+
+
+def browse(page: Path) -> None:
+    """Open a page in the browser where there is a display to show it."""
+    import webbrowser
+
+    is_shown = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if is_shown and page.is_file():
+        webbrowser.open(page.resolve().as_uri())
 
 
 @contextlib.contextmanager

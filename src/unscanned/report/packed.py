@@ -15,8 +15,8 @@ import numpy as np
 
 __all__ = ["Packed", "Packing", "pack", "pack_mask", "text"]
 
-_WHOLE_BITS = (16, 14, 12, 11, 10, 9, 8)
-"Bits of a level that are tried while the whole grid is kept, the finest first."
+_WHOLE_BITS = (12, 11, 10, 9, 8)
+"Bits of a level that are tried while the whole grid is kept, the finest first; more would store a scan's noise."
 _INSIDE_BITS = (8, 7, 6)
 "Bits that are tried once only the head is kept. Below 64 levels a picture shows steps."
 _EVERY = 8
@@ -65,8 +65,9 @@ class Packing:
 def pack(volumes: Mapping[str, np.ndarray], limit_bytes: int, mask: np.ndarray | None = None) -> Packing:
     """Pack volumes at the finest precision at which they fit together.
 
-    The whole grid is kept down to 8 bits a voxel. Where that is too much, the voxels outside the mask are dropped, and
-    the levels become coarser, down to 6 bits. Where that is too much still, volumes are left out, the last ones first.
+    The whole grid is kept from 12 bits a voxel down to 8; whole numbers of up to 16 bits stay what they are where there
+    is room. Where that is too much, the voxels outside the mask are dropped, and the levels become coarser, down to 6
+    bits. Where that is too much still, volumes are left out, the last ones first.
 
     Args:
         volumes: By name, in the order of their importance; (i, j, k), finite.
@@ -107,7 +108,8 @@ def _levels(array: np.ndarray, bits: int, inside: np.ndarray | None) -> tuple[np
     known = array if inside is None else array[inside]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     count = 2**bits - 1
-    is_whole = high - low <= count and bool(np.all(known == np.round(known)))
+    exact = 2**16 - 1 if bits == _WHOLE_BITS[0] else count
+    is_whole = high - low <= exact and bool(np.all(known == np.round(known)))
     step = 1.0 if is_whole or high == low else (high - low) / count
     levels = np.round((np.asarray(array, np.float64) - low) / step).astype(np.int32)
     return levels if inside is None else np.where(inside, levels, 0), low, step, 0.0 if is_whole else step / 2

@@ -23,10 +23,10 @@ from unscanned.formats.sidecar import STAMP
 from unscanned.machine.crash import of_one
 from unscanned.outputs import claim, holds
 from unscanned.progress import Progress
-from unscanned.report import figures
+from unscanned.report import LIMIT_MB, figures
 from unscanned.report.curves import find_logs, training_curves
 from unscanned.report.verdict import below_baselines, explain_psnr, verdicts
-from unscanned.report.viewer import LIMIT_MB, Viewer, case_viewer, licences, niivue, viewer_facts
+from unscanned.report.viewer import Viewer, case_viewer, licences, niivue, viewer_facts
 
 __all__ = ["claim_report", "data_uri", "environment", "write_report"]
 
@@ -77,7 +77,9 @@ def write_report(
             )
     wanted = _wanted(content, cases)
     curves = training_curves(runs)
-    shown, viewers, sheet = [], [], None
+    shown: list[dict[str, Any]] = []
+    viewers: list[Viewer] = []
+    sheet = None
     total = len(content.cases)
     # Narrower slices keep the page of a large cohort small enough to open.
     width = 144 if total <= 5 else 112 if total <= 12 else 80

@@ -14,9 +14,10 @@ from unscanned.files import read_json, write_text
 from unscanned.formats.sidecar import STAMP
 from unscanned.outputs import claim, holds
 from unscanned.progress import Progress
+from unscanned.report import LIMIT_MB
 from unscanned.report.figures import planes_figure
 from unscanned.report.page import data_uri, environment
-from unscanned.report.viewer import LIMIT_MB, Shown, files_viewer, licences, niivue, viewer_facts
+from unscanned.report.viewer import Shown, files_viewer, licences, niivue, viewer_facts
 from unscanned.volumes.nifti import Volume, read_volume
 from unscanned.volumes.orientation import orientation, to_ras
 

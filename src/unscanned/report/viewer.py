@@ -16,13 +16,11 @@ import numpy as np
 
 from unscanned.evaluation.cases import Images
 from unscanned.formats.sidecar import STAMP
+from unscanned.report import LIMIT_MB
 from unscanned.report.figures import difference_limit, display_white
 from unscanned.report.packed import Packing, pack, pack_mask, text
 
-__all__ = ["LIMIT_MB", "Shown", "Viewer", "case_viewer", "files_viewer", "licences", "niivue", "viewer_facts"]
-
-LIMIT_MB = 12.0
-"Room for the volumes of one case, as text: with NiiVue and the pictures, a page of one case stays below 15 MB."
+__all__ = ["Shown", "Viewer", "case_viewer", "files_viewer", "licences", "niivue", "viewer_facts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +119,12 @@ def case_viewer(
     error = max(packing.volumes[key].error for key in kept)
     words = f"Values are in unit scale, within ±{error:.2g} of the files' ({packing.bits} bits); z is a z-score."
     viewer = _assemble(name, number, {key: volumes[key] for key in kept}, packing, differences, centre, words, left_out)
-    # The source first, the truth beside it, and each arm beside its difference.
-    order = {"source": 0, "target": 1, **{key: 2 * place + 2 for place, key in enumerate(errors)}}
+    # The truth below the source, and each difference below its arm.
+    groups = {"source": 0, "target": 0, **{key: place for place, key in enumerate(errors, 1)}}
     for key, entry in zip(kept, viewer.facts["images"], strict=True):
-        entry["order"] = order[key]
-    for place, entry in enumerate(viewer.facts["differences"]):
-        entry["order"] = 2 * place + 3
+        entry["group"], entry["first"] = groups[key], key == "source"
+    for place, entry in enumerate(viewer.facts["differences"], 1):
+        entry["group"] = place
     if packing.inside_only:
         viewer.facts["mask"] = f"viewer-{number}-mask"
         viewer.facts["precision"] += " To save room, only the voxels of the head are in this page."
@@ -194,7 +192,7 @@ def _assemble(
                 "window": volume.window,
                 "unit": volume.unit,
                 "scale": volume.scale,
-                "order": place,
+                "group": place,
             }
             for place, (key, volume) in enumerate(volumes.items())
         ],

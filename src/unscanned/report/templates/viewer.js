@@ -107,334 +107,351 @@
     return { ...entry, number, images };
   };
 
-  note.textContent = "Starting the viewer …";
-  const script = document.createElement("script");
-  script.textContent = new TextDecoder().decode(await unpack(content("niivue")));
-  document.head.append(script);
+  const begin = async () => {
+    note.textContent = "Starting the viewer …";
+    const script = document.createElement("script");
+    script.textContent = new TextDecoder().decode(await unpack(content("niivue")));
+    document.head.append(script);
 
-  const stage = document.createElement("canvas");
-  stage.className = "stage";
-  const holder = document.createElement("div");
-  holder.append(stage);
-  const nv = new niivue.Niivue({
-    interactive: false, isResizeCanvas: false, dragAndDropEnabled: false, logLevel: "silent", loadingText: "",
-    isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.8, 1, 0.9],
-    crosshairWidth: 0.6, fontColor: [0.56, 0.83, 1, 1], multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW,
-    multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarPadPixels: 2, isOrientationTextVisible: false,
-    show3Dcrosshair: true,
-  });
-  await nv.attachToCanvas(stage, false);
-  nv.addColormap("difference", {
-    R: [5, 67, 247, 214, 103], G: [48, 147, 247, 96, 0], B: [97, 195, 247, 77, 31], A: [255, 255, 255, 255, 255], I: [0, 64, 128, 192, 255],
-  });
-
-  const state = { entry: null, mm: [0, 0, 0], focus: [0, 0, 0], zoom: 1, planes: "all", hover: null, panels: [] };
-  const letters = { 0: ["R", "L", "A", "P"], 1: ["R", "L", "S", "I"], 2: ["A", "P", "S", "I"] };
-
-  /* Make NiiVue see one image and no other. */
-  const face = (panel) => {
-    const { image } = panel;
-    nv.volumes = [image.volume];
-    nv.back = image.volume;
-    nv.overlays = [];
-    nv.volumeTexture = image.texture;
-    if (image.stale || !image.texture) {
-      [image.volume.cal_min, image.volume.cal_max] = image.window;
-      nv.refreshLayers(image.volume, 0);
-      image.texture = nv.volumeTexture;
-      image.object = nv.volumeObject3D;
-      image.stale = false;
-    }
-    nv.volumeObject3D = image.object;
-    nv.screenSlices = panel.slices;
-    nv.crosshairs3D = null;
-  };
-
-  const forget = (image) => {
-    if (image.texture) nv.gl.deleteTexture(image.texture);
-    image.texture = null;
-  };
-
-  const extent = ({ shape, affine }) => {
-    const mm = [0, 1, 2].map((axis) => shape[axis] * Math.hypot(affine[axis], affine[4 + axis], affine[8 + axis]));
-    const world = [0, 1, 2].map((row) => {
-      const along = [0, 1, 2].map((axis) => Math.abs(affine[4 * row + axis]));
-      return along.indexOf(Math.max(...along));
+    const stage = document.createElement("canvas");
+    stage.className = "stage";
+    const holder = document.createElement("div");
+    holder.append(stage);
+    const nv = new niivue.Niivue({
+      interactive: false, isResizeCanvas: false, dragAndDropEnabled: false, logLevel: "silent", loadingText: "",
+      isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1],
+      crosshairWidth: 0.6, multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW,
+      multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarPadPixels: 2, isOrientationTextVisible: false,
+      show3Dcrosshair: true,
     });
-    return { sizes: world.map((axis) => mm[axis]), world };
-  };
+    await nv.attachToCanvas(stage, false);
+    // With every texture NiiVue computes its gradients, which only renderings need: seconds where there is no GPU.
+    let isDrawing = true;
+    const drawArrays = nv.gl.drawArrays.bind(nv.gl), useBlur = nv.blurShader.use.bind(nv.blurShader);
+    nv.gl.drawArrays = (...what) => { if (isDrawing) drawArrays(...what); };
+    nv.blurShader.use = (gl) => { isDrawing = false; useBlur(gl); };
+    nv.addColormap("difference", {
+      R: [5, 67, 247, 214, 103], G: [48, 147, 247, 96, 0], B: [97, 195, 247, 77, 31], A: [255, 255, 255, 255, 255], I: [0, 64, 128, 192, 255],
+    });
 
-  const fit = (panel) => {
-    const { sizes: [x, y, z] } = panel.extent;
-    const ratio = { all: Math.max(y, z) / (2 * x + y), axial: y / x, coronal: z / x, sagittal: z / y }[state.planes];
-    const width = Math.round(panel.canvas.clientWidth * Math.min(2, window.devicePixelRatio || 1));
-    panel.canvas.width = Math.max(1, width);
-    panel.canvas.height = Math.max(1, Math.round(width * ratio));
-  };
+    const state = { entry: null, mm: [0, 0, 0], focus: [0, 0, 0], zoom: 1, planes: "all", hover: null, panels: [] };
+    const letters = { 0: ["R", "L", "A", "P"], 1: ["R", "L", "S", "I"], 2: ["A", "P", "S", "I"] };
 
-  const band = (context, text, x, y, width) => {
-    let size = Math.max(8, width / 14);
-    context.font = `600 ${size}px system-ui, sans-serif`;
-    size = Math.min(size, (0.94 * size * width) / context.measureText(text).width);
-    context.font = `600 ${size}px system-ui, sans-serif`;
-    context.fillStyle = "rgba(0, 0, 0, 0.65)";
-    context.fillRect(x, y - 1.35 * size, width, 1.35 * size);
-    context.fillStyle = "#ffd166";
-    context.textAlign = "center";
-    context.textBaseline = "alphabetic";
-    context.fillText(text, x + width / 2, y - 0.35 * size);
-  };
+    /* Make NiiVue see one image and no other. */
+    const face = (panel) => {
+      const { image } = panel;
+      nv.volumes = [image.volume];
+      nv.back = image.volume;
+      nv.overlays = [];
+      nv.volumeTexture = image.texture;
+      if (image.stale || !image.texture) {
+        [image.volume.cal_min, image.volume.cal_max] = image.window;
+        nv.refreshLayers(image.volume, 0);
+        isDrawing = true;
+        image.texture = nv.volumeTexture;
+        image.object = nv.volumeObject3D;
+        image.stale = false;
+      }
+      nv.volumeObject3D = image.object;
+    nv.opts.crosshairColor = image.isDifference ? [0.05, 0.3, 0.42, 0.9] : [0.35, 0.8, 1, 0.9];
+      nv.screenSlices = panel.slices;
+      nv.crosshairs3D = null;
+    };
 
-  const draw = (panel) => {
-    const { canvas, image } = panel;
-    stage.width = canvas.width;
-    stage.height = canvas.height;
-    nv.opts.sliceType = state.planes === "all" ? niivue.SLICE_TYPE.MULTIPLANAR : PLANES.find(({ name }) => name === state.planes).slice;
-    face(panel);
-    nv.scene.crosshairPos = nv.mm2frac(state.mm, 0, true);
-    const focus = nv.frac2mm(nv.mm2frac(state.focus, 0, true));
-    nv.scene.pan2Dxyzmm = [...[0, 1, 2].map((axis) => focus[axis] * (1 - state.zoom)), state.zoom];
-    nv.drawScene();
-    panel.slices = nv.screenSlices;
-    const context = canvas.getContext("2d");
-    context.drawImage(stage, 0, 0);
-    for (const { leftTopWidthHeight: place, axCorSag } of panel.slices) {
-      const left = Math.min(place[0], place[0] + place[2]), width = Math.abs(place[2]), [, top, , height] = place;
-      const size = Math.max(9, width / 16);
-      context.font = `600 ${size}px system-ui, sans-serif`;
-      context.fillStyle = "#8fd3ff";
-      context.textBaseline = "middle";
-      const [west, east, north, south] = letters[axCorSag];
-      [[west, "left", 3, height / 2], [east, "right", width - 3, height / 2], [north, "center", width / 2, size * 0.7],
-        [south, "right", width - 3, height - size * (image.synthetic ? 2.2 : 0.7)]].forEach(([letter, align, x, y]) => {
-        context.textAlign = align;
-        context.fillText(letter, left + x, top + y);
+    const forget = (image) => {
+      if (image.texture) nv.gl.deleteTexture(image.texture);
+      image.texture = null;
+    };
+
+    const extent = ({ shape, affine }) => {
+      const mm = [0, 1, 2].map((axis) => shape[axis] * Math.hypot(affine[axis], affine[4 + axis], affine[8 + axis]));
+      const world = [0, 1, 2].map((row) => {
+        const along = [0, 1, 2].map((axis) => Math.abs(affine[4 * row + axis]));
+        return along.indexOf(Math.max(...along));
       });
-      if (image.synthetic) band(context, stamp, left, top + height, width);
-    }
-  };
+      return { sizes: world.map((axis) => mm[axis]), world };
+    };
 
-  const shown = () => state.panels.filter(({ figure }) => !figure.hidden);
-  let asked = false;
-  const redraw = () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      shown().forEach(draw);
-      tell();
-    });
-  };
+    const fit = (panel) => {
+      const { sizes: [x, y, z] } = panel.extent;
+      const ratio = { all: Math.max(y, z) / (2 * x + y), axial: y / x, coronal: z / x, sagittal: z / y }[state.planes];
+      const width = Math.round(panel.canvas.clientWidth * Math.min(2, window.devicePixelRatio || 1));
+      panel.canvas.width = Math.max(1, width);
+      panel.canvas.height = Math.max(1, Math.round(width * ratio));
+    };
 
-  const valueAt = (image, mm) => {
-    const [i, j, k] = toVoxel(image, mm), [ni, nj, nk] = image.shape;
-    if (i < 0 || j < 0 || k < 0 || i >= ni || j >= nj || k >= nk) return null;
-    const at = i + ni * (j + nj * k);
-    return image.mask && !image.mask[at] ? null : image.value(at);
-  };
-  const digits = (image) => Math.max(0, Math.min(6, Math.ceil(-Math.log10(image.step || 0.01))));
-  const format = (value, places) => value.toFixed(places).replace("-", "−");
+    const band = (context, text, x, y, width) => {
+      let size = Math.max(8, width / 14);
+      context.font = `600 ${size}px system-ui, sans-serif`;
+      size = Math.min(size, (0.94 * size * width) / context.measureText(text).width);
+      context.font = `600 ${size}px system-ui, sans-serif`;
+      context.fillStyle = "rgba(0, 0, 0, 0.65)";
+      context.fillRect(x, y - 1.35 * size, width, 1.35 * size);
+      context.fillStyle = "#ffd166";
+      context.textAlign = "center";
+      context.textBaseline = "alphabetic";
+      context.fillText(text, x + width / 2, y - 0.35 * size);
+    };
 
-  const tell = () => {
-    const mm = state.hover || state.mm;
-    for (const { image, output } of state.panels) {
-      const value = valueAt(image, mm);
-      output.dataset.value = value === null ? "" : value;
-      const text = value === null ? "–" : format(value, digits(image)) + (image.unit ? ` ${image.unit}` : "");
-      output.textContent = text + (value !== null && image.scale ? ` · ${format(value * image.scale, 1)} in the file` : "");
-    }
-    const first = state.panels[0].image;
-    const [i, j, k] = toVoxel(first, mm);
-    const where = find(".where");
-    where.dataset.voxel = [i, j, k].join(",");
-    where.textContent = `voxel ${i}, ${j}, ${k} · ${mm.map((value) => format(value, 1)).join(", ")} mm (right, front, up)`;
-    for (const { axis, name } of PLANES) {
-      const slider = find(`input[data-plane=${name}]`), along = state.panels[0].extent.world[axis];
-      slider.value = toVoxel(first, state.mm)[along];
-      slider.nextElementSibling.value = `${Number(slider.value) + 1} of ${first.shape[along]}`;
-    }
-  };
-
-  /* Where a pointer is: the slice under it, and the place in mm, at the centre of a voxel of that image. */
-  const locate = (panel, event) => {
-    const box = panel.canvas.getBoundingClientRect();
-    const x = ((event.clientX - box.left) * panel.canvas.width) / box.width, y = ((event.clientY - box.top) * panel.canvas.height) / box.height;
-    face(panel);
-    const inside = ({ leftTopWidthHeight: [left, top, width, height] }) =>
-      x >= Math.min(left, left + width) && x <= Math.max(left, left + width) && y >= top && y <= top + height;
-    const slice = panel.slices.find(inside);
-    nv.scene.crosshairPos = nv.mm2frac(state.mm, 0, true);
-    const frac = nv.canvasPos2frac([x, y]);
-    if (!slice || frac[0] < 0) return null;
-    const voxel = toVoxel(panel.image, nv.frac2mm(frac, 0, true)).map((at, axis) => Math.min(Math.max(at, 0), panel.image.shape[axis] - 1));
-    return { plane: PLANES.find((plane) => plane.slice === slice.axCorSag), mm: toMm(panel.image, voxel) };
-  };
-
-  const step = (panel, axis, by) => {
-    const { image } = panel, along = panel.extent.world[axis], voxel = toVoxel(image, state.mm);
-    const up = image.affine[4 * axis + along] > 0 ? 1 : -1, to = voxel[along] + up * by;
-    if (to < 0 || to >= image.shape[along]) return false;
-    voxel[along] = to;
-    state.mm = toMm(image, voxel);
-    redraw();
-    return true;
-  };
-
-  const listen = (panel) => {
-    const { canvas } = panel;
-    let leveling = null;
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button === 2) {
-        leveling = { x: event.clientX, y: event.clientY, window: Number(find("[name=window]").value), level: Number(find("[name=level]").value) };
-        canvas.setPointerCapture(event.pointerId);
-        return;
+    const draw = (panel) => {
+      const { canvas, image } = panel;
+      stage.width = canvas.width;
+      stage.height = canvas.height;
+      nv.opts.sliceType = state.planes === "all" ? niivue.SLICE_TYPE.MULTIPLANAR : PLANES.find(({ name }) => name === state.planes).slice;
+      face(panel);
+      nv.scene.crosshairPos = nv.mm2frac(state.mm, 0, true);
+      const focus = nv.frac2mm(nv.mm2frac(state.focus, 0, true));
+      nv.scene.pan2Dxyzmm = [...[0, 1, 2].map((axis) => focus[axis] * (1 - state.zoom)), state.zoom];
+      nv.drawScene();
+      panel.slices = nv.screenSlices;
+      const context = canvas.getContext("2d");
+      context.drawImage(stage, 0, 0);
+      for (const { leftTopWidthHeight: place, axCorSag } of panel.slices) {
+        const left = Math.min(place[0], place[0] + place[2]), width = Math.abs(place[2]), [, top, , height] = place;
+        const size = Math.max(9, width / 16);
+        context.font = `600 ${size}px system-ui, sans-serif`;
+        context.fillStyle = image.isDifference ? "#0b4f6c" : "#8fd3ff";
+        context.textBaseline = "middle";
+        const [west, east, north, south] = letters[axCorSag];
+        [[west, "left", 3, height / 2], [east, "right", width - 3, height / 2], [north, "center", width / 2, size * 0.7],
+          [south, "right", width - 3, height - size * (image.synthetic ? 2.2 : 0.7)]].forEach(([letter, align, x, y]) => {
+          context.textAlign = align;
+          context.fillText(letter, left + x, top + y);
+        });
+        if (image.synthetic) band(context, stamp, left, top + height, width);
       }
-      const place = locate(panel, event);
-      if (!place) return;
-      state.mm = place.mm;
-      redraw();
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      if (leveling) {
-        find("[name=window]").value = leveling.window + (event.clientX - leveling.x) / 2;
-        find("[name=level]").value = leveling.level - (event.clientY - leveling.y) / 2;
-        relevel();
-        return;
+    };
+
+    const shown = () => state.panels.filter(({ figure }) => !figure.hidden);
+    let asked = false;
+    const round = (value) => format(value, places(value));
+    const places = (value) => Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(Math.abs(value) || 1))));
+    const redraw = () => {
+      if (asked) return;
+      asked = true;
+      requestAnimationFrame(() => {
+        asked = false;
+        shown().forEach(draw);
+        tell();
+      });
+    };
+
+    const valueAt = (image, mm) => {
+      const [i, j, k] = toVoxel(image, mm), [ni, nj, nk] = image.shape;
+      if (i < 0 || j < 0 || k < 0 || i >= ni || j >= nj || k >= nk) return null;
+      const at = i + ni * (j + nj * k);
+      return image.mask && !image.mask[at] ? null : image.value(at);
+    };
+    const digits = (image) => Math.max(0, Math.min(6, Math.ceil(-Math.log10(image.step || 0.01))));
+    const format = (value, places) => value.toFixed(places).replace("-", "−");
+
+    const tell = () => {
+      const mm = state.hover || state.mm;
+      for (const { image, output } of state.panels) {
+        const value = valueAt(image, mm);
+        output.dataset.value = value === null ? "" : value;
+        const text = value === null ? "–" : format(value, digits(image)) + (image.unit ? ` ${image.unit}` : "");
+        output.textContent = text + (value !== null && image.scale ? ` · ${format(value * image.scale, 1)} in the file` : "");
       }
-      if (event.pointerType === "touch") return;
-      const place = locate(panel, event);
-      state.hover = place && place.mm;
-      if (place && event.buttons === 1) {
-        state.mm = place.mm;
-        redraw();
-      } else tell();
-    });
-    canvas.addEventListener("pointerup", () => { leveling = null; });
-    canvas.addEventListener("pointerleave", () => { state.hover = null; tell(); });
-    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-    canvas.addEventListener("wheel", (event) => {
-      if (event.ctrlKey || event.metaKey) {
-        event.preventDefault();
-        const zoom = find("[name=zoom]");
-        zoom.value = Number(zoom.value) - Math.sign(event.deltaY) * 25;
-        rezoom();
-        return;
+      const first = state.panels[0].image;
+      const [i, j, k] = toVoxel(first, mm);
+      const where = find(".where");
+      where.dataset.voxel = [i, j, k].join(",");
+      where.textContent = `voxel ${i}, ${j}, ${k} · ${mm.map((value) => format(value, 1)).join(", ")} mm (right, front, up)`;
+      for (const { axis, name } of PLANES) {
+        const slider = find(`input[data-plane=${name}]`), along = state.panels[0].extent.world[axis];
+        slider.value = toVoxel(first, state.mm)[along];
+        slider.nextElementSibling.value = `${Number(slider.value) + 1} of ${first.shape[along]}`;
       }
-      const place = locate(panel, event);
-      if (place && event.deltaY && step(panel, place.plane.axis, event.deltaY < 0 ? 1 : -1)) event.preventDefault();
-    }, { passive: false });
-  };
+    };
 
-  /* Window and level are shares, in per cent, of what the page proposes: 100 and 50 show it as the pictures do. */
-  const relevel = () => {
-    const width = Number(find("[name=window]").value) / 100, level = Number(find("[name=level]").value) / 100, limit = Number(find("[name=limit]").value) / 100;
-    for (const { image } of state.panels) {
-      const [low, high] = image.proposed;
-      const span = high - low;
-      const window = image.isDifference ? [low * limit, high * limit] : [low + span * (level - width / 2), low + span * (level + width / 2)];
-      if (window[0] !== image.window[0] || window[1] !== image.window[1]) {
-        image.window = window;
-        image.stale = true;
-      }
-    }
-    const first = state.panels.find(({ image }) => !image.isDifference), difference = state.panels.find(({ image }) => image.isDifference);
-    find("[name=window]").nextElementSibling.value = format(first.image.window[1] - first.image.window[0], 2);
-    find("[name=level]").nextElementSibling.value = format((first.image.window[1] + first.image.window[0]) / 2, 2);
-    if (difference) find("[name=limit]").nextElementSibling.value = `± ${format(difference.image.window[1], 2)} ${difference.image.unit}`;
-    find("[name=limit]").closest("label").hidden = !difference;
-    redraw();
-  };
+    /* Where a pointer is: the slice under it, and the place in mm, at the centre of a voxel of that image. */
+    const locate = (panel, event) => {
+      const box = panel.canvas.getBoundingClientRect();
+      const x = ((event.clientX - box.left) * panel.canvas.width) / box.width, y = ((event.clientY - box.top) * panel.canvas.height) / box.height;
+      face(panel);
+      const inside = ({ leftTopWidthHeight: [left, top, width, height] }) =>
+        x >= Math.min(left, left + width) && x <= Math.max(left, left + width) && y >= top && y <= top + height;
+      const slice = panel.slices.find(inside);
+      nv.scene.crosshairPos = nv.mm2frac(state.mm, 0, true);
+      const frac = nv.canvasPos2frac([x, y]);
+      if (!slice || frac[0] < 0) return null;
+      const voxel = toVoxel(panel.image, nv.frac2mm(frac, 0, true)).map((at, axis) => Math.min(Math.max(at, 0), panel.image.shape[axis] - 1));
+      return { plane: PLANES.find((plane) => plane.slice === slice.axCorSag), mm: toMm(panel.image, voxel) };
+    };
 
-  const rezoom = () => {
-    state.zoom = Number(find("[name=zoom]").value) / 100;
-    state.focus = [...state.mm];
-    find("[name=zoom]").nextElementSibling.value = `${state.zoom.toFixed(1)} ×`;
-    redraw();
-  };
-
-  const lay = () => {
-    root.dataset.planes = state.planes;
-    shown().forEach(fit);
-    redraw();
-  };
-
-  const choose = (panel, isShown) => {
-    panel.figure.hidden = !isShown;
-    if (isShown) fit(panel);
-    else forget(panel.image);
-    redraw();
-  };
-
-  const open = async (number) => {
-    state.panels.forEach(({ image }) => forget(image));
-    const entry = await read(cases[number], number);
-    const panels = find(".panels"), chips = find(".chips");
-    panels.replaceChildren();
-    chips.replaceChildren();
-    state.panels = entry.images.map((image) => {
-      const figure = document.createElement("figure"), canvas = document.createElement("canvas");
-      const caption = document.createElement("figcaption"), name = document.createElement("b"), output = document.createElement("output");
-      name.textContent = image.name;
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", image.synthetic ? `${image.name}, ${stamp}` : image.name);
-      caption.append(name, output);
-      figure.append(canvas, caption);
-      figure.className = "panel";
-      figure.style.order = image.order;
-      panels.append(figure);
-      const panel = { image, figure, canvas, output, slices: [], extent: extent(image) };
-      image.proposed = image.window;
-      const label = document.createElement("label"), box = document.createElement("input");
-      box.type = "checkbox";
-      box.checked = true;
-      box.addEventListener("change", () => choose(panel, box.checked));
-      label.append(box, image.name);
-      label.style.order = image.order;
-      chips.append(label);
-      listen(panel);
-      return panel;
-    });
-    state.entry = entry;
-    const first = state.panels[0];
-    state.mm = toMm(first.image, entry.start);
-    state.focus = [...state.mm];
-    for (const { name, axis } of PLANES) find(`input[data-plane=${name}]`).max = first.image.shape[first.extent.world[axis]] - 1;
-    find(".precision").textContent = entry.precision;
-    note.textContent = "";
-    lay();
-    relevel();
-    rezoom();
-  };
-
-  for (const { name, axis } of PLANES) {
-    find(`input[data-plane=${name}]`).addEventListener("input", (event) => {
-      const { image, extent: { world } } = state.panels[0], voxel = toVoxel(image, state.mm);
-      voxel[world[axis]] = Number(event.target.value);
+    const step = (panel, axis, by) => {
+      const { image } = panel, along = panel.extent.world[axis], voxel = toVoxel(image, state.mm);
+      const up = image.affine[4 * axis + along] > 0 ? 1 : -1, to = voxel[along] + up * by;
+      if (to < 0 || to >= image.shape[along]) return false;
+      voxel[along] = to;
       state.mm = toMm(image, voxel);
       redraw();
+      return true;
+    };
+
+    const listen = (panel) => {
+      const { canvas } = panel;
+      let leveling = null;
+      canvas.addEventListener("pointerdown", (event) => {
+        if (event.button === 2) {
+          leveling = { x: event.clientX, y: event.clientY, window: Number(find("[name=window]").value), level: Number(find("[name=level]").value) };
+          canvas.setPointerCapture(event.pointerId);
+          return;
+        }
+        const place = locate(panel, event);
+        if (!place) return;
+        state.mm = place.mm;
+        redraw();
+      });
+      canvas.addEventListener("pointermove", (event) => {
+        if (leveling) {
+          find("[name=window]").value = leveling.window + (event.clientX - leveling.x) / 2;
+          find("[name=level]").value = leveling.level - (event.clientY - leveling.y) / 2;
+          relevel();
+          return;
+        }
+        if (event.pointerType === "touch") return;
+        const place = locate(panel, event);
+        state.hover = place && place.mm;
+        if (place && event.buttons === 1) {
+          state.mm = place.mm;
+          redraw();
+        } else tell();
+      });
+      canvas.addEventListener("pointerup", () => { leveling = null; });
+      canvas.addEventListener("pointerleave", () => { state.hover = null; tell(); });
+      canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+      canvas.addEventListener("wheel", (event) => {
+        if (event.ctrlKey || event.metaKey) {
+          event.preventDefault();
+          const zoom = find("[name=zoom]");
+          zoom.value = Number(zoom.value) - Math.sign(event.deltaY) * 25;
+          rezoom();
+          return;
+        }
+        const place = locate(panel, event);
+        if (place && event.deltaY && step(panel, place.plane.axis, event.deltaY < 0 ? 1 : -1)) event.preventDefault();
+      }, { passive: false });
+    };
+
+    /* Window and level are shares, in per cent, of what the page proposes: 100 and 50 show it as the pictures do. */
+    const relevel = () => {
+      const width = Number(find("[name=window]").value) / 100, level = Number(find("[name=level]").value) / 100, limit = Number(find("[name=limit]").value) / 100;
+      for (const { image } of state.panels) {
+        const [low, high] = image.proposed;
+        const span = high - low;
+        const window = image.isDifference ? [low * limit, high * limit] : [low + span * (level - width / 2), low + span * (level + width / 2)];
+        if (window[0] !== image.window[0] || window[1] !== image.window[1]) {
+          image.window = window;
+          image.stale = true;
+        }
+      }
+      const first = state.panels.find(({ image }) => !image.isDifference), difference = state.panels.find(({ image }) => image.isDifference);
+      find("[name=window]").nextElementSibling.value = round(first.image.window[1] - first.image.window[0]);
+      find("[name=level]").nextElementSibling.value = round((first.image.window[1] + first.image.window[0]) / 2);
+      if (difference) find("[name=limit]").nextElementSibling.value = `± ${round(difference.image.window[1])} ${difference.image.unit}`;
+      find("[name=limit]").closest("label").hidden = !difference;
+      redraw();
+    };
+
+    const rezoom = () => {
+      state.zoom = Number(find("[name=zoom]").value) / 100;
+      state.focus = [...state.mm];
+      find("[name=zoom]").nextElementSibling.value = `${state.zoom.toFixed(1)} ×`;
+      redraw();
+    };
+
+    const lay = () => {
+      root.dataset.planes = state.planes;
+      shown().forEach(fit);
+      redraw();
+    };
+
+    const choose = (panel, isShown) => {
+      panel.figure.hidden = !isShown;
+      if (isShown) fit(panel);
+      else forget(panel.image);
+      redraw();
+    };
+
+    const open = async (number) => {
+      state.panels.forEach(({ image }) => forget(image));
+      const entry = await read(cases[number], number);
+      const panels = find(".panels"), chips = find(".chips");
+      panels.replaceChildren();
+      chips.replaceChildren();
+      const stack = (group) => {
+        while (panels.children.length <= group) panels.append(Object.assign(document.createElement("div"), { className: "stack" }));
+        return panels.children[group];
+      };
+      // The value and the sliders are those of the first panel; the page shows the source before the truth.
+      state.panels = [...entry.images].sort((one, other) => one.group - other.group || (other.first || 0) - (one.first || 0)).map((image) => {
+        const figure = document.createElement("figure"), canvas = document.createElement("canvas");
+        const caption = document.createElement("figcaption"), name = document.createElement("b"), output = document.createElement("output");
+        name.textContent = image.name;
+        canvas.setAttribute("role", "img");
+        canvas.setAttribute("aria-label", image.synthetic ? `${image.name}, ${stamp}` : image.name);
+        caption.append(name, output);
+        figure.append(canvas, caption);
+        figure.className = "panel";
+        stack(image.group).append(figure);
+        const panel = { image, figure, canvas, output, slices: [], extent: extent(image) };
+        image.proposed = image.window;
+        const label = document.createElement("label"), box = document.createElement("input");
+        box.type = "checkbox";
+        box.checked = true;
+        box.addEventListener("change", () => choose(panel, box.checked));
+        label.append(box, image.name);
+        chips.append(label);
+        listen(panel);
+        return panel;
+      });
+      state.entry = entry;
+      const first = state.panels[0];
+      state.mm = toMm(first.image, entry.start);
+      state.focus = [...state.mm];
+      for (const { name, axis } of PLANES) find(`input[data-plane=${name}]`).max = first.image.shape[first.extent.world[axis]] - 1;
+      find(".precision").textContent = entry.precision;
+      note.textContent = "";
+      lay();
+      relevel();
+      rezoom();
+    };
+
+    for (const { name, axis } of PLANES) {
+      find(`input[data-plane=${name}]`).addEventListener("input", (event) => {
+        const { image, extent: { world } } = state.panels[0], voxel = toVoxel(image, state.mm);
+        voxel[world[axis]] = Number(event.target.value);
+        state.mm = toMm(image, voxel);
+        redraw();
+      });
+    }
+    for (const name of ["window", "level", "limit"]) find(`[name=${name}]`).addEventListener("input", relevel);
+    find("[name=zoom]").addEventListener("input", rezoom);
+    find("[name=planes]").addEventListener("change", (event) => { state.planes = event.target.value; lay(); });
+    find("[name=case]").addEventListener("change", (event) => open(Number(event.target.value)));
+    find("[name=reset]").addEventListener("click", () => {
+      for (const input of root.querySelectorAll("[name=window], [name=level], [name=limit], [name=zoom]")) input.value = input.defaultValue;
+      const first = state.panels[0];
+      state.mm = toMm(first.image, state.entry.start);
+      relevel();
+      rezoom();
     });
-  }
-  for (const name of ["window", "level", "limit"]) find(`[name=${name}]`).addEventListener("input", relevel);
-  find("[name=zoom]").addEventListener("input", rezoom);
-  find("[name=planes]").addEventListener("change", (event) => { state.planes = event.target.value; lay(); });
-  find("[name=case]").addEventListener("change", (event) => open(Number(event.target.value)));
-  find("[name=reset]").addEventListener("click", () => {
-    for (const input of root.querySelectorAll("[name=window], [name=level], [name=limit], [name=zoom]")) input.value = input.defaultValue;
-    const first = state.panels[0];
-    state.mm = toMm(first.image, state.entry.start);
-    relevel();
-    rezoom();
-  });
-  try {
     root.classList.add("ready");
     await open(0);
     document.documentElement.classList.add("has-viewer");
     lay();
     new ResizeObserver(lay).observe(find(".panels"));
+  };
+
+  try {
+    await begin();
     root.dataset.state = "ready";
   } catch (error) {
     root.classList.remove("ready");
-    refuse(`The viewer cannot draw here (${error.message}).`);
+    document.documentElement.classList.remove("has-viewer");
     root.dataset.state = "failed";
+    refuse(`The viewer cannot draw here (${error.message}).`);
   }
 })();
