@@ -120,11 +120,12 @@
     const nv = new niivue.Niivue({
       interactive: false, isResizeCanvas: false, dragAndDropEnabled: false, logLevel: "silent", loadingText: "",
       isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: [0, 0, 0, 1],
-      crosshairWidth: 0.6, multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW,
+      crosshairWidthUnit: "mm", multiplanarLayout: niivue.MULTIPLANAR_TYPE.ROW,
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER, multiplanarPadPixels: 2, isOrientationTextVisible: false,
       show3Dcrosshair: true,
     });
     await nv.attachToCanvas(stage, false);
+    stage.addEventListener("webglcontextlost", () => fail("the graphics card was lost"));
     // With every texture NiiVue computes its gradients, which only renderings need: seconds where there is no GPU.
     let isDrawing = true;
     const drawArrays = nv.gl.drawArrays.bind(nv.gl), useBlur = nv.blurShader.use.bind(nv.blurShader);
@@ -153,7 +154,7 @@
         image.stale = false;
       }
       nv.volumeObject3D = image.object;
-    nv.opts.crosshairColor = image.isDifference ? [0.05, 0.3, 0.42, 0.9] : [0.35, 0.8, 1, 0.9];
+      nv.opts.crosshairColor = image.isDifference ? [0.05, 0.3, 0.42, 0.9] : [0.35, 0.8, 1, 0.9];
       nv.screenSlices = panel.slices;
       nv.crosshairs3D = null;
     };
@@ -174,10 +175,12 @@
 
     const fit = (panel) => {
       const { sizes: [x, y, z] } = panel.extent;
-      const ratio = { all: Math.max(y, z) / (2 * x + y), axial: y / x, coronal: z / x, sagittal: z / y }[state.planes];
+      const [across, up] = { all: [2 * x + y, Math.max(y, z)], axial: [x, y], coronal: [x, z], sagittal: [y, z] }[state.planes];
       const width = Math.round(panel.canvas.clientWidth * Math.min(2, window.devicePixelRatio || 1));
-      panel.canvas.width = Math.max(1, width);
-      panel.canvas.height = Math.max(1, Math.round(width * ratio));
+      const height = Math.round((width * up) / across);
+      panel.pixel = across / width;
+      if (!width || (panel.canvas.width === width && panel.canvas.height === height)) return;
+      [panel.canvas.width, panel.canvas.height] = [width, height];
     };
 
     const band = (context, text, x, y, width) => {
@@ -202,9 +205,12 @@
       nv.scene.crosshairPos = nv.mm2frac(state.mm, 0, true);
       const focus = nv.frac2mm(nv.mm2frac(state.focus, 0, true));
       nv.scene.pan2Dxyzmm = [...[0, 1, 2].map((axis) => focus[axis] * (1 - state.zoom)), state.zoom];
+      nv.opts.crosshairWidth = (1.5 * panel.pixel) / state.zoom;
       nv.drawScene();
       panel.slices = nv.screenSlices;
       const context = canvas.getContext("2d");
+      context.fillStyle = "#000";
+      context.fillRect(0, 0, canvas.width, canvas.height);
       context.drawImage(stage, 0, 0);
       for (const { leftTopWidthHeight: place, axCorSag } of panel.slices) {
         const left = Math.min(place[0], place[0] + place[2]), width = Math.abs(place[2]), [, top, , height] = place;
@@ -223,17 +229,27 @@
     };
 
     const shown = () => state.panels.filter(({ figure }) => !figure.hidden);
-    let asked = false;
-    const round = (value) => format(value, places(value));
-    const places = (value) => Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(Math.abs(value) || 1))));
+    /* Panels are drawn in turn, so that the page answers between them where drawing is slow. */
+    const pending = new Set();
+    let isAsked = false;
+    const drawPending = () => {
+      isAsked = false;
+      const began = performance.now();
+      for (const panel of pending) {
+        if (performance.now() - began > 40) break;
+        pending.delete(panel);
+        if (!panel.figure.hidden) draw(panel);
+      }
+      if (pending.size) ask();
+    };
+    const ask = () => {
+      if (!isAsked) requestAnimationFrame(drawPending);
+      isAsked = true;
+    };
     const redraw = () => {
-      if (asked) return;
-      asked = true;
-      requestAnimationFrame(() => {
-        asked = false;
-        shown().forEach(draw);
-        tell();
-      });
+      shown().forEach((panel) => pending.add(panel));
+      tell();
+      ask();
     };
 
     const valueAt = (image, mm) => {
@@ -244,6 +260,7 @@
     };
     const digits = (image) => Math.max(0, Math.min(6, Math.ceil(-Math.log10(image.step || 0.01))));
     const format = (value, places) => value.toFixed(places).replace("-", "−");
+    const round = (value) => format(value, Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(Math.abs(value) || 1)))));
 
     const tell = () => {
       const mm = state.hover || state.mm;
@@ -376,6 +393,7 @@
     };
 
     const open = async (number) => {
+      pending.clear();
       state.panels.forEach(({ image }) => forget(image));
       const entry = await read(cases[number], number);
       const panels = find(".panels"), chips = find(".chips");
@@ -413,10 +431,14 @@
       state.focus = [...state.mm];
       for (const { name, axis } of PLANES) find(`input[data-plane=${name}]`).max = first.image.shape[first.extent.world[axis]] - 1;
       find(".precision").textContent = entry.precision;
-      note.textContent = "";
       lay();
       relevel();
       rezoom();
+      while (pending.size) {
+        note.textContent = `Drawing ${state.panels.length - pending.size + 1} of ${state.panels.length} …`;
+        await new Promise(requestAnimationFrame);
+      }
+      note.textContent = "";
     };
 
     for (const { name, axis } of PLANES) {
@@ -445,13 +467,17 @@
     new ResizeObserver(lay).observe(find(".panels"));
   };
 
+  const fail = (why) => {
+    root.classList.remove("ready");
+    document.documentElement.classList.remove("has-viewer");
+    root.dataset.state = "failed";
+    refuse(`The viewer cannot draw here: ${why}.`);
+  };
+
   try {
     await begin();
     root.dataset.state = "ready";
   } catch (error) {
-    root.classList.remove("ready");
-    document.documentElement.classList.remove("has-viewer");
-    root.dataset.state = "failed";
-    refuse(`The viewer cannot draw here (${error.message}).`);
+    fail(error.message);
   }
 })();
