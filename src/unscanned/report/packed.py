@@ -88,7 +88,8 @@ def pack(volumes: Mapping[str, np.ndarray], limit_bytes: int, mask: np.ndarray |
                 left_out = [name for name in volumes if name not in kept]
                 return Packing(packed, bits, inside_only, left_out, wanted)
         bits, inside_only = tries[-1]
-        wanted = wanted or sum(_foretold(array, bits, mask if inside_only else None) for array in kept.values())
+        inside = mask if inside_only else None
+        wanted = wanted or sum(len(_pack_one(array, bits, inside).data) for array in kept.values())
         kept.popitem()
     return Packing({}, 0, False, list(volumes), wanted)
 

@@ -100,7 +100,7 @@ def _sentence(row: Comparison) -> str:
     rival, difference = _name(row.against), row.difference or 0.0
     if row.low is None or row.high is None:
         side = "above" if difference >= 0 else "below"
-        return f"{abs(difference):.1f} dB {side} {rival} in the only subject, which gives no interval"
+        return f"is {abs(difference):.1f} dB {side} {rival} in the only subject, which gives no interval"
     if _sides(row) > 0:
         return f"is {difference:.1f} dB [{row.low:.1f}, {row.high:.1f}] above {rival}"
     if _sides(row) < 0:

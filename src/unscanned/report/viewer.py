@@ -156,8 +156,8 @@ def _left_out(packing: Packing, names: Mapping[str, str], limit_mb: float) -> st
     if not packing.left_out:
         return ""
     return (
-        f"Left out of the viewer: {', '.join(names[key] for key in packing.left_out)}. All volumes would take about "
-        f"{packing.wanted_bytes / 1e6:.1f} MB at the coarsest precision, and there is room for {limit_mb:g} MB; "
+        f"Left out of the viewer: {', '.join(names[key] for key in packing.left_out)}. All volumes would take "
+        f"{packing.wanted_bytes / 1e6:.3g} MB at the coarsest precision, and there is room for {limit_mb:g} MB; "
         "--limit-mb makes more."
     )
 
