@@ -19,7 +19,19 @@ from tool import ENVIRONMENT, run, start
 from unscanned.cli import terminal
 from unscanned.training.log import read_log
 
-VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
+VERBS = [
+    "demo",
+    "fetch",
+    "simulate",
+    "check",
+    "prepare",
+    "train",
+    "synthesize",
+    "evaluate",
+    "report",
+    "view",
+    "reproduce",
+]
 
 
 @pytest.fixture
