@@ -47,8 +47,8 @@ return {
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
-    raw, arms = write_cohort(root, ("01", "02"), {"good": 0.02, "poor": 0.1})
-    return evaluate(raw, arms, root / "evaluation", subjects=("02",), training=("01",))
+    raw, arms = write_cohort(root, ("01", "02", "03"), {"good": 0.02, "poor": 0.1})
+    return evaluate(raw, arms, root / "evaluation", subjects=("02", "03"), training=("01",))
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,45 @@ def test_window_level_and_zoom_change_the_pictures(browser, report, control):
     changed = [one["picture"] != other["picture"] for one, other in zip(before, after, strict=True)]
     differences = [" − " in name for name in PANELS]
     assert changed == {"zoom": [True] * len(PANELS), "limit": differences}.get(control, [not d for d in differences])
+
+
+def test_another_case_and_fewer_images_can_be_chosen(browser, evaluated, tmp_path):
+    both = write_report(
+        evaluated.folder, tmp_path / "report.html", cases=[entry.case for entry in evaluated.content.cases]
+    )
+    show(browser, both)
+    first = browser.execute_script(PIXELS)
+    browser.execute_script(
+        "const choice = document.querySelector('[name=case]'); choice.value = '1';"
+        "choice.dispatchEvent(new Event('change'))"
+    )
+    for _ in range(10):
+        settle(browser)
+    second = browser.execute_script(PIXELS)
+    assert all(one["picture"] != other["picture"] for one, other in zip(first, second, strict=True))
+    assert all(panel["colours"] > 50 for panel in second)
+    browser.execute_script("document.querySelectorAll('.chips input')[1].click()")
+    settle(browser)
+    shown = "return [...document.querySelectorAll('.panel')].map((panel) => panel.getClientRects().length > 0)"
+    assert browser.execute_script(shown) == [True, False] + [True] * 6
+
+
+def test_where_room_was_short_only_the_head_has_values(browser, evaluated, images, tmp_path):
+    page = write_report(evaluated.folder, tmp_path / "report.html", limit_mb=0.09)
+    show(browser, page)
+    error = float(re.search(r"within \\u00b1([\d.e-]+)", page.read_text())[1])
+    inside = 0
+    for x in (0.01, 0.08, 0.12, 0.16, 0.2):
+        pointer(browser, 1, x, 0.35, kind="mouseMoved")
+        told = browser.execute_script(VALUES)
+        at = tuple(told["voxel"])
+        text = browser.execute_script("return document.querySelectorAll('.panel output')[1].textContent")
+        if images.head[at]:
+            inside += 1
+            assert dict(told["values"])["T2 (acquired)"] == pytest.approx(float(images.target[at]), abs=1.05 * error)
+        else:
+            assert text == "–"
+    assert 0 < inside < 5
 
 
 def test_a_phone_has_no_horizontal_scroll(browser, report):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.metrics import METRICS
@@ -22,12 +23,13 @@ class Verdict:
     Attributes:
         arm: The arm.
         text: What follows the arm's name in a sentence.
-        is_below: Whether a baseline scored better on average.
+        side: "below" where a baseline scored better on average, "above" where the arm is shown to be better than the
+            baseline that it is compared with, "open" where neither is said.
     """
 
     arm: str
     text: str
-    is_below: bool
+    side: Literal["above", "open", "below"]
 
 
 def verdicts(content: EvaluationRecord) -> list[Verdict]:
@@ -45,12 +47,15 @@ def verdicts(content: EvaluationRecord) -> list[Verdict]:
         rivals = [name for name in reversed(BASELINES) if name in content.arms][:1] + [a for a in arms[:1] if a != arm]
         rows = [row for rival in rivals if (row := _comparison(content, arm, rival, "psnr")) is not None]
         text = "; ".join(_sentence(row) for row in rows) or "could not be compared with anything"
+        if any(row.low is None for row in rows):
+            text += "; one subject gives no interval"
         text += "".join(
             f". By SSIM it is the other way round: {_signed(other.difference, 3)} against {_name(row.against)}"
             for row in rows
             if (other := _comparison(content, arm, row.against, "ssim")) is not None and _sides(row) * _sides(other) < 0
         )
-        made.append(Verdict(arm, text + ".", bool(below.get(arm))))
+        is_above = any(_sides(row) > 0 for row in rows if row.against in BASELINES)
+        made.append(Verdict(arm, text + ".", "below" if below.get(arm) else "above" if is_above else "open"))
     return made
 
 
@@ -100,7 +105,7 @@ def _sentence(row: Comparison) -> str:
     rival, difference = _name(row.against), row.difference or 0.0
     if row.low is None or row.high is None:
         side = "above" if difference >= 0 else "below"
-        return f"is {abs(difference):.1f} dB {side} {rival} in the only subject, which gives no interval"
+        return f"is {abs(difference):.1f} dB {side} {rival}"
     if _sides(row) > 0:
         return f"is {difference:.1f} dB [{row.low:.1f}, {row.high:.1f}] above {rival}"
     if _sides(row) < 0:
