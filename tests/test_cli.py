@@ -28,7 +28,19 @@ from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.log import read_log
 
-VERBS = ["demo", "fetch", "simulate", "check", "prepare", "train", "synthesize", "evaluate", "report", "reproduce"]
+VERBS = [
+    "demo",
+    "fetch",
+    "simulate",
+    "check",
+    "prepare",
+    "train",
+    "synthesize",
+    "evaluate",
+    "report",
+    "view",
+    "reproduce",
+]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from .errors import UnscannedError as UnscannedError
 from .evaluation.evaluate import evaluate as evaluate
 from .experiment import reproduce as reproduce
 from .report.page import write_report as write_report
+from .report.view import write_view as write_view
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate

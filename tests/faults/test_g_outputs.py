@@ -68,7 +68,9 @@ def other_dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-@pytest.mark.parametrize("verb", ["check", "evaluate", "reproduce", "benchmark json", "benchmark plot", "report"])
+@pytest.mark.parametrize(
+    "verb", ["check", "evaluate", "reproduce", "benchmark json", "benchmark plot", "report", "view"]
+)
 def test_g05_a_file_that_is_not_of_the_output_s_kind_is_refused_before_the_work(
     cli, tiny_dataset, made, settings_file, tmp_path, kind, verb
 ):
@@ -82,6 +84,7 @@ def test_g05_a_file_that_is_not_of_the_output_s_kind_is_refused_before_the_work(
         "benchmark json": ["benchmark", "--json", taken],
         "benchmark plot": ["benchmark", "--plot", taken],
         "report": ["report", made / "evaluation", "-o", taken],
+        "view": ["view", next(tiny_dataset.rglob("*.nii.gz")), "-o", taken],
     }[verb]
     done = cli(*command)
     assert done.returncode == 2, done.stderr
@@ -99,6 +102,7 @@ def test_g05_results_of_one_verb_are_not_replaced_by_those_of_another(cli, tiny_
         ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", results],
         ["benchmark", "--json", results],
         ["report", made / "evaluation", "-o", results],
+        ["view", next(tiny_dataset.rglob("*.nii.gz")), "-o", results],
     ):
         assert cli(*command).returncode == 2
         assert results.read_bytes() == before
@@ -113,8 +117,11 @@ def test_g05_what_the_same_verb_made_is_replaced(cli, tiny_dataset, made, tmp_pa
         evaluated = ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", scores]
         assert cli(*evaluated).returncode == 0
         assert cli("report", tmp_path / "out", "-o", page).returncode == 0
+        assert cli("view", next(tiny_dataset.rglob("*.nii.gz")), "-o", tmp_path / "view.html").returncode == 0
     assert json.loads(check.read_text())["unusable"] == []
     assert "Unscanned · report" in page.read_text()
+    refused = cli("view", next(tiny_dataset.rglob("*.nii.gz")), "-o", page)
+    assert (refused.returncode, "an earlier page of unscanned view" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("kind", show.FORMATS)

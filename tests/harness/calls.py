@@ -135,7 +135,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "dicom": ("--scan", "--series", "--echo-time-ms", "--force"),
     "mend": ("--volume-index", "--replace-nonfinite"),
     "evaluate": ("--source", "--target", "--layout", "--split", "--resample", "--json"),
-    "report": ("--runs",),
+    "report": ("--runs", "--cases", "--limit-mb"),
+    "view": ("--limit-mb", "--no-open"),
     "reproduce": (*SETTINGS, "--arms", "--json", "--dry-run"),
     "demo": ("--subjects", "--seed"),
     "simulate": ("--labels", "--subjects", "--per-anatomy", "--contrasts", "--seed", "--shape", "--spacing-mm"),
@@ -148,11 +149,11 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The options of each verb."""
 
-FLAGS = {"--resample", "--dry-run", "--overwrite", "--force", "--replace-nonfinite", "--keep-archive"}
+FLAGS = {"--resample", "--dry-run", "--overwrite", "--force", "--replace-nonfinite", "--keep-archive", "--no-open"}
 
 WEIGHTS = {
     "check": 28, "prepare": 14, "train": 5, "synthesize": 20, "verify": 16, "dicom": 16, "mend": 34, "evaluate": 18,
-    "report": 6, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "benchmark": 8, "none": 5,
+    "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "benchmark": 8, "none": 5,
 }  # fmt: skip
 """How often each verb is drawn: those that take long less often."""
 
@@ -181,6 +182,8 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
             return [dataset, "@/in/synthetic", "-o", out]
         case "report":
             return ["@/in/evaluation", "-o", f"{out}.html", "--runs", "a=@/in/run"]
+        case "view":
+            return ["@/in/scan.nii.gz", SYNTHETIC, "-o", f"{out}.html", "--no-open"]
         case "reproduce":
             return [dataset, "-o", out, *TINY, "--arms", "demo"]
         case "demo":

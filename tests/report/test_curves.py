@@ -1,4 +1,7 @@
+import io
 import json
+
+from PIL import Image
 
 from unscanned.report.curves import find_logs, training_curves
 
@@ -34,3 +37,13 @@ def test_curves_are_drawn_from_logs_and_left_out_without(tmp_path):
 def test_values_that_are_no_numbers_leave_gaps(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"event": "step", "step": 1, "d_loss": null}\n')
     assert training_curves({"odd": tmp_path}) is None
+
+
+def test_the_gradient_difference_term_has_a_curve_where_a_log_has_it(tmp_path):
+    write_log(tmp_path / "one")
+    without = training_curves({"one": tmp_path / "one"})
+    with open(tmp_path / "one" / "log.jsonl", "a") as file:
+        file.write('\n{"event": "step", "step": 300, "gdl": 0.2}\n{"event": "step", "step": 301, "gdl": 0.1}\n')
+    with_term = training_curves({"one": tmp_path / "one"})
+    heights = [Image.open(io.BytesIO(png)).height for png in (without, with_term)]
+    assert heights[1] > 1.4 * heights[0]

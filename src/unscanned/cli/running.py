@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from unscanned.cli.terminal import complain
@@ -13,10 +16,19 @@ from unscanned.display import bars
 from unscanned.errors import Interrupted
 from unscanned.progress import Pace, Progress
 
-__all__ = ["Stop", "computing", "progress"]
+__all__ = ["Stop", "browse", "computing", "progress"]
 
 LINE_EVERY_S = 60.0
 "Between two lines about progress where there is no terminal."
+
+
+def browse(page: Path) -> None:
+    """Open a page in the browser where there is a display to show it."""
+    import webbrowser
+
+    is_shown = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if is_shown and page.is_file():
+        webbrowser.open(page.resolve().as_uri())
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from unscanned.errors import UnscannedError
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, begins_with, claim, json_with
 from unscanned.progress import interruptible
+from unscanned.report import LIMIT_MB
 from unscanned.schema import read
 from unscanned.settings import WRITTEN_BY, Layout, Settings, preset_names
 
@@ -53,6 +54,14 @@ InLayout = Annotated[Layout, Parameter(name=["--layout", "--data.layout"])]
 Resample = Annotated[bool, Parameter(name=["--resample", "--prepare.resample"], negative="")]
 How = Annotated[HowOptions | None, Parameter(name="*", group=_SYNTHESIS)]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
+LimitMb = Annotated[
+    float,
+    Parameter(
+        name="--limit-mb",
+        validator=validators.Number(gt=0),
+        help="Room for the volumes of each case in the page, MB; the precision follows from it.",
+    ),
+]
 DryRun = Annotated[
     bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings, what they cost here, and stop.")
 ]
@@ -573,10 +582,19 @@ def evaluate(
 
 
 @app.command
-def report(evaluation: Path, *, out: Out = Path("report.html"), runs: Subset = ()) -> None:
-    """Write one self-contained HTML page: tables, training curves, patches, and figures of every test subject.
+def report(
+    evaluation: Path,
+    *,
+    out: Out = Path("report.html"),
+    runs: Subset = (),
+    cases: Subset = (),
+    limit_mb: LimitMb = LIMIT_MB,
+) -> None:
+    """Write one self-contained HTML page: verdict, a viewer of the volumes, tables, curves, and pictures of every case.
 
     Example: `unscanned report evaluation -o report.html --runs resgan=runs/resgan`
+
+    Example: `unscanned report evaluation -o report.html --cases sub-002 sub-007`
 
     Parameters
     ----------
@@ -586,12 +604,47 @@ def report(evaluation: Path, *, out: Out = Path("report.html"), runs: Subset = (
         The HTML file.
     runs
         Runs whose training curves are shown, as NAME=FOLDER.
+    cases
+        Cases or subjects whose volumes are in the viewer; the first where none is named.
     """
     from unscanned.report.page import write_report
 
+    arms = options.named_folders(runs)
     with running.progress() as progress:
-        path = write_report(evaluation, out, runs=options.named_folders(runs), progress=progress)
+        path = write_report(evaluation, out, runs=arms, cases=cases, limit_mb=limit_mb, progress=progress)
     terminal.say(f"report         {path}")
+
+
+@app.command
+def view(
+    files: Annotated[tuple[Path, ...], Parameter(negative="")],
+    *,
+    out: Out = Path("view.html"),
+    open: Annotated[bool, Parameter(negative="--no-open")] = True,
+    limit_mb: LimitMb = LIMIT_MB,
+) -> None:
+    """Look at volumes side by side, linked in three planes: writes a self-contained HTML page and opens it.
+
+    Example: `unscanned view sub-01_T1w.nii.gz sub-01_T2w.nii.gz`
+
+    Example: `unscanned view synthetic/sub-01/anat/sub-01_desc-synthetic_T2w.nii.gz -o sub-01.html --no-open`
+
+    Parameters
+    ----------
+    files
+        NIfTI files, each on whatever grid.
+    out
+        The HTML file.
+    open
+        Open the page in the browser; without a display, its path is only printed.
+    """
+    from unscanned.report.view import write_view
+
+    with running.progress() as progress:
+        path = write_view(files, out, limit_mb=limit_mb, progress=progress)
+    terminal.say(str(path))
+    if open:
+        running.browse(path)
 
 
 @app.command

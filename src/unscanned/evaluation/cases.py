@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Images:
         spacing_mm: Voxel size along (i, j, k).
         failures: Reason for each arm that has no image.
         warnings: What a reader should know.
+        scales: Intensity of the file that is 1 in unit scale, for "target", the acquired "source" and each arm's file.
+        affine: (4, 4), voxel of this grid to world, mm.
     """
 
     target: np.ndarray
@@ -62,6 +64,8 @@ class Images:
     spacing_mm: tuple[float, float, float]
     failures: dict[str, str]
     warnings: list[str]
+    scales: Mapping[str, float] = field(default_factory=dict)
+    affine: np.ndarray = field(default_factory=lambda: np.eye(4))
 
 
 def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
@@ -158,7 +162,8 @@ def load_images(
     original = read_volume(pair.target)
     target = _ras(original)
     head = head_mask(target.array, target.affine)
-    scale = np.float32(head_scale(target.array, head, percentile))
+    scales = {"target": head_scale(target.array, head, percentile)}
+    scale = np.float32(scales["target"])
     unit = target.array / scale
     warnings = list(original.warnings)
     source, arms, failures = None, {}, {}
@@ -171,7 +176,8 @@ def load_images(
 
     try:
         array = _onto(target, read_volume(pair.source), resample)
-        source = array / np.float32(head_scale(array, head, percentile))
+        scales["source"] = head_scale(array, head, percentile)
+        source = array / np.float32(scales["source"])
     except Exception as error:
         error = of_one(error, where=pair.source)
         failures = dict.fromkeys(BASELINES if regression else BASELINES[:1], str(error))
@@ -182,9 +188,9 @@ def load_images(
     if noise_free is not None:
         add(CEILING, lambda: _onto(target, read_volume(noise_free), resample) / scale)
     for arm, path in synthetic.items():
-        add(arm, _read_synthetic, path, target, head, percentile, resample, warnings)
+        add(arm, _read_synthetic, arm, path, target, head, percentile, resample, warnings, scales)
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
-    return Images(unit, source, head, arms, (i, j, k), failures, warnings)
+    return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine)
 
 
 def training_pair(
@@ -203,7 +209,14 @@ def training_pair(
 
 
 def _read_synthetic(
-    path: Path | None, target: Volume, head: np.ndarray, percentile: float, resample: bool, warnings: list[str]
+    arm: str,
+    path: Path | None,
+    target: Volume,
+    head: np.ndarray,
+    percentile: float,
+    resample: bool,
+    warnings: list[str],
+    scales: dict[str, float],
 ) -> np.ndarray:
     if path is None:
         raise DatasetError("the synthetic volume is missing")
@@ -211,7 +224,8 @@ def _read_synthetic(
     array = _onto(target, read_volume(path), resample)
     if intensity is None:
         warnings.append(f"{path.name} has no intensity constants: its own percentile inside the head is its scale")
-    return array / np.float32(intensity.scale if intensity else head_scale(array, head, percentile))
+    scales[arm] = intensity.scale if intensity else head_scale(array, head, percentile)
+    return array / np.float32(scales[arm])
 
 
 def _ras(volume: Volume) -> Volume:

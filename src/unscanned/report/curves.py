@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ _PANELS = {
     "Discriminator's loss": ("step", "d_loss"),
     "Adversarial term of the generator": ("step", "adversarial"),
     "L1 term of the generator": ("step", "l1"),
+    "Gradient difference term (GDL) of the generator": ("step", "gdl"),
     "PSNR of the validation volumes (dB)": ("validation", "psnr"),
 }
 
@@ -37,7 +40,7 @@ def find_logs(runs: Mapping[str, str | Path]) -> dict[str, Path]:
 def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
     """Draw the losses and the validation PSNR of all runs against the step, the chosen epoch marked.
 
-    Losses are running means over a hundredth of the run.
+    Losses are running means over a hundredth of the run. What no log has is left out.
 
     Args:
         runs: Run folder of each arm.
@@ -48,13 +51,15 @@ def training_curves(runs: Mapping[str, str | Path]) -> bytes | None:
     from matplotlib.figure import Figure
 
     logs = {name: read_log(path) for name, path in find_logs(runs).items()}
-    if not any(_series(log, *key)[0].size for log in logs.values() for key in _PANELS.values()):
+    panels = {title: key for title, key in _PANELS.items() if any(_series(log, *key)[0].size for log in logs.values())}
+    if not panels:
         return None
-    figure = Figure(figsize=(11.5, 6.2), dpi=110, facecolor="white", layout="constrained")
-    for axes, (title, (event, key)) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for number, (name, log) in enumerate(logs.items()):
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(11.5, 3.1 * rows), dpi=110, facecolor="white", layout="constrained")
+    for number, (title, (event, key)) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, min(2, len(panels)), number)
+        for colour, (name, log) in zip(itertools.cycle(_COLOURS), logs.items(), strict=False):
             steps, values = _series(log, event, key)
-            colour = _COLOURS[number % len(_COLOURS)]
             if event == "step":
                 steps, values = _smooth(steps, values)
             marker = None if event == "step" else "."

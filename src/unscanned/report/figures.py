@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,18 @@ from unscanned.volumes.nifti import STAMP
 from unscanned.volumes.patches import cut
 from unscanned.volumes.planes import LETTERS, PLANES, slice_image, stamp
 
-__all__ = ["Strip", "case_figure", "display_white", "patch_sheet", "patch_starts", "png", "strip"]
+__all__ = [
+    "Strip",
+    "case_figure",
+    "difference_limit",
+    "display_white",
+    "patch_sheet",
+    "patch_starts",
+    "planes_figure",
+    "png",
+    "slice_image",
+    "strip",
+]
 
 Spacing = tuple[float, float, float]
 
@@ -63,8 +74,7 @@ def case_figure(
     columns += [(arm, image, True) for arm, image in arms.items()]
     columns.append((f"{contrasts[1]} (acquired)", target, False))
     grey = Normalize(0, display_white(target, head))
-    errors = [np.abs(image - target)[head] / std for image in arms.values()]
-    limit = _round_up(max((float(np.percentile(error, 99.5)) for error in errors), default=1.0))
+    limit = difference_limit(np.abs(image - target)[head] / std for image in arms.values())
     difference = Normalize(-limit, limit)
 
     heights = [_COLUMN_INCHES * _aspect(plane, box, spacing_mm) for plane in PLANES for _ in range(2)]
@@ -99,6 +109,42 @@ def case_figure(
     return png(figure)
 
 
+def planes_figure(volumes: Sequence[tuple[str, np.ndarray, Spacing, tuple[float, float], bool]]) -> bytes:
+    """Draw volumes in three planes through the centre of each.
+
+    Args:
+        volumes: Name, array (i, j, k) in RAS+, voxel size, the values that are black and white, and whether it is
+            synthetic.
+
+    Returns:
+        A PNG.
+    """
+    from matplotlib.figure import Figure
+
+    whole = [tuple(slice(0, length) for length in array.shape) for _, array, _, _, _ in volumes]
+    heights = [
+        _COLUMN_INCHES * max(_aspect(plane, box, each[2]) for box, each in zip(whole, volumes, strict=True))
+        for plane in PLANES
+    ]
+    width, height = _COLUMN_INCHES * len(volumes), sum(heights) + 0.4
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    for column, (name, array, spacing_mm, (low, high), synthetic) in enumerate(volumes):
+        top = height - 0.3
+        for plane, tall in zip(PLANES, heights, strict=True):
+            place = (column * _COLUMN_INCHES / width, (top - tall) / height, (_COLUMN_INCHES - 0.05) / width)
+            axes = figure.add_axes((*place, tall / height))
+            axes.axis("off")
+            image = slice_image(array, plane, array.shape[PLANES[plane]] // 2)
+            _draw(axes, image, plane, spacing_mm, cmap="gray", vmin=low, vmax=high)
+            _letters(axes, plane)
+            if plane == "axial":
+                axes.set_title(_shorten(name), fontsize=9, fontweight="bold", pad=4)
+            if synthetic:
+                _stamp(axes, dark=True)
+            top -= tall + 0.03
+    return png(figure)
+
+
 def png(figure: Any) -> bytes:
     """Return a matplotlib figure as a PNG, the same bytes for the same figure."""
     content = io.BytesIO()
@@ -109,6 +155,15 @@ def png(figure: Any) -> bytes:
 def display_white(target: np.ndarray, head: np.ndarray) -> float:
     """Return the intensity that is shown as white in all pictures of a case: just above the bright of the target."""
     return _round_up(float(np.percentile(target[head], 99.5)))
+
+
+def difference_limit(errors: Iterable[np.ndarray]) -> float:
+    """Return the difference whose colour is the strongest in all pictures of a case, in the unit of the errors.
+
+    Args:
+        errors: Absolute differences inside the head, an array for each arm.
+    """
+    return _round_up(max((float(np.percentile(error, 99.5)) for error in errors), default=1.0))
 
 
 def patch_starts(
