@@ -50,7 +50,7 @@ def demo(
         subjects: Simulated subjects, at least 7; five train, one chooses the epoch, the others test.
         seed: Of simulation, split and training.
         progress: Called with (done, total, label).
-        should_stop: Asked after each training step.
+        should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:
         SettingsError: There are too few subjects, or `out` holds anything but a demo. Nothing was written.
@@ -75,7 +75,7 @@ def demo(
         out / "dataset",
         subjects=subjects,
         seed=seed,
-        progress=interruptible(labelled(simulation, "simulation, "), should_stop, out),
+        progress=labelled(interruptible(simulation, should_stop, out), "simulation, "),
     )
     result = reproduce(
         dataset,
