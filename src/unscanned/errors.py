@@ -149,7 +149,7 @@ def in_words(value: object) -> str:
         case OSError() if value.strerror:
             return value.strerror
         case UnicodeDecodeError():
-            return f"a byte that is not {value.encoding.upper()} text, the {value.start + 1:,}th"
+            return f"byte {value.start + 1:,} is no {value.encoding.upper()} text"
         case json.JSONDecodeError():
             return f"no JSON: {value}"
         case KeyError() if value.args:

@@ -100,8 +100,8 @@ def reproduce(
     parts = _parts(progress, settings, found.pairs, split)
     names = {arm: f"arm {number} of {len(settings)}, {arm}: " for number, arm in enumerate(settings, 1)}
 
-    def watched(part: str, label: str) -> Progress:
-        return interruptible(labelled(parts[part], label), should_stop, out)
+    def watched(part: str, label: str) -> Progress | None:
+        return labelled(interruptible(parts[part], should_stop, out), label)
 
     record: dict[str, Any] = {
         "command": command,

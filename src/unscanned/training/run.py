@@ -146,7 +146,7 @@ def train(
             used,
             cache or folder / "prepared",
             settings.prepare,
-            progress=interruptible(labelled(parts["prepare"], "prepare: "), should_stop, folder),
+            progress=labelled(interruptible(parts["prepare"], should_stop, folder), "prepare: "),
         )
         failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
