@@ -21,7 +21,7 @@ lint: $(VENV)/dev
 
 # Runs docs/notebook.ipynb anew and keeps what its cells show.
 notebook: $(VENV)/dev
-	$(BIN)/python tools/notebook.py
+	$(BIN)/python tools/run_notebook.py
 
 # Speed and memory, side by side with what else a user could pick. Heavy: about ten minutes on two cores.
 bench: $(VENV)/bench

@@ -11,7 +11,7 @@ pytest.importorskip("nbclient")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-from notebook import NOTEBOOK, execute  # noqa: E402
+from run_notebook import NOTEBOOK, execute  # noqa: E402
 
 
 @pytest.fixture(scope="module")

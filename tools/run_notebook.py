@@ -1,4 +1,4 @@
-"""Runs docs/notebook.ipynb anew and writes it with what its cells show: `python tools/notebook.py`."""
+"""Runs docs/notebook.ipynb anew and writes it with what its cells show: `python tools/run_notebook.py`."""
 
 from __future__ import annotations
 
