@@ -1,8 +1,8 @@
-"""What noise allows: the score of the noise-free target against the target, in datasets of `simulate --clean`.
+"""What noise and tissues allow: the limits of the datasets of `simulate --clean`, scored against their targets.
 
 Run: python studies/ceiling.py DATASET [DATASET ...] [--source PD] [--target T2]
 
-Scored as `evaluate` scores its arm `noise-free`: inside the target's head, in unit scale; the source beside it.
+Scored as `evaluate` scores its arms `noise-free` and `tissues`: inside the target's head, in unit scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unscanned.datasets.pairs import select_pairs
-from unscanned.evaluation.cases import CEILING, find_noise_free, load_images
+from unscanned.evaluation.cases import CEILINGS, find_ceilings, load_images
 from unscanned.evaluation.metrics import METRICS
 
 
@@ -24,21 +24,19 @@ def main() -> None:
     parser.add_argument("--source", default="PD")
     parser.add_argument("--target", default="T2")
     given = parser.parse_args()
-    print("| dataset | subjects | noise-free PSNR, dB: mean (SD), from to | SSIM | source's PSNR |")
+    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | SSIM |")
     print("| --- | --- | --- | --- | --- |")
     for dataset in given.datasets:
-        scores = []
+        scores: dict[str, list[tuple[float, float]]] = {"source": []} | {arm: [] for arm in CEILINGS}
         for pair in select_pairs(dataset, source=given.source, target=given.target).pairs:
-            images = load_images(pair, {}, noise_free=find_noise_free(dataset, pair.case, given.target))
-            if CEILING in images.arms:
-                psnr, ssim = (
-                    [METRICS[name](images.target, images.arms[arm], images.head) for arm in (CEILING, "source")]
-                    for name in ("psnr", "ssim")
-                )
-                scores.append((*psnr, *ssim))
-        mean, sd, low, high = (f(scores, axis=0) for f in (np.mean, np.std, np.min, np.max))
-        cells = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f} | {mean[2]:.3f} | {mean[1]:.1f}"
-        print(f"| {dataset.name} | {len(scores)} | {cells} |")
+            images = load_images(pair, {}, ceilings=find_ceilings(dataset, pair.case, given.target))
+            for arm, image in images.arms.items():
+                psnr, ssim = (METRICS[name](images.target, image, images.head) for name in ("psnr", "ssim"))
+                scores[arm].append((psnr, ssim))
+        for arm, seen in scores.items():
+            mean, sd, low, high = (f(seen, axis=0) for f in (np.mean, np.std, np.min, np.max))
+            spread = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f}"
+            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.3f} |")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def cohort(tmp_path_factory):
 
 def test_the_noise_free_target_scores_what_its_noise_allows_and_every_arm_is_told_how_far_below_it_is(cohort, tmp_path):
     evaluation = evaluate(cohort / "heads", {"blurred": cohort / "blurred"}, tmp_path)
-    assert evaluation.arms == ("source", "noise-free", "blurred")
+    assert evaluation.arms == ("source", "noise-free", "tissues", "blurred")
     for subject in ("001", "002"):
         path = cohort / "heads" / f"sub-{subject}" / "anat" / f"sub-{subject}_T2w.nii.gz"
         target = read_volume(path)
@@ -55,19 +55,27 @@ def test_the_noise_free_target_scores_what_its_noise_allows_and_every_arm_is_tol
 def test_the_terminal_says_how_far_below_what_noise_allows_an_arm_is(cli, cohort, tmp_path):
     result = cli("evaluate", cohort / "heads", cohort / "blurred", "-o", tmp_path / "out")
     assert result.returncode == 0
-    assert re.search(r"blurred: \d+\.\d dB \[.*\] below what noise allows", result.stdout)
+    assert re.search(r"blurred: PSNR \d+\.\d dB below what noise allows", result.stdout)
+    assert re.search(r"blurred: PSNR \d+\.\d dB (above|below) what knowing each voxel's tissue allows", result.stdout)
 
 
 def test_a_dataset_without_noise_free_images_has_no_ceiling(cohort, tmp_path):
     simulate(tmp_path / "heads", **SMALL)
     evaluation = evaluate(tmp_path / "heads", {"blurred": cohort / "blurred"}, tmp_path / "out")
     assert evaluation.arms == ("source", "blurred")
-    assert not [row for row in evaluation.content.comparisons if row.against == "noise-free"]
+    assert not [row for row in evaluation.content.comparisons if row.against in ("noise-free", "tissues")]
 
 
-def test_no_arm_may_take_the_name_of_the_ceiling(cohort, tmp_path):
+def test_the_tissues_alone_explain_less_than_everything_but_the_noise_and_more_than_the_source(cohort, tmp_path):
+    evaluation = evaluate(cohort / "heads", {"blurred": cohort / "blurred"}, tmp_path)
+    means = {arm: evaluation.content.arms[arm]["head"]["psnr"].mean for arm in evaluation.arms}
+    assert means["source"] + 3 < means["tissues"] < means["noise-free"]
+
+
+@pytest.mark.parametrize("name", ["noise-free", "tissues"])
+def test_no_arm_may_take_the_name_of_a_ceiling(cohort, tmp_path, name):
     with pytest.raises(SettingsError, match="the name is taken"):
-        evaluate(cohort / "heads", {"noise-free": cohort / "blurred"}, tmp_path)
+        evaluate(cohort / "heads", {name: cohort / "blurred"}, tmp_path)
 
 
 def test_a_noise_free_image_that_cannot_be_read_fails_alone(cohort, tmp_path):

@@ -98,7 +98,6 @@ def say_scores(evaluation: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from unscanned.evaluation.cases import CEILING
     from unscanned.evaluation.metrics import METRICS
     from unscanned.evaluation.tables import mean_sd
 
@@ -115,12 +114,11 @@ def say_scores(evaluation: Any) -> None:
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
         table.add_row(escape(in_a_line(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
+    allowed = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
     for row in evaluation.content.comparisons:
-        if (row.against, row.region, row.metric) == (CEILING, "head", "psnr") and row.difference is not None:
-            below, interval = -row.difference, ""
-            if row.low is not None and row.high is not None:
-                interval = f" [{-row.high:.1f}, {-row.low:.1f}]"
-            say(f"{row.arm}: {below:.1f} dB{interval} below what noise allows (PSNR)")
+        if row.against in allowed and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
+            distance, side = abs(row.difference), "below" if row.difference < 0 else "above"
+            say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {allowed[row.against]}")
 
 
 def say_examination(found: Any) -> None:

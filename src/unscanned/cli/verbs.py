@@ -175,7 +175,7 @@ def simulate(
     target
         With wide physics, the contrast whose sequence stays the same; the last of the contrasts by default.
     clean
-        Write the images without noise too, into derivatives/truth; evaluate then says what noise allows.
+        Write images without noise too, into derivatives/truth; evaluate then says what noise and tissues allow.
     """
     from unscanned.simulation import simulate as module
 

@@ -24,9 +24,9 @@ from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = [
     "BASELINES",
-    "CEILING",
+    "CEILINGS",
     "Images",
-    "find_noise_free",
+    "find_ceilings",
     "find_synthetic",
     "list_volumes",
     "load_images",
@@ -37,8 +37,9 @@ __all__ = [
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
 
-CEILING = "noise-free"
-"The arm of a simulated target without its noise: what a method would score that knew everything but the noise."
+CEILINGS = {"noise-free": "noisefree", "tissues": "tissues"}
+"""Arms of a simulated target, by the name of their files: without its noise, which is what a method would score that
+knew everything else; and with the literature's values of its tissues, for one that knew each voxel's tissues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +105,17 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     return None
 
 
-def find_noise_free(dataset: str | Path, case: str, contrast: str) -> Path | None:
-    """Return the noise-free image that `simulate` wrote beside a target; None where there is none.
+def find_ceilings(dataset: str | Path, case: str, contrast: str) -> dict[str, Path]:
+    """Return the files of the `CEILINGS` that `simulate` wrote beside a target, those that are there.
 
     Args:
         dataset: Folder of the dataset.
         case: Case, such as `sub-001`.
         contrast: Contrast of the target.
     """
-    name = f"{case}_desc-noisefree_{bids_suffix(contrast)}.nii.gz"
-    return next(iter(sorted(Path(dataset, "derivatives", "truth").glob(f"sub-*/**/anat/{name}"))), None)
+    folder = Path(dataset, "derivatives", "truth", case, "anat")
+    paths = {arm: folder / f"{case}_desc-{kind}_{bids_suffix(contrast)}.nii.gz" for arm, kind in CEILINGS.items()}
+    return {arm: path for arm, path in paths.items() if path.exists()}
 
 
 def read_intensity(path: Path) -> Intensity | None:
@@ -141,7 +143,7 @@ def load_images(
     regression: Regression | None = None,
     percentile: float = 99.9,
     resample: bool = False,
-    noise_free: Path | None = None,
+    ceilings: Mapping[str, Path] | None = None,
 ) -> Images:
     """Read a case and bring everything to the target's grid and to unit scale.
 
@@ -151,7 +153,7 @@ def load_images(
         regression: The voxelwise baseline; left out when unset.
         percentile: Percentile inside the head that becomes 1.
         resample: Whether an image on another grid than the target's is resampled to it, linearly.
-        noise_free: The target without its noise, in the target's units; left out when unset.
+        ceilings: What `find_ceilings` found; left out when unset.
 
     Raises:
         VolumeError: The target is refused.
@@ -185,8 +187,8 @@ def load_images(
         add("source", source_as_target, source, unit, head)
         if regression:
             add("regression", regression, source, head)
-    if noise_free is not None:
-        add(CEILING, lambda: _onto(target, read_volume(noise_free), resample) / scale)
+    for arm, known in (ceilings or {}).items():
+        add(arm, _read_ceiling, arm, known, target, scale, head, percentile, resample)
     for arm, path in synthetic.items():
         add(arm, _read_synthetic, arm, path, target, head, percentile, resample, warnings, scales)
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
@@ -226,6 +228,14 @@ def _read_synthetic(
         warnings.append(f"{path.name} has no intensity constants: its own percentile inside the head is its scale")
     scales[arm] = intensity.scale if intensity else head_scale(array, head, percentile)
     return array / np.float32(scales[arm])
+
+
+def _read_ceiling(
+    arm: str, path: Path, target: Volume, scale: np.float32, head: np.ndarray, percentile: float, resample: bool
+) -> np.ndarray:
+    array = _onto(target, read_volume(path), resample)
+    # The noise-free image is in the target's units; the other knows no more of its scale than a network does.
+    return array / (scale if arm == "noise-free" else np.float32(head_scale(array, head, percentile)))
 
 
 def _ras(volume: Volume) -> Volume:

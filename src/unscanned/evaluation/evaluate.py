@@ -21,8 +21,8 @@ from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
-    CEILING,
-    find_noise_free,
+    CEILINGS,
+    find_ceilings,
     find_synthetic,
     list_volumes,
     load_images,
@@ -61,7 +61,7 @@ class Evaluation:
 
     Attributes:
         folder: Holds scores.csv, slices.csv and evaluation.json.
-        arms: Baselines first, then the noise-free target where there is one, then the arms in the order given.
+        arms: Baselines first, then the limits of a simulated target if known, then the arms in the order given.
         scores: One entry for each case, arm and region that was scored.
         failures: One entry for each case and arm that was not.
         content: What evaluation.json says, summaries and comparisons included.
@@ -108,7 +108,7 @@ def evaluate(
 
     A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
     `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`. Where
-    `simulate` wrote noise-free images, the target's own is scored as the arm `noise-free`: the limit that noise sets.
+    `simulate --clean` made the dataset, its limits are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
 
     Args:
         dataset: Folder or CSV file with the acquired pairs.
@@ -170,7 +170,7 @@ def evaluate(
                     regression=regression,
                     percentile=percentile,
                     resample=resample,
-                    noise_free=find_noise_free(dataset, pair.case, target),
+                    ceilings=find_ceilings(dataset, pair.case, target),
                 )
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
@@ -184,8 +184,8 @@ def evaluate(
             )
         if progress:
             progress(total, total, "scored")
-        ceiling = [CEILING] if any(row.arm == CEILING for row in scores) else []
-        arms = (*BASELINES[: 2 if regression else 1], *ceiling, *synthetic)
+        ceilings = [arm for arm in CEILINGS if any(row.arm == arm for row in scores)]
+        arms = (*BASELINES[: 2 if regression else 1], *ceilings, *synthetic)
         record = EvaluationRecord(
             unscanned=version(),
             created=utc_now(),
@@ -229,7 +229,7 @@ def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
     if not synthetic:
         raise SettingsError("no arm to score", expected="at least one folder of synthetic volumes")
     for arm, folder in synthetic.items():
-        if arm in (*BASELINES, CEILING, "target"):
+        if arm in (*BASELINES, *CEILINGS, "target"):
             raise SettingsError("the name is taken", where=f"arm {arm}", do="Give the arm another name.")
         if not Path(folder).is_dir():
             raise DatasetError("no such folder", where=f"arm {arm}: {folder}")

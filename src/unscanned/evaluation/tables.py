@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from unscanned.display import html_table
-from unscanned.evaluation.cases import BASELINES, CEILING
+from unscanned.evaluation.cases import BASELINES, CEILINGS
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 from unscanned.formats.evaluation import Comparison, Difference, EvaluationRecord, Failure, Score, SliceErrors, Summary
@@ -40,12 +40,12 @@ def summaries(
 
 
 def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[Comparison]:
-    """Return the paired difference of each arm from the first, the baselines and the ceiling, by region and metric.
+    """Return the paired difference of each arm from the first, the baselines and ceilings, by region and metric.
 
     A difference is that of `arm` minus `against`, over the subjects that both have.
 
     Args:
-        arms: Arms in order, baselines and ceiling included.
+        arms: Arms in order, baselines and ceilings included.
         first: The arm that the others are compared with.
         scores: All scores.
     """
@@ -53,9 +53,9 @@ def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> lis
     for region in dict.fromkeys(row.region for row in scores):
         for metric in METRICS:
             values = {arm: _by_subject(scores, arm, region, metric) for arm in arms}
-            for against in (first, *(known for known in (*BASELINES, CEILING) if known in arms)):
+            for against in (first, *(known for known in (*BASELINES, *CEILINGS) if known in arms)):
                 for arm in arms:
-                    if arm not in (against, CEILING) and (arm not in BASELINES or against == "source"):
+                    if arm not in (against, *CEILINGS) and (arm not in BASELINES or against == "source"):
                         found = dict(compare(values[against], values[arm]))
                         rows.append(Comparison(arm=arm, against=against, region=region, metric=metric, **found))
     return rows

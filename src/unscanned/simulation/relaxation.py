@@ -9,7 +9,7 @@ import numpy as np
 
 from unscanned.simulation.tissues import TISSUES
 
-__all__ = ["FIELDS_T", "LESION", "LESION_LEVELS", "NAMES", "VALUES", "Parameters", "draw_values"]
+__all__ = ["FIELDS_T", "LESION", "LESION_LEVELS", "NAMES", "VALUES", "Parameters", "draw_values", "typical_values"]
 
 FIELDS_T = (1.5, 3.0)
 LESION_LEVELS = 4
@@ -66,10 +66,20 @@ def draw_values(rng: np.random.Generator, field_t: float) -> Parameters:
     table[names.index("vessels"), 0] *= rng.uniform(0.4, 3.0)
     for name in ("fat", "muscle", "mucosa", "skin", "marrow"):
         table[names.index(name), :3] *= np.exp(0.08 * np.clip(rng.standard_normal(3), -2, 2))
-    white = table[names.index("white matter")]
-    # From slight demyelination to tissue loss: water, T1 and T2 rise together, and bound protons go.
     worst = np.array([rng.uniform(1.15, 1.30), rng.uniform(1.5, 2.6), rng.uniform(1.7, 3.0), 0.3])
-    severity = np.linspace(0.35, 1.0, LESION_LEVELS)[:, None] ** rng.uniform(0.7, 1.3)
+    return _with_lesions(table, worst, rng.uniform(0.7, 1.3))
+
+
+def typical_values(field_t: float) -> Parameters:
+    """Return the tissue values at a field strength as the table has them, in the order of `NAMES`, float32."""
+    table = np.array([VALUES[field_t][name] for name in TISSUES])
+    return _with_lesions(table, np.array([1.22, 2.0, 2.3, 0.3]), 1.0)
+
+
+def _with_lesions(table: np.ndarray, worst: np.ndarray, power: float) -> Parameters:
+    """Add lesions, from slight demyelination to loss of tissue: water, T1 and T2 rise together, bound protons go."""
+    white = table[list(TISSUES).index("white matter")]
+    severity = np.linspace(0.35, 1.0, LESION_LEVELS)[:, None] ** power
     return Parameters(*np.concatenate([table, white * worst**severity]).astype(np.float32).T)
 
 

@@ -107,7 +107,8 @@ def simulate(
         target: With wide physics, the contrast whose sequence is the same in all subjects, as echo times differ
             between scanners and no source tells them; the last of `contrasts` by default.
         spread: With wide physics, what scanners are drawn from; the default is that of docs/simulation.md.
-        clean: Write the images without noise too, below derivatives/truth; `evaluate` then says what noise allows.
+        clean: Write two more images of each contrast, below derivatives/truth: without noise, and with the
+            literature's values of the subject's tissues. `evaluate` scores them as limits.
         progress: Called with (subjects done, subjects, label). Without it a bar, in a terminal and in Jupyter; None
             draws none.
 
@@ -374,8 +375,8 @@ def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: di
         }
         files.write_json(stem.with_name(stem.name + ".json"), sidecar)
         write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
-    for contrast, image in result.clean.items():
-        truth.write_noise_free(out, subject, contrast, image, grid.affine, origin)
+    for kind, images in zip(truth.KINDS, (result.clean, result.typical), strict=True):
+        truth.write_known(out, subject, kind, images, grid.affine, origin)
 
 
 def _write_description(out: Path, anatomies: list[str], source: str, settings: dict[str, Any], *, wide: bool) -> None:

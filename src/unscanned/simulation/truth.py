@@ -5,7 +5,7 @@ That stands below derivatives/truth, where nothing is taken for a scan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from unscanned.simulation.scanner import Grid
 from unscanned.simulation.wide import Drawn
 from unscanned.volumes.nifti import write_volume
 
-__all__ = ["TRUTH", "names", "suffix", "write_description", "write_drawn", "write_noise_free"]
+__all__ = ["KINDS", "TRUTH", "names", "suffix", "write_description", "write_drawn", "write_known"]
 
 TRUTH = Path("derivatives") / "truth"
+KINDS = ("noisefree", "tissues")
+"Images that are known of a simulated subject: without noise, and with the literature's values of its tissues."
 _GAIN = 6
 
 
@@ -32,14 +34,15 @@ def suffix(contrast: str) -> str:
 def names(subject: str, clean: Sequence[str], *, wide: bool) -> list[str]:
     """Return the names, without endings, of what stands below derivatives/truth for a subject."""
     labels = [f"{subject}_dseg"] if wide else []
-    return [*labels, *(f"{subject}_desc-noisefree_{suffix(contrast)}" for contrast in clean)]
+    return [*labels, *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in KINDS)]
 
 
-def write_noise_free(
-    out: Path, subject: str, contrast: str, image: np.ndarray, affine: np.ndarray, origin: dict[str, Any]
+def write_known(
+    out: Path, subject: str, kind: str, images: Mapping[str, np.ndarray], affine: np.ndarray, origin: dict[str, Any]
 ) -> None:
-    """Write an image without noise, in the units of the image with noise."""
-    _write(_stem(out, subject, f"desc-noisefree_{suffix(contrast)}"), image, affine, _told(origin))
+    """Write images of one of the `KINDS`, by contrast, in the units of the images with noise."""
+    for contrast, image in images.items():
+        _write(_stem(out, subject, f"desc-{kind}_{suffix(contrast)}"), image, affine, _told(origin))
 
 
 def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int) -> None:
@@ -78,8 +81,9 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
         stem = out / subject / "anat" / f"{subject}_{suffix(contrast)}"
         _write(stem, np.round(gain * _turned(image)), affine, sidecar)
     _write(_stem(out, subject, "dseg"), np.minimum(_turned(drawn.tissues), LESION), affine, _told(origin))
-    for contrast, image in drawn.clean.items():
-        write_noise_free(out, subject, contrast, gain * _turned(image), affine, origin)
+    for kind, images in zip(KINDS, (drawn.clean, drawn.typical), strict=True):
+        turned = {contrast: gain * _turned(image) for contrast, image in images.items()}
+        write_known(out, subject, kind, turned, affine, origin)
 
 
 def write_description(out: Path, parameters: dict[str, Any], *, wide: bool) -> None:

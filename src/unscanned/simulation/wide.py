@@ -20,7 +20,7 @@ from unscanned.simulation.anatomy import Warp, draw_warp, smooth_field
 from unscanned.simulation.coverage import brain_mask, deface, draw_window
 from unscanned.simulation.heads import Head
 from unscanned.simulation.lesions import draw_lesions
-from unscanned.simulation.relaxation import FIELDS_T, NAMES, Parameters, draw_values
+from unscanned.simulation.relaxation import FIELDS_T, NAMES, Parameters, draw_values, typical_values
 from unscanned.simulation.sequences import CONTRASTS, Mprage, PulseSequence, SpoiledGradientEcho, draw_protocols
 
 __all__ = ["Drawn", "Spread", "draw_subject"]
@@ -103,6 +103,7 @@ class Drawn:
     Attributes:
         images: Magnitude by contrast, float32 (i, j, k), white matter at about 1 before the receive field.
         clean: The same without noise and ghosts, of the contrasts that were asked for.
+        typical: The same contrasts of the same anatomy and scanner with the values of `VALUES`, uniform in each tissue.
         tissues: Index into `NAMES`, uint8 (i, j, k); 0 where the image was cut away.
         field_t: Field strength, tesla.
         protocols: Sequence by contrast.
@@ -115,6 +116,7 @@ class Drawn:
 
     images: Mapping[str, np.ndarray]
     clean: Mapping[str, np.ndarray]
+    typical: Mapping[str, np.ndarray]
     tissues: np.ndarray
     field_t: float
     protocols: Mapping[str, PulseSequence]
@@ -169,25 +171,33 @@ def draw_subject(
     level = np.exp(rng.uniform(*np.log(spread.noise)))
     kept, coverage = _draw_coverage(rng, _pick(tissues, fine_axes, axes), axes, eyes_mm, geometry, spread)
 
-    images, without, sigmas, fats = {}, {}, {}, {}
+    images, sigmas, fats = {}, {}, {}
+    without: dict[str, np.ndarray] = {}
+    typical: dict[str, np.ndarray] = {}
     for contrast, protocol in protocols.items():
         own = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         fats[contrast] = _draw_fat(own, contrast, is_target=contrast == target)
         apparent = _apparent(values, protocol, bright_vessels, fats[contrast])
-        white = float(protocol.signal(apparent)[_WHITE])
-        fine = np.zeros(tissues.size, np.float32)
-        fine[inside] = protocol.signal(vary(apparent)) / np.float32(white)
-        signal = acquisition.sample(fine.reshape(tissues.shape), fine_axes, geometry, acquired)
+
+        def sampled(of: np.ndarray, apparent: Parameters = apparent, protocol: PulseSequence = protocol) -> np.ndarray:
+            fine = np.zeros(tissues.size, np.float32)
+            fine[inside] = of / np.float32(protocol.signal(apparent)[_WHITE])
+            return acquisition.sample(fine.reshape(tissues.shape), fine_axes, geometry, acquired)
+
+        signal = sampled(protocol.signal(vary(apparent)))
         field = shared * acquisition.draw_field(own, acquired, 0.15 * strength)
         receiver = acquisition.draw_receiver(own, geometry, acquired, field, spread.ghosts)
         sigmas[contrast] = float(_NOISE_OF[contrast] * level * np.exp(own.uniform(-0.3, 0.3)))
         image = acquisition.acquire(signal, receiver, sigmas[contrast], own, acquired, axes)
         images[contrast] = image * kept
         if contrast in clean:
-            without[contrast] = acquisition.interpolate(receiver.receive(signal, ghosts=False), acquired, axes) * kept
+            known = _apparent(typical_values(field_t), protocol, bright_vessels, fats[contrast])
+            for kind, of in ((without, signal), (typical, sampled(protocol.signal(known)[index]))):
+                kind[contrast] = acquisition.interpolate(receiver.receive(of, ghosts=False), acquired, axes) * kept
     return Drawn(
         images,
         without,
+        typical,
         _pick(tissues, fine_axes, axes) * kept,
         field_t,
         protocols,
