@@ -22,6 +22,7 @@ __all__ = [
     "discriminator_loss",
     "generator_adversarial_loss",
     "gradient_difference_loss",
+    "gradient_penalty",
     "l1_loss",
 ]
 
@@ -71,6 +72,26 @@ def gradient_difference_loss(synthetic: Tensor, target: Tensor, reduction: Reduc
         difference = synthetic.diff(dim=axis).abs() - target.diff(dim=axis).abs()
         total = total + _reduce(difference.square(), target, reduction)
     return total
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Half the squared norm of the gradient of the logits with respect to images, the mean over the batch.
+
+    At acquired images alone it is R1 (Mescheder et al., Which training methods for GANs do actually converge?, ICML
+    2018, eq. 9): a discriminator that is right everywhere no longer grows steeper there, so the generator keeps a
+    gradient.
+
+    Args:
+        logits: (batch, 1), computed from the images.
+        images: (batch, 1, i, j, k), which require gradients.
+
+    Example:
+        >>> images = torch.ones(2, 1, 2, 2, 2, requires_grad=True)
+        >>> gradient_penalty(3 * images.sum((1, 2, 3, 4))[:, None], images).item()
+        36.0
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum() / 2 / images.shape[0]
 
 
 def _reduce(values: Tensor, target: Tensor, reduction: Reduction) -> Tensor:

@@ -24,6 +24,7 @@ from unscanned.files import read_text
 from unscanned.schema import Schema, near, read
 
 __all__ = [
+    "Augmentation",
     "Context",
     "Data",
     "Discriminator",
@@ -148,6 +149,14 @@ class Loss(Schema):
     "Weight of the gradient difference term."
     reduction: Literal["sum", "mean"] = "sum"
     "Over voxels, for L1 and GDL: sum (the formulas are norms) or mean. Over the batch it is the mean."
+    outside: Share = 1.0
+    "What is left of the synthetic patch's error outside the head before any loss sees it; 0 trains inside alone."
+    adversarial_after: int = Field(0, ge=0, le=10**12)
+    "Steps that the other terms have to themselves before the adversary joins."
+    gradient_penalty: Weight = 0.0
+    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps it from winning outright."
+    on_collapse: Literal["end", "regression"] = "end"
+    "What a training does whose adversary collapses: end, or go on with the other terms alone (regression)."
 
 
 class Training(Schema):
@@ -168,7 +177,19 @@ class Training(Schema):
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     "Optimizer of both networks."
     learning_rate: float = Field(1e-4, gt=0, le=1e6)
-    "Its learning rate."
+    "Its learning rate, from which the schedule goes down."
+    schedule: Literal["constant", "cosine"] = "constant"
+    "Learning rate over the steps: constant, or half a cosine down to final_rate, whose length is the training's."
+    warmup_steps: int = Field(0, ge=0, le=10**9)
+    "Steps at the beginning over which the learning rate rises from 0."
+    final_rate: Share = 0.0
+    "Share of the learning rate that the cosine ends at."
+    weight_decay: float = Field(0.01, ge=0, le=1e3)
+    "Decoupled weight decay of adamw; the other optimizers have none."
+    clip_norm: float | None = Field(None, gt=0, le=1e12)
+    "Norm that each network's gradient is cut to; unset leaves it."
+    average: float = Field(0.0, ge=0, lt=1)
+    "Decay a step of the average of the generator's weights, which is validated and becomes the model; 0: no average."
     beta1: float = Field(0.5, ge=0, lt=1)
     "Adam's decay of the first moment; the momentum of rmsprop and sgd."
     beta2: float = Field(0.999, ge=0, lt=1)
@@ -189,6 +210,15 @@ class Training(Schema):
     "CPU threads; unset leaves it to PyTorch."
     precision: Precision = "float32"
     "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
+
+
+class Augmentation(Schema):
+    """What is drawn anew for each training patch. 0 leaves all as it is."""
+
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    "Largest shift of a patch from its place on the grid of patches, as a share of its edge; 0.5 reaches every place."
+    flip: Share = 0.0
+    "Probability that a patch is mirrored left to right."
 
 
 class Context(Schema):
@@ -234,6 +264,7 @@ class Settings(Schema):
     discriminator: Discriminator = Discriminator()
     loss: Loss = Loss()
     training: Training = Training()
+    augmentation: Augmentation = Augmentation()
     context: Context = Context()
     synthesis: Synthesis = Synthesis()
 
@@ -326,8 +357,7 @@ def check(settings: Settings) -> None:
         SettingsError: A patch larger than the grid, a stride larger than the patch, a context that cannot be had, or a
             loss without a term.
     """
-    if not any(isinstance(weight, float) and weight > 0 for weight in to_dict(settings.loss).values()):
-        raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
+    _check_loss(settings.loss)
     context, patch = settings.context, settings.training.patch
     if patch > max(settings.prepare.shape):
         raise SettingsError(
@@ -362,6 +392,24 @@ def check(settings: Settings) -> None:
             )
 
 
+def _check_loss(loss: Loss) -> None:
+    weights = {key: value for key, value in loss if isinstance(value, float) and key not in _NO_TERMS}
+    if not any(weights.values()):
+        raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
+    alone = not any(weight for name, weight in weights.items() if name != "adversarial")
+    for name, value, default in (
+        ("adversarial_after", loss.adversarial_after, 0),
+        ("on_collapse", loss.on_collapse, "end"),
+    ):
+        if alone and value != default:
+            raise SettingsError(
+                "without its adversary the loss has no term, so there is nothing to learn",
+                where=f"loss.{name}",
+                found=f"{value} with no other term",
+                expected=f"{default}, or a weight for another term, such as loss.l1",
+            )
+
+
 def to_dict(settings: Schema) -> dict[str, Any]:
     """Return settings or one of their tables as nested dicts of JSON values."""
     return settings.model_dump(mode="json")
@@ -378,12 +426,18 @@ def to_toml(settings: Settings) -> str:
 def decisive(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return what decides how a training step changes the weights, and which epoch is the best: a run's identity.
 
-    An epoch more or the stride of synthesis does not; the mode of synthesis does, as it makes the validation volumes.
+    An epoch more or the stride of synthesis does not, unless the learning rate depends on how many steps there will be;
+    the mode of synthesis does, as it makes the validation volumes.
     What stands at its default is left out, so a setting that a later version adds changes no identity.
     """
     changed = settings.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "split"})
+    needs_length = settings.training.schedule != "constant"
     kept = {
-        table: {key: value for key, value in values.items() if _field(table, key).json_schema_extra != INDIFFERENT}
+        table: {
+            key: value
+            for key, value in values.items()
+            if _field(table, key).json_schema_extra != INDIFFERENT or (needs_length and (table, key) == _LENGTH)
+        }
         for table, values in changed.items()
     }
     return {table: values for table, values in kept.items() if values}
@@ -403,6 +457,9 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 _WRITTEN_BY = "# Settings of unscanned "
+_NO_TERMS = {"outside", "gradient_penalty"}
+"Numbers of the table loss that are no weights of terms."
+_LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}
 "Keys of older versions, and what they are called now."
 

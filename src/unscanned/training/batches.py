@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unscanned.errors import DatasetError
-from unscanned.settings import Training
+from unscanned.settings import Augmentation, Training
+from unscanned.training.augment import draws, flipped, shifted
 from unscanned.training.feed import Feed
 from unscanned.training.prepare import Case
 from unscanned.volumes.intensity import Normalization
@@ -17,13 +18,18 @@ from unscanned.volumes.patches import cut, starts
 
 __all__ = ["PatchBatches"]
 
+_AS_IT_IS = Augmentation()
+_SHIFT, _CHANGE = 0, 1
+"Purposes of random numbers."
+
 
 class PatchBatches:
     """The training batches, each a pure function of (seed, step).
 
     The patches of all cases stand in one list. A pass goes through the list in a random order that depends on the seed
-    and the number of the pass. Pass follows pass, and each step takes the next `batch` patches. So nothing about
-    randomness has to be stored to resume, and neither the loader's workers nor earlier steps can change a batch.
+    and the number of the pass. Pass follows pass, and each step takes the next `batch` patches. What augmentation draws
+    for a patch depends on the step and on the patch's slot in the batch. So nothing about randomness has to be stored
+    to resume, and neither the loader's workers nor earlier steps can change a batch.
 
     Args:
         cases: Prepared training cases.
@@ -31,6 +37,8 @@ class PatchBatches:
         settings: Edge of a patch and its margin, patches a step, the share of a patch that must lie inside the head,
             and the seed of the order. Where a margin reaches beyond the volume, the volume's edge is repeated.
         earlier: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
+        augmentation: What is drawn anew for each patch.
+        gives_head: Whether a batch says where the head is.
 
     Attributes:
         order: Another number gives the passes another order.
@@ -45,16 +53,21 @@ class PatchBatches:
         normalization: Normalization,
         settings: Training,
         earlier: Sequence[np.ndarray] | None = None,
+        *,
+        augmentation: Augmentation = _AS_IT_IS,
+        gives_head: bool = False,
     ) -> None:
         self.cases, self.normalization, self.earlier = list(cases), normalization, earlier
         self.patch, self.margin, self.batch = settings.patch, settings.margin, settings.batch
+        self.min_head, self.augmentation = settings.min_head, augmentation
+        self.gives_head = gives_head
         self.seed, self.order = settings.seed, 0
         self.index = np.array(
             [
                 (number, *start)
                 for number, case in enumerate(self.cases)
                 for start in self._grid(case)
-                if settings.min_head <= 0 or cut(case.head, start, self.patch).mean() >= settings.min_head
+                if self._has_head(case, start)
             ]
         ).reshape(-1, 4)
         if len(self.index) == 0:
@@ -75,23 +88,33 @@ class PatchBatches:
         n = len(self.index)
         samples = np.arange(step * self.batch, (step + 1) * self.batch)
         orders = {number: _order(n, self.seed, number, self.order) for number in np.unique(samples // n)}
-        return self.index[[orders[s // n][s % n] for s in samples]]
+        rows = self.index[[orders[s // n][s % n] for s in samples]]
+        if self.augmentation.shift > 0:
+            rows = np.array([self._shift(row, step, slot) for slot, row in enumerate(rows.tolist())])
+        return rows
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the input and the target of a step, in z-scores.
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        """Return the input and the target of a step, in z-scores, and with `gives_head` the head.
 
         Returns:
-            (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch).
+            (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch) once or twice.
         """
-        inputs, targets = [], []
-        for number, *start in self.chosen(step):
+        inputs, targets, heads = [], [], []
+        for slot, (number, *start) in enumerate(self.chosen(step)):
             case = self.cases[number]
             channels = [self.normalization.source.standardize(self._wide(case.source, start))]
             if self.earlier is not None:
                 channels.append(np.asarray(self._wide(self.earlier[number], start), np.float32))
+            target = self.normalization.target.standardize(cut(case.target, start, self.patch))
+            head = np.asarray(cut(case.head, start, self.patch)) if self.gives_head else None
+            if self._draws(_CHANGE, step, slot).random() < self.augmentation.flip:
+                *channels, target, head = flipped([*channels, target, head])
             inputs.append(np.stack(channels))
-            targets.append(self.normalization.target.standardize(cut(case.target, start, self.patch))[None])
-        return torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+            targets.append(target[None])
+            if head is not None:
+                heads.append(head[None])
+        parts = [inputs, targets, heads] if self.gives_head else [inputs, targets]
+        return tuple(torch.from_numpy(np.stack(part)) for part in parts)
 
     def describe(self, step: int) -> str:
         """Return the patches of a step in words: each case and the first voxels of its patches."""
@@ -113,6 +136,21 @@ class PatchBatches:
             for first, n in zip(start, volume.shape, strict=True)
         ]
         return volume[np.ix_(*spans)]
+
+    def _has_head(self, case: Case, start: Sequence[int]) -> bool:
+        return self.min_head <= 0 or bool(cut(case.head, start, self.patch).mean() >= self.min_head)
+
+    def _draws(self, purpose: int, step: int, slot: int) -> np.random.Generator:
+        return draws(purpose, self.seed, self.order, step, slot)
+
+    def _shift(self, row: Sequence[int], step: int, slot: int) -> tuple[int, ...]:
+        """Return a patch's row at another place nearby that has enough of the head, or at its own."""
+        number, *start = row
+        case, random = self.cases[number], self._draws(_SHIFT, step, slot)
+        for place in shifted(start, case.source.shape, self.patch, self.augmentation.shift, random):
+            if self._has_head(case, place):
+                return (number, *place)
+        return (number, *start)
 
     def _grid(self, case: Case) -> np.ndarray:
         if min(case.source.shape) < self.patch:

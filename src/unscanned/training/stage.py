@@ -18,10 +18,11 @@ from unscanned.errors import TrainingError
 from unscanned.losses import CRITERIA, TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
 from unscanned.progress import labelled
-from unscanned.settings import Settings, decisive, to_dict
+from unscanned.settings import Settings, Training, decisive, to_dict
 from unscanned.synthesis.context import PatchChain
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
+from unscanned.training.average import Average
 from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, restore
 from unscanned.training.inputs import TrainingRun
@@ -84,13 +85,12 @@ class Stage:
         torch.manual_seed(seed)
         step = build_step(run.settings, self.number, run.device, self.previous)
         settings = run.settings.training.model_copy(update={"seed": seed})
-        earlier = [self.volumes[case.name] for case in self.cases] if self.volumes else None
         identity = self.identity(run)
         try:
             result = train_stage(
                 self.folder,
                 step,
-                PatchBatches(self.cases, run.normalization, settings, earlier),
+                self._batches(run, settings),
                 partial(validate, run, self.volumes, self.previous, step.adversary),
                 settings,
                 device=run.device,
@@ -106,6 +106,16 @@ class Stage:
                 failed.best = step.generator.eval(), {"best": chosen.facts.best, "ended": str(error)}
             raise failed from error
         return step.generator, result
+
+    def _batches(self, run: TrainingRun, settings: Training) -> PatchBatches:
+        return PatchBatches(
+            self.cases,
+            run.normalization,
+            settings,
+            [self.volumes[case.name] for case in self.cases] if self.volumes else None,
+            augmentation=run.settings.augmentation,
+            gives_head=run.settings.loss.outside < 1,
+        )
 
     def identity(self, run: TrainingRun) -> dict[str, Any]:
         """Return what a checkpoint of this stage depends on, table by table."""
@@ -147,7 +157,10 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
         optimizer = optimizers.build(network, training)
-        adversary = Adversary(network, optimizer, training.precision, CRITERIA[loss.criterion])
+        criterion, clip_norm = CRITERIA[loss.criterion], training.clip_norm
+        adversary = Adversary(
+            network, optimizer, training.precision, criterion, clip_norm=clip_norm, penalty=loss.gradient_penalty
+        )
     return Step(
         generator,
         optimizers.build(generator, training),
@@ -157,6 +170,11 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
         previous=previous,
         precision=training.precision,
         order=training.order,
+        average=Average(generator, training.average) if training.average > 0 else None,
+        clip_norm=training.clip_norm,
+        outside=loss.outside,
+        adversarial_after=loss.adversarial_after,
+        goes_on=loss.on_collapse == "regression",
     )
 
 
