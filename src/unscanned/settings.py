@@ -147,8 +147,10 @@ class Loss(Schema):
     "Weight of the L1 term."
     gdl: Weight = 1.0
     "Weight of the gradient difference term."
+    ssim: Weight = 0.0
+    "Weight of 1 - SSIM, in unit scale with a data range of 1."
     reduction: Literal["sum", "mean"] = "sum"
-    "Over voxels, for L1 and GDL: sum (the formulas are norms) or mean. Over the batch it is the mean."
+    "Over voxels, for all terms but the adversarial: sum (the formulas are norms) or mean. Over the batch: mean."
     outside: Share = 1.0
     "What is left of the synthetic patch's error outside the head before any loss sees it; 0 trains inside alone."
     adversarial_after: int = Field(0, ge=0, le=10**12)
@@ -219,6 +221,16 @@ class Augmentation(Schema):
     "Largest shift of a patch from its place on the grid of patches, as a share of its edge; 0.5 reaches every place."
     flip: Share = 0.0
     "Probability that a patch is mirrored left to right."
+    intensity: Annotated[float, Field(ge=0, le=2)] = 0.0
+    "Strength of a curve of the source's intensities: unit scale to the power of e^u, u between minus and plus this."
+    field: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    "Largest change by a smooth receive field, which source and target share, as a share of the intensity."
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    "Largest standard deviation of Rician noise added to the source, in unit scale."
+    blur: Annotated[float, Field(ge=0, le=64)] = 0.0
+    "Largest sigma of a Gaussian that the source is blurred with, in voxels."
+    resolution: Annotated[float, Field(ge=0, le=64)] = 0.0
+    "Largest thickness of slices, in voxels, that the source is averaged to across a random axis; up to 1 leaves it."
 
 
 class Context(Schema):
@@ -354,10 +366,11 @@ def check(settings: Settings) -> None:
     """Refuse values that exclude each other. What a network does not take, it refuses itself.
 
     Raises:
-        SettingsError: A patch larger than the grid, a stride larger than the patch, a context that cannot be had, or a
-            loss without a term.
+        SettingsError: A patch larger than the grid or smaller than the window of SSIM, a stride larger than the patch,
+            a context that cannot be had, augmentation that leaves nothing of a patch, or a loss without a term.
     """
     _check_loss(settings.loss)
+    _check_augmentation(settings.augmentation, settings.training.patch)
     context, patch = settings.context, settings.training.patch
     if patch > max(settings.prepare.shape):
         raise SettingsError(
@@ -365,6 +378,13 @@ def check(settings: Settings) -> None:
             where="training.patch",
             found=patch,
             expected=f"at most {max(settings.prepare.shape)}, the longest edge of prepare.shape",
+        )
+    if settings.loss.ssim > 0 and patch < _SSIM_WINDOW:
+        raise SettingsError(
+            "a patch smaller than the window of SSIM",
+            where="training.patch",
+            found=f"{patch} with loss.ssim = {settings.loss.ssim}",
+            expected=f"at least {_SSIM_WINDOW}",
         )
     strides = {
         "synthesis.stride": settings.synthesis.stride,
@@ -389,6 +409,18 @@ def check(settings: Settings) -> None:
                 found="out_of_fold with context.input = patch",
                 expected="in_sample",
                 do="Set context.training_input to in_sample, or context.input to volume.",
+            )
+
+
+def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
+    for name, share in (("blur", 8), ("resolution", 4)):
+        value, most = getattr(augmentation, name), patch / share
+        if value > most:
+            raise SettingsError(
+                "augmentation that leaves nothing of a patch",
+                where=f"augmentation.{name}",
+                found=f"{value:g} voxels with training.patch = {patch}",
+                expected=f"at most {most:g}, the patch by {share}",
             )
 
 
@@ -459,6 +491,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 _WRITTEN_BY = "# Settings of unscanned "
 _NO_TERMS = {"outside", "gradient_penalty"}
 "Numbers of the table loss that are no weights of terms."
+_SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}
 "Keys of older versions, and what they are called now."

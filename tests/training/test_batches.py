@@ -218,3 +218,27 @@ def test_a_batch_says_where_the_head_is_if_it_is_asked(cases):
     _, _, head = batches(0)
     for (number, *start), inside in zip(batches.chosen(0).tolist(), head, strict=True):
         assert np.array_equal(inside[0], cut(cases[number].head, start, 16))
+
+
+def test_the_target_is_only_mirrored_and_shares_the_receive_field(cases):
+    settings = Training(patch=16, batch=6, margin=2)
+    plain, kept, shared = (
+        PatchBatches(cases, CONSTANTS, settings, augmentation=augmentation)(3)
+        for augmentation in (
+            Augmentation(),
+            Augmentation(intensity=0.3, noise=0.1, blur=1.0, resolution=2.0),
+            Augmentation(field=0.5),
+        )
+    )
+    assert kept[0].shape == plain[0].shape == (6, 1, 20, 20, 20)
+    assert not torch.equal(kept[0], plain[0])
+    assert torch.equal(kept[1], plain[1])
+    source, target = (
+        [getattr(CONSTANTS, name).unit(tensor.numpy()) for tensor in (plain[n], shared[n])]
+        for n, name in enumerate(("source", "target"))
+    )
+    source = [array[:, :, 2:-2, 2:-2, 2:-2] for array in source]
+    bright = source[0] > 0.2
+    field = source[1][bright] / source[0][bright]
+    assert np.allclose(target[0][bright] * field, target[1][bright], rtol=1e-3, atol=1e-4)
+    assert np.ptp(field) > 0.1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unscanned.errors import DatasetError
 from unscanned.settings import Augmentation, Training
-from unscanned.training.augment import draws, flipped, shifted
+from unscanned.training.augment import Changes, draws, flipped, shifted
 from unscanned.training.feed import Feed
 from unscanned.training.prepare import Case
 from unscanned.volumes.intensity import Normalization
@@ -19,8 +19,8 @@ from unscanned.volumes.patches import cut, starts
 __all__ = ["PatchBatches"]
 
 _AS_IT_IS = Augmentation()
-_SHIFT, _CHANGE = 0, 1
-"Purposes of random numbers."
+_SHIFT = 0
+"Purpose of random numbers; those of `Changes` follow."
 
 
 class PatchBatches:
@@ -99,22 +99,31 @@ class PatchBatches:
         Returns:
             (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch) once or twice.
         """
-        inputs, targets, heads = [], [], []
-        for slot, (number, *start) in enumerate(self.chosen(step)):
-            case = self.cases[number]
-            channels = [self.normalization.source.standardize(self._wide(case.source, start))]
-            if self.earlier is not None:
-                channels.append(np.asarray(self._wide(self.earlier[number], start), np.float32))
-            target = self.normalization.target.standardize(cut(case.target, start, self.patch))
-            head = np.asarray(cut(case.head, start, self.patch)) if self.gives_head else None
-            if self._draws(_CHANGE, step, slot).random() < self.augmentation.flip:
-                *channels, target, head = flipped([*channels, target, head])
-            inputs.append(np.stack(channels))
-            targets.append(target[None])
-            if head is not None:
-                heads.append(head[None])
-        parts = [inputs, targets, heads] if self.gives_head else [inputs, targets]
-        return tuple(torch.from_numpy(np.stack(part)) for part in parts)
+        samples = [self._sample(row, step, slot) for slot, row in enumerate(self.chosen(step).tolist())]
+        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
+
+    def _sample(self, row: Sequence[int], step: int, slot: int) -> list[np.ndarray]:
+        """Return input, target and, with `gives_head`, head of a patch, each (channel, i, j, k)."""
+        number, *start = row
+        case, constants = self.cases[number], self.normalization
+        source, target = self._wide(case.source, start), cut(case.target, start, self.patch)
+        changes = None
+        if self.augmentation != _AS_IT_IS:
+            changes = Changes(self.augmentation, (self.seed, self.order, step, slot))
+            field = changes.field(source.shape, self.patch)
+            source = changes.source(source, field)
+            target = target if field is None else target * self._centre(field)
+        channels = [constants.source.standardize(source)]
+        if self.earlier is not None:
+            channels.append(np.asarray(self._wide(self.earlier[number], start), np.float32))
+        parts = [np.stack(channels), constants.target.standardize(target)[None]]
+        if self.gives_head:
+            parts.append(np.asarray(cut(case.head, start, self.patch))[None])
+        return flipped(parts) if changes is not None and changes.is_mirrored else parts
+
+    def _centre(self, wide: np.ndarray) -> np.ndarray:
+        """Return a patch without its margin."""
+        return cut(wide, (self.margin,) * 3, self.patch)
 
     def describe(self, step: int) -> str:
         """Return the patches of a step in words: each case and the first voxels of its patches."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unscanned.errors import TrainingError
-from unscanned.losses import CRITERIA, TERMS, GeneratorLoss
+from unscanned.losses import CRITERIA, TERMS, UNIT_TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
 from unscanned.progress import labelled
 from unscanned.settings import Settings, Training, decisive, to_dict
@@ -30,6 +30,7 @@ from unscanned.training.loop import train_stage
 from unscanned.training.prepare import Case
 from unscanned.training.step import Step
 from unscanned.training.validation import validate
+from unscanned.volumes.intensity import Contrast
 
 __all__ = ["Stage", "StageFailed", "build_generator", "build_step", "digest_of", "weights_digest"]
 
@@ -83,7 +84,7 @@ class Stage:
         """
         seed = 1000 * self.seed + self.number
         torch.manual_seed(seed)
-        step = build_step(run.settings, self.number, run.device, self.previous)
+        step = build_step(run.settings, self.number, run.device, self.previous, run.normalization.target)
         settings = run.settings.training.model_copy(update={"seed": seed})
         identity = self.identity(run)
         try:
@@ -143,7 +144,13 @@ def build_generator(settings: Settings, stage: int, device: torch.device | str) 
     return generators.build(in_channels=1 if stage == 1 else 2, **to_dict(settings.generator)).to(device)
 
 
-def build_step(settings: Settings, stage: int, device: torch.device | str, previous: nn.Module | None = None) -> Step:
+def build_step(
+    settings: Settings,
+    stage: int,
+    device: torch.device | str,
+    previous: nn.Module | None = None,
+    target: Contrast | None = None,
+) -> Step:
     """Return fresh networks with their losses and optimizers, from torch's global random state: what a step needs.
 
     Args:
@@ -151,6 +158,7 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
         stage: Place in the chain, from 1; a later one has two input channels.
         device: Where to put the networks.
         previous: The earlier stages, where the context is their output on the same patch.
+        target: The target's constants, for terms of the loss in unit scale; None takes z-scores for it.
     """
     loss, training = settings.loss, settings.training
     generator, adversary = build_generator(settings, stage, device), None
@@ -164,7 +172,12 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
     return Step(
         generator,
         optimizers.build(generator, training),
-        GeneratorLoss({name: getattr(loss, name) for name in TERMS}, loss.reduction),
+        GeneratorLoss(
+            {name: getattr(loss, name) for name in (*TERMS, *UNIT_TERMS)},
+            loss.reduction,
+            mean=target.mean if target else 0.0,
+            std=target.std if target else 1.0,
+        ),
         adversary,
         adversarial=loss.adversarial,
         previous=previous,
