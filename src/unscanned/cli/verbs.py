@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsPanel, Parameter
 
@@ -113,12 +113,17 @@ def simulate(
     seed: int = 0,
     shape: Annotated[tuple[int, int, int] | None, Parameter(negative="")] = None,
     spacing_mm: float | None = None,
+    physics: Literal["narrow", "wide"] = "narrow",
+    target: str | None = None,
+    clean: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write simulated PD, T2 and T1 volumes as a BIDS dataset, from label maps or from heads of its own.
+    """Write simulated PD, T2, T1 and FLAIR volumes as a BIDS dataset, from label maps or from heads of its own.
 
     Example: `unscanned simulate -o data/heads --subjects 8`
 
     Example: `unscanned simulate -o data/heads --labels head-labels --subjects 28 --per-anatomy 2`
+
+    Example: `unscanned simulate -o data/wide --subjects 8 --physics wide --contrasts T1 T2`
 
     Parameters
     ----------
@@ -131,13 +136,19 @@ def simulate(
     per_anatomy
         Subjects made from one anatomy, each with a deformation and a scanner of its own.
     contrasts
-        Any of PD, T2, T1.
+        Any of PD, T2, T1, and FLAIR with wide physics.
     seed
         The same seed gives the same files.
     shape
         Voxels along i, j, k.
     spacing_mm
         Isotropic voxel size.
+    physics
+        narrow: one kind of scanner; wide: the spread of real ones, with the labels of tissues in derivatives/truth.
+    target
+        With wide physics, the contrast whose sequence stays the same; the last of the contrasts by default.
+    clean
+        With wide physics, write the images without noise too, into derivatives/truth.
     """
     from unscanned.simulation import simulate as module
 
@@ -151,6 +162,9 @@ def simulate(
             seed=seed,
             shape=shape,
             spacing_mm=spacing_mm,
+            physics=physics,
+            target=target,
+            clean=clean,
             progress=progress,
         )
     terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
