@@ -32,6 +32,7 @@ __all__ = [
     "Loss",
     "Prepare",
     "Settings",
+    "Simulated",
     "Split",
     "Synthesis",
     "Training",
@@ -233,6 +234,21 @@ class Augmentation(Schema):
     "Largest thickness of slices, in voxels, that the source is averaged to across a random axis; up to 1 leaves it."
 
 
+class Simulated(Schema):
+    """Pairs with wide physics that are drawn while training, beside the dataset's, and never seen twice."""
+
+    share: Share = 0.0
+    "Share of the training patches that come from simulated pairs."
+    labels: str | None = Field(None, json_schema_extra=INDIFFERENT)
+    "Folder of whole-head label maps; unset takes heads of the package's own."
+    seed: Seed = 0
+    "Seed of all that is drawn."
+    pool: int = Field(8, gt=0, le=1000)
+    "Pairs that are at hand at a time; each takes 9 bytes a voxel of the grid."
+    every: int = Field(10, gt=0, le=10**9)
+    "Steps after which a new pair takes the place of the oldest."
+
+
 class Context(Schema):
     """The auto-context chain."""
 
@@ -277,6 +293,7 @@ class Settings(Schema):
     loss: Loss = Loss()
     training: Training = Training()
     augmentation: Augmentation = Augmentation()
+    simulated: Simulated = Simulated()
     context: Context = Context()
     synthesis: Synthesis = Synthesis()
 
@@ -399,6 +416,13 @@ def check(settings: Settings) -> None:
                 found=stride,
                 expected=f"at most training.patch = {patch}",
             )
+    if context.stages > 1 and context.input == "volume" and settings.simulated.share > 0:
+        raise SettingsError(
+            "a simulated pair has no volume of the stage before",
+            where="simulated.share",
+            found=f"{settings.simulated.share:g} with context.stages = {context.stages}",
+            expected="0, or context.input = patch",
+        )
     if context.stages > 1 and context.training_input == "out_of_fold":
         if context.folds < 2:
             raise SettingsError("out of fold needs two folds", where="context.folds", found=context.folds)

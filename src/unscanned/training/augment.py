@@ -10,10 +10,10 @@ from scipy import ndimage
 
 from unscanned.settings import Augmentation
 
-__all__ = ["Changes", "draws", "flipped", "shifted"]
+__all__ = ["TRIES", "Changes", "draws", "flipped", "shifted"]
 
 TRIES = 8
-"Shifts that are drawn until one leaves the patch enough of the head."
+"Places that are drawn until one has enough of the head."
 
 
 def draws(purpose: int, *place: int) -> np.random.Generator:

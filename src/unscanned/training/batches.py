@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,17 +10,21 @@ from torch import Tensor
 
 from unscanned.errors import DatasetError
 from unscanned.settings import Augmentation, Training
-from unscanned.training.augment import Changes, draws, flipped, shifted
+from unscanned.simulation.stream import StreamedPair
+from unscanned.training.augment import TRIES, Changes, draws, flipped, shifted
 from unscanned.training.feed import Feed
 from unscanned.training.prepare import Case
+from unscanned.training.simulated import SimulatedPairs
 from unscanned.volumes.intensity import Normalization
 from unscanned.volumes.patches import cut, starts
 
 __all__ = ["PatchBatches"]
 
 _AS_IT_IS = Augmentation()
-_SHIFT = 0
-"Purpose of random numbers; those of `Changes` follow."
+_SHIFT, _SIMULATED = 0, 100
+"Purposes of random numbers; those of `Changes` lie between."
+
+Pair = Case | StreamedPair
 
 
 class PatchBatches:
@@ -39,6 +43,7 @@ class PatchBatches:
         earlier: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
         augmentation: What is drawn anew for each patch.
         gives_head: Whether a batch says where the head is.
+        simulated: Pairs that take the places of some patches; None: there are none.
 
     Attributes:
         order: Another number gives the passes another order.
@@ -56,11 +61,12 @@ class PatchBatches:
         *,
         augmentation: Augmentation = _AS_IT_IS,
         gives_head: bool = False,
+        simulated: SimulatedPairs | None = None,
     ) -> None:
         self.cases, self.normalization, self.earlier = list(cases), normalization, earlier
         self.patch, self.margin, self.batch = settings.patch, settings.margin, settings.batch
         self.min_head, self.augmentation = settings.min_head, augmentation
-        self.gives_head = gives_head
+        self.gives_head, self.simulated = gives_head, simulated
         self.seed, self.order = settings.seed, 0
         self.index = np.array(
             [
@@ -99,13 +105,26 @@ class PatchBatches:
         Returns:
             (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch) once or twice.
         """
-        samples = [self._sample(row, step, slot) for slot, row in enumerate(self.chosen(step).tolist())]
+        samples = [
+            self._sample(pair, start, number, step, slot)
+            for slot, (pair, start, number) in enumerate(self._patches(step))
+        ]
         return tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
 
-    def _sample(self, row: Sequence[int], step: int, slot: int) -> list[np.ndarray]:
+    def _patches(self, step: int) -> Iterator[tuple[Pair, Sequence[int], int]]:
+        """Yield for each slot its pair, the first voxel of its patch and, for a case, its number."""
+        for slot, (number, *start) in enumerate(self.chosen(step).tolist()):
+            if self.simulated is not None:
+                random = self._draws(_SIMULATED, step, slot)
+                pair = self.simulated.choose(step, random)
+                if pair is not None:
+                    yield pair, self._anywhere(pair, random), -1
+                    continue
+            yield self.cases[number], start, number
+
+    def _sample(self, case: Pair, start: Sequence[int], number: int, step: int, slot: int) -> list[np.ndarray]:
         """Return input, target and, with `gives_head`, head of a patch, each (channel, i, j, k)."""
-        number, *start = row
-        case, constants = self.cases[number], self.normalization
+        constants = self.normalization
         source, target = self._wide(case.source, start), cut(case.target, start, self.patch)
         changes = None
         if self.augmentation != _AS_IT_IS:
@@ -128,8 +147,8 @@ class PatchBatches:
     def describe(self, step: int) -> str:
         """Return the patches of a step in words: each case and the first voxels of its patches."""
         places: dict[str, list[str]] = {}
-        for number, *start in self.chosen(step).tolist():
-            places.setdefault(self.cases[number].name, []).append(str(tuple(start)))
+        for pair, start, _ in self._patches(step):
+            places.setdefault(pair.name, []).append(str(tuple(start)))
         return "; ".join(f"{case} at {', '.join(starts)}" for case, starts in places.items())
 
     def loader(self, first: int, last: int, workers: int = 0, timeout_s: float = 120.0) -> Feed:
@@ -146,7 +165,16 @@ class PatchBatches:
         ]
         return volume[np.ix_(*spans)]
 
-    def _has_head(self, case: Case, start: Sequence[int]) -> bool:
+    def _anywhere(self, pair: Pair, random: np.random.Generator) -> tuple[int, ...]:
+        """Return a place in a pair, of a few that are drawn the first with enough of the head, or the last."""
+        place: tuple[int, ...] = ()
+        for _ in range(TRIES):
+            place = tuple(random.integers(0, np.subtract(pair.source.shape, self.patch) + 1).tolist())
+            if self._has_head(pair, place):
+                break
+        return place
+
+    def _has_head(self, case: Pair, start: Sequence[int]) -> bool:
         return self.min_head <= 0 or bool(cut(case.head, start, self.patch).mean() >= self.min_head)
 
     def _draws(self, purpose: int, step: int, slot: int) -> np.random.Generator:

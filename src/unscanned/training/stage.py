@@ -116,6 +116,7 @@ class Stage:
             [self.volumes[case.name] for case in self.cases] if self.volumes else None,
             augmentation=run.settings.augmentation,
             gives_head=run.settings.loss.outside < 1,
+            simulated=run.simulated,
         )
 
     def identity(self, run: TrainingRun) -> dict[str, Any]:
@@ -129,6 +130,8 @@ class Stage:
             "scans of": {case.name: _hashes(case) for case in all_cases},
             "intensities": dataclasses.asdict(run.normalization),
         }
+        if run.simulated is not None:
+            identity["label maps"] = run.simulated.identity()
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if self.volumes:
             identity["earlier stages' volume of"] = {
