@@ -117,6 +117,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "mode": "patches",
             "crop": "auto",
             "stride": 8,
+            "blend": "equal",
             "batch": None,
             "memory_mib": None,
             "precision": "float32",

@@ -273,6 +273,8 @@ class Synthesis(Schema):
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)
     "Voxels between neighbouring patches along each axis, in mode patches."
+    blend: Literal["equal", "gaussian"] = "equal"
+    "Weights of overlapping patches: equal (the reference), or gaussian, highest in the middle of a patch."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)

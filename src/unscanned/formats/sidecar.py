@@ -91,6 +91,8 @@ class SynthesisFacts(Schema):
     "Older volumes were not cropped."
     stride: int | None = None
     "In mode patches."
+    blend: Literal["equal", "gaussian"] = "equal"
+    "Likewise; older volumes were blended with equal weights."
     precision: Precision
 
 

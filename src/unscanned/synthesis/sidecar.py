@@ -28,14 +28,22 @@ __all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "r
 
 
 def synthesis_facts(how: Synthesis) -> SynthesisFacts:
-    """Return what of the settings of synthesis decides the result; in mode volume there is no stride."""
-    stride = how.stride if how.mode == "patches" else None
-    return SynthesisFacts(mode=how.mode, crop=how.crop, stride=stride, precision=how.precision)
+    """Return what of the settings of synthesis decides the result; in mode volume nothing overlaps."""
+    overlaps = how.mode == "patches"
+    return SynthesisFacts(
+        mode=how.mode,
+        crop=how.crop,
+        stride=how.stride if overlaps else None,
+        blend=how.blend if overlaps else "equal",
+        precision=how.precision,
+    )
 
 
 def output_key(volume: Volume, model: Model, how: Synthesis) -> str:
     """Return 16 digits of all that decides a synthetic volume: the scan, the model and the settings of synthesis."""
     facts = synthesis_facts(how).model_dump(exclude_none=True)
+    if facts["blend"] == "equal":
+        del facts["blend"]  # as before it was a setting, so that older volumes are not made again
     return short_digest({"input": volume.sha256, "model": model.sha256, **facts})
 
 
