@@ -68,14 +68,19 @@ def mean_sd(summary: Summary, digits: int) -> str:
 
 
 def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
-    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead."""
+    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead.
+
+    An evaluation of an older release has no columns of metrics that came later.
+    """
+    scores = list(scores)
+    metrics = [name for name in METRICS if not scores or any(name in row.values for row in scores)]
     rows: list[Sequence[Any]] = [
-        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values[m] for m in METRICS), None)
+        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values.get(m) for m in metrics), None)
         for row in scores
     ]
-    blank = (None,) * len(METRICS)
+    blank = (None,) * len(metrics)
     rows += [(row.case, None, None, row.arm, None, "failed", *blank, row.reason) for row in failures]
-    return _csv(("case", "subject", "session", "arm", "region", "status", *METRICS, "reason"), rows)
+    return _csv(("case", "subject", "session", "arm", "region", "status", *metrics, "reason"), rows)
 
 
 def slices_csv(slices: Iterable[SliceErrors]) -> str:
