@@ -18,6 +18,9 @@ Numbers = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1, m
 
 GROUPS = 8
 
+COPIES = 7
+"Arrays of the first level's width that a pass holds at once."
+
 NORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "batch": ("BATCH", {}),
     "instance": ("INSTANCE", {"affine": True}),
@@ -46,7 +49,8 @@ class SegResNetGenerator(GeneratorBase):
     """The encoder and decoder of Myronenko (BrainLes 2018), with residual blocks at every level.
 
     The decoder interpolates trilinearly instead of by transposed convolutions, whose kernels overlap unevenly and leave
-    a grid (Odena et al., Distill 2016).
+    a grid (Odena et al., Distill 2016). With batch norm a volume can be mapped whole, or in tiles that start where the
+    lowest level has a voxel, which gives the same.
 
     Args:
         in_channels: As for `GeneratorBase`.
@@ -85,7 +89,7 @@ class SegResNetGenerator(GeneratorBase):
                 where="generator.name",
                 do="Run: pip install monai",
             ) from error
-        self.multiple = 2 ** len(own.blocks_up)
+        self.options, self.multiple = own, 2 ** len(own.blocks_up)
         self.network = SegResNet(
             init_filters=own.filters,
             in_channels=in_channels,
@@ -97,6 +101,28 @@ class SegResNetGenerator(GeneratorBase):
         )
         for level in self.network.up_samples:
             level[1] = Doubling()
+
+    @property
+    def reach(self) -> int | None:
+        """Voxels on each side that can change an output voxel, to the next multiple; None with another norm.
+
+        A convolution of a level sees one of the level's voxels on each side, and so does interpolation.
+        """
+        own = self.options
+        if own.norm != "batch":
+            return None
+        lowest = len(own.blocks_up)
+        total = 1 + 2 * own.blocks_down[0]
+        for level in range(1, lowest + 1):
+            total += 2 ** (level - 1) + 2 * own.blocks_down[level] * 2**level
+        for level, blocks in zip(reversed(range(lowest)), own.blocks_up, strict=True):
+            total += 2 ** (level + 1) + 2 * blocks * 2**level
+        # A voxel lies anywhere within one of the lowest level's.
+        return self.multiple * -(-(total + self.multiple - 1) // self.multiple)
+
+    def bytes_a_voxel(self) -> int:
+        """Return what a pass holds at once: arrays of the first level, as measured."""
+        return 4 * COPIES * self.options.filters
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, i, j, k), edges multiples of `multiple`, to (batch, 1, i, j, k)."""
