@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from unscanned.datasets.layout import bids_suffix, sidecar_path
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError
 from unscanned.evaluation.baselines import Regression, source_as_target
+from unscanned.evaluation.tissues import Labels
 from unscanned.files import read_json
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
@@ -40,6 +41,7 @@ class Images:
         spacing_mm: Voxel size along (i, j, k).
         failures: Reason for each arm that has no image.
         warnings: What a reader should know.
+        tissues: Voxels of each tissue by the name of its region, same shape; empty where there are no labels.
     """
 
     target: np.ndarray
@@ -49,6 +51,7 @@ class Images:
     spacing_mm: tuple[float, float, float]
     failures: dict[str, str]
     warnings: list[str]
+    tissues: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
@@ -112,6 +115,7 @@ def load_images(
     regression: Regression | None = None,
     percentile: float = 99.9,
     resample: bool = False,
+    labels: Labels | None = None,
 ) -> Images:
     """Read a case and bring everything to the target's grid and to unit scale.
 
@@ -121,6 +125,7 @@ def load_images(
         regression: The voxelwise baseline; left out when unset.
         percentile: Percentile inside the head that becomes 1.
         resample: Whether an image on another grid than the target's is resampled to it, linearly.
+        labels: Label maps of tissues; a case whose map cannot be used has a warning and no tissues.
 
     Raises:
         VolumeError: The target is refused.
@@ -153,8 +158,13 @@ def load_images(
             add("regression", regression, source, head)
     for arm, path in synthetic.items():
         add(arm, _read_synthetic, path, target, head, percentile, resample, warnings)
+    tissues: dict[str, np.ndarray] = {}
+    try:
+        tissues = labels.regions(pair.case, target) if labels else {}
+    except Exception as error:
+        warnings.append(f"no errors by tissue: {of_one(error, where=pair.case)}")
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
-    return Images(unit, source, head, arms, (i, j, k), failures, warnings)
+    return Images(unit, source, head, arms, (i, j, k), failures, warnings, tissues)
 
 
 def training_pair(

@@ -60,6 +60,7 @@ class Metric:
         scale: Intensities that the function gets; in unit scale, 1 is a percentile of the target inside the head.
         data_range: Range of these intensities, for a function that takes it.
         in_short_tables: Whether it stands in the narrow tables of the terminal and the docs too.
+        by_tissue: Whether it has a meaning for the scattered voxels of one tissue.
     """
 
     function: Callable[..., float]
@@ -72,6 +73,7 @@ class Metric:
     scale: Literal["z-scores", "unit scale"] = "z-scores"
     data_range: float | None = None
     in_short_tables: bool = True
+    by_tissue: bool = False
 
     @property
     def heading(self) -> str:
@@ -412,6 +414,7 @@ METRICS: dict[str, Metric] = {
         digits=3,
         definition="mean absolute error of z-scores",
         words="On average, how far a voxel is from the acquired one. 0 is perfect.",
+        by_tissue=True,
     ),
     "mse": Metric(
         mse,
@@ -444,6 +447,7 @@ METRICS: dict[str, Metric] = {
         words="Signal-to-noise ratio against a fixed peak. Higher is better; 3 dB is half the squared error.",
         scale="unit scale",
         data_range=1.0,
+        by_tissue=True,
     ),
     "ssim": Metric(
         ssim,
@@ -466,6 +470,7 @@ METRICS: dict[str, Metric] = {
         words="PSNR with the overall brightness forgiven, which differs between scanners.",
         scale="unit scale",
         data_range=1.0,
+        by_tissue=True,
         in_short_tables=False,
     ),
     "hfen": Metric(
