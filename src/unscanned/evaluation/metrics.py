@@ -60,7 +60,7 @@ class Metric:
         scale: Intensities that the function gets; in unit scale, 1 is a percentile of the target inside the head.
         data_range: Range of these intensities, for a function that takes it.
         in_short_tables: Whether it stands in the narrow tables of the terminal and the docs too.
-        by_tissue: Whether it has a meaning for the scattered voxels of one tissue.
+        by_tissue: Whether it has a meaning for the scattered voxels of one tissue alone.
     """
 
     function: Callable[..., float]
@@ -470,7 +470,6 @@ METRICS: dict[str, Metric] = {
         words="PSNR with the overall brightness forgiven, which differs between scanners.",
         scale="unit scale",
         data_range=1.0,
-        by_tissue=True,
         in_short_tables=False,
     ),
     "hfen": Metric(
