@@ -524,6 +524,7 @@ def evaluate(
     layout: InLayout = "auto",
     split: Path | None = None,
     resample: Resample = False,
+    labels: Path | None = None,
     json: Json = None,
 ) -> None:
     """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
@@ -549,6 +550,8 @@ def evaluate(
         subjects as a baseline.
     resample
         Bring volumes on another grid to the target's grid instead of refusing them.
+    labels
+        Folder of label maps, such as sub-001_dseg.nii.gz, with their names in dseg.tsv: errors by tissue.
     json
         Also write the evaluation to this file.
     """
@@ -572,6 +575,7 @@ def evaluate(
             subjects=parts["test"] if parts else None,
             training=parts["train"] if parts else (),
             resample=resample,
+            labels=labels,
             progress=progress,
         )
     if json is not None:

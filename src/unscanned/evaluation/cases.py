@@ -14,6 +14,7 @@ from unscanned.datasets.layout import bids_suffix, sidecar_path
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError
 from unscanned.evaluation.baselines import Regression, source_as_target
+from unscanned.evaluation.tissues import Labels
 from unscanned.files import read_json
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
@@ -56,6 +57,7 @@ class Images:
         warnings: What a reader should know.
         scales: Intensity of the file that is 1 in unit scale, for "target", the acquired "source" and each arm's file.
         affine: (4, 4), voxel of this grid to world, mm.
+        tissues: Voxels of each tissue by the name of its region, same shape; empty where there are no labels.
     """
 
     target: np.ndarray
@@ -67,6 +69,7 @@ class Images:
     warnings: list[str]
     scales: Mapping[str, float] = field(default_factory=dict)
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    tissues: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
@@ -144,6 +147,7 @@ def load_images(
     percentile: float = 99.9,
     resample: bool = False,
     ceilings: Mapping[str, Path] | None = None,
+    labels: Labels | None = None,
 ) -> Images:
     """Read a case and bring everything to the target's grid and to unit scale.
 
@@ -154,6 +158,7 @@ def load_images(
         percentile: Percentile inside the head that becomes 1.
         resample: Whether an image on another grid than the target's is resampled to it, linearly.
         ceilings: What `find_ceilings` found; left out when unset.
+        labels: Label maps of tissues; a case whose map cannot be used has a warning and no tissues.
 
     Raises:
         VolumeError: The target is refused.
@@ -191,8 +196,13 @@ def load_images(
         add(arm, _read_ceiling, arm, known, target, scale, head, percentile, resample)
     for arm, path in synthetic.items():
         add(arm, _read_synthetic, arm, path, target, head, percentile, resample, warnings, scales)
+    tissues: dict[str, np.ndarray] = {}
+    try:
+        tissues = labels.regions(pair.case, target) if labels else {}
+    except Exception as error:
+        warnings.append(f"no errors by tissue: {of_one(error, where=pair.case)}")
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
-    return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine)
+    return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine, tissues)
 
 
 def training_pair(

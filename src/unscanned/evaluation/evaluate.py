@@ -32,6 +32,7 @@ from unscanned.evaluation.cases import (
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
 from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tissues import find_labels
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
@@ -102,6 +103,7 @@ def evaluate(
     training: Sequence[str] = (),
     percentile: float | None = None,
     resample: bool = False,
+    labels: str | Path | None = None,
     progress: Progress | None = AUTOMATIC,
 ) -> Evaluation:
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
@@ -122,16 +124,20 @@ def evaluate(
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
+        labels: Folder of label maps of tissues, `<case>_dseg.nii.gz`, on the targets' grids, with their names in
+            dseg.tsv; errors are then counted in each tissue too.
         progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in
             `out` that is no evaluation's.
-        DatasetError: No case to score, none that can be, or a subject that is both trained on and scored.
+        DatasetError: No case to score, none that can be, a subject that is both trained on and scored, or no label maps
+            in their folder.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
     claim_evaluation(out)
+    tissues = find_labels(labels) if labels is not None else None
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
@@ -171,6 +177,7 @@ def evaluate(
                     percentile=percentile,
                     resample=resample,
                     ceilings=find_ceilings(dataset, pair.case, target),
+                    labels=tissues,
                 )
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
@@ -197,7 +204,7 @@ def evaluate(
             resample=resample,
             training_subjects=sorted(training),
             definitions={name: f"{metric.definition}; {metric.better} is better" for name, metric in METRICS.items()},
-            regions=REGIONS,
+            regions=_regions(scores, labels),
             constants=constants,
             arms=summaries(arms, scores, expected),
             comparisons=comparisons(arms, next(iter(synthetic)), scores),
@@ -328,6 +335,12 @@ def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: lis
     if len(found) > 1:
         warnings.append(f"the arms have different intensity constants; those of {name} make the z-scores of all")
     return Constants(mean=mean, std=std, origin=f"training set, from the sidecar of {name}")
+
+
+def _regions(scores: Sequence[Score], labels: str | Path | None) -> dict[str, str]:
+    """What each region holds: those of every evaluation, and the tissues that were scored."""
+    tissues = dict.fromkeys(row.region for row in scores if row.region not in REGIONS)
+    return {**REGIONS, **dict.fromkeys(sorted(tissues), f"voxels of this tissue, from the label maps in {labels}")}
 
 
 def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:

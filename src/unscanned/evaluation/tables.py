@@ -26,14 +26,14 @@ def summaries(
         scores: All scores.
         subjects: Subjects that should have been scored.
     """
-    regions = list(dict.fromkeys(row.region for row in scores))
+    regions = _metrics(scores)
     return {
         arm: {
             region: {
                 metric: summarize(_by_subject(scores, arm, region, metric).values(), len(subjects))
-                for metric in METRICS
+                for metric in metrics
             }
-            for region in regions
+            for region, metrics in regions.items()
         }
         for arm in arms
     }
@@ -50,8 +50,8 @@ def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> lis
         scores: All scores.
     """
     rows = []
-    for region in dict.fromkeys(row.region for row in scores):
-        for metric in METRICS:
+    for region, metrics in _metrics(scores).items():
+        for metric in metrics:
             values = {arm: _by_subject(scores, arm, region, metric) for arm in arms}
             for against in (first, *(known for known in (*BASELINES, *CEILINGS) if known in arms)):
                 for arm in arms:
@@ -119,14 +119,19 @@ def html_scores(content: EvaluationRecord) -> str:
 
 
 def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
-    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead."""
+    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead.
+
+    An evaluation of an older release has no columns of metrics that came later.
+    """
+    scores = list(scores)
+    metrics = [name for name in METRICS if not scores or any(name in row.values for row in scores)]
     rows: list[Sequence[Any]] = [
-        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values[m] for m in METRICS), None)
+        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values.get(m) for m in metrics), None)
         for row in scores
     ]
-    blank = (None,) * len(METRICS)
+    blank = (None,) * len(metrics)
     rows += [(row.case, None, None, row.arm, None, "failed", *blank, row.reason) for row in failures]
-    return _csv(("case", "subject", "session", "arm", "region", "status", *METRICS, "reason"), rows)
+    return _csv(("case", "subject", "session", "arm", "region", "status", *metrics, "reason"), rows)
 
 
 def slices_csv(slices: Iterable[SliceErrors]) -> str:
@@ -139,11 +144,19 @@ def slices_csv(slices: Iterable[SliceErrors]) -> str:
     return _csv(("case", "arm", "plane", "index", "mse_head", "mse_volume"), rows)
 
 
+def _metrics(scores: Iterable[Score]) -> dict[str, list[str]]:
+    """Return the metrics that each region has, in the order of `METRICS`."""
+    found: dict[str, set[str]] = {}
+    for row in scores:
+        found.setdefault(row.region, set()).update(row.values)
+    return {region: [name for name in METRICS if name in names] for region, names in found.items()}
+
+
 def _by_subject(scores: Iterable[Score], arm: str, region: str, metric: str) -> dict[str, float]:
     return subject_means(
         (row.subject, value)
         for row in scores
-        if row.arm == arm and row.region == region and (value := row.values[metric]) is not None
+        if row.arm == arm and row.region == region and (value := row.values.get(metric)) is not None
     )
 
 

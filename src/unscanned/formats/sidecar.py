@@ -93,6 +93,8 @@ class SynthesisFacts(Schema):
     "In mode patches."
     clip: Literal["none", "minimum"] = "none"
     "Older volumes were not clipped."
+    blend: Literal["equal", "gaussian"] = "equal"
+    "Older volumes were blended with equal weights."
     precision: Precision
 
 

@@ -96,6 +96,7 @@ def chain(
                 stage,
                 patch=patch,
                 stride=how.stride,
+                blend=how.blend,
                 batch=how.batch,
                 device=device,
                 progress=report,

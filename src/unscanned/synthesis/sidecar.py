@@ -30,17 +30,29 @@ from unscanned.volumes.skull import looks_skull_stripped
 __all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "relative", "synthesis_facts"]
 
 
+_BEFORE = {"blend": "equal", "clip": "none"}
+"What older volumes were made with, before there was a choice."
+
+
 def synthesis_facts(how: Synthesis) -> SynthesisFacts:
-    """Return what of the settings of synthesis decides the result; in mode volume there is no stride."""
-    stride = how.stride if how.mode == "patches" else None
-    return SynthesisFacts(mode=how.mode, crop=how.crop, stride=stride, clip=how.clip, precision=how.precision)
+    """Return what of the settings of synthesis decides the result; in mode volume nothing overlaps."""
+    overlaps = how.mode == "patches"
+    return SynthesisFacts(
+        mode=how.mode,
+        crop=how.crop,
+        stride=how.stride if overlaps else None,
+        blend=how.blend if overlaps else "equal",
+        clip=how.clip,
+        precision=how.precision,
+    )
 
 
 def output_key(volume: Volume, model: Model, how: Synthesis) -> str:
     """Return 16 digits of all that decides a synthetic volume: the scan, the model and the settings of synthesis."""
     facts = synthesis_facts(how).model_dump(exclude_none=True)
-    if how.clip == "none":  # as in the keys of volumes from before there was a choice
-        del facts["clip"]
+    for name, before in _BEFORE.items():  # so that older volumes are not made again
+        if facts[name] == before:
+            del facts[name]
     return short_digest({"input": volume.sha256, "model": model.sha256, **facts})
 
 

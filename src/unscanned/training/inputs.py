@@ -11,6 +11,7 @@ import torch
 from unscanned.progress import Progress
 from unscanned.settings import Settings
 from unscanned.training.prepare import Case
+from unscanned.training.simulated import SimulatedPairs
 from unscanned.volumes.intensity import Normalization
 
 __all__ = ["TrainingRun"]
@@ -29,6 +30,7 @@ class TrainingRun:
         device: Where the networks are.
         progress: For each part of the run by its name, as `run_costs` has them, called with (done, total, label).
         should_stop: Asked after each step.
+        simulated: Pairs that some patches come from beside the training cases; None: there are none.
     """
 
     folder: Path
@@ -39,3 +41,4 @@ class TrainingRun:
     device: torch.device
     progress: Mapping[str, Progress | None] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
+    simulated: SimulatedPairs | None = None

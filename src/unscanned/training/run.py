@@ -31,6 +31,7 @@ from unscanned.training.effort import run_costs
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
+from unscanned.training.simulated import simulated_pairs
 
 __all__ = ["Trained", "check_settings", "train"]
 
@@ -68,7 +69,8 @@ def check_settings(settings: Settings) -> torch.device:
 
     Raises:
         SettingsError: As for `check`; a network's name is not known, a network does not take patches of this size, the
-            device lacks the precision, or the generator the mode of synthesis or the way to convolve.
+            device lacks the precision, the generator the mode of synthesis or the way to convolve, or contrasts or
+            grid cannot be simulated.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = choose_device(settings.training.device)
@@ -84,6 +86,7 @@ def check_settings(settings: Settings) -> torch.device:
     if settings.synthesis.mode == "volume":
         check_network(generator)
     check(settings)
+    simulated_pairs(settings)
     return device
 
 
@@ -128,6 +131,9 @@ def train(
     folder = Path(folder)
     settings = settings or resolve(preset, file, overrides)
     device = check_settings(settings)
+    simulated = simulated_pairs(settings)
+    if simulated is not None:
+        simulated.stream.check()
     set_process_threads(settings.training.threads)
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
@@ -165,7 +171,7 @@ def train(
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
         constants = normalization(training, percentile=settings.prepare.percentile)
-        run = TrainingRun(folder, settings, training, validation, constants, device, parts, should_stop)
+        run = TrainingRun(folder, settings, training, validation, constants, device, parts, should_stop, simulated)
         chain = Chain(run)
         try:
             chain.train(first_stage)

@@ -81,7 +81,7 @@ def save_run_model(
     run: TrainingRun, chain: Chain, failures: Mapping[str, UnscannedError], incomplete: Mapping[str, str]
 ) -> Path:
     """Write the model of a run, unless it is there already, and return its folder."""
-    provenance = {
+    provenance: dict[str, Any] = {
         "made": utc_now(),
         "training_cases": [case.scans for case in run.training],
         "validation_cases": [case.name for case in run.validation],
@@ -90,6 +90,8 @@ def save_run_model(
         "stages": chain.results,
         "environment": environment(run.device),
     }
+    if run.simulated is not None:
+        provenance["label_maps"] = run.simulated.identity()
     profile = ContrastProfile.of([case.facts.appearance for case in run.training])
     model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
     folder = run.folder / "model"
