@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from unscanned.errors import SettingsError
 from unscanned.simulation import acquisition
@@ -37,6 +38,15 @@ def test_the_noise_free_image_is_what_many_scans_have_in_common(small_head):
     residual = (drawn.images["T2"] - drawn.clean["T2"])[bright]
     assert abs(residual.mean()) < 0.02
     assert 0.3 * drawn.noise_sigma["T2"] < residual.std() < 1.3 * drawn.noise_sigma["T2"]
+
+
+def test_the_image_of_the_tissues_alone_is_uniform_within_them_and_like_the_scan(small_head):
+    drawn = draw(small_head, 5, spread=PLAIN, clean=("T2",))
+    clean, typical = drawn.clean["T2"], drawn.typical["T2"]
+    core = ndimage.binary_erosion(drawn.tissues == WHITE)
+    assert typical[core].std() < clean[core].std()
+    assert np.corrcoef(typical[drawn.tissues > 0], clean[drawn.tissues > 0])[0, 1] > 0.95
+    assert not np.allclose(typical, clean, atol=0.02)
 
 
 def test_every_pair_of_contrasts_can_be_drawn(small_head):
