@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from unscanned.errors import SettingsError
 from unscanned.simulation import acquisition
 from unscanned.simulation.acquisition import Geometry
 from unscanned.simulation.lesions import draw_lesions
-from unscanned.simulation.relaxation import LESION, NAMES
+from unscanned.simulation.relaxation import LESION, NAMES, typical_values
 from unscanned.simulation.stream import Stream
 from unscanned.simulation.wide import Spread, draw_subject
 
@@ -37,6 +38,16 @@ def test_the_noise_free_image_is_what_many_scans_have_in_common(small_head):
     residual = (drawn.images["T2"] - drawn.clean["T2"])[bright]
     assert abs(residual.mean()) < 0.02
     assert 0.3 * drawn.noise_sigma["T2"] < residual.std() < 1.3 * drawn.noise_sigma["T2"]
+
+
+def test_the_image_of_the_tissues_alone_has_the_contrast_of_the_literature(small_head):
+    drawn = draw(small_head, 5, spread=PLAIN, clean=("T2",))
+    clean, typical = drawn.clean["T2"], drawn.typical["T2"]
+    white, grey = (float(np.median(typical[ndimage.binary_erosion(drawn.tissues == n)])) for n in (WHITE, GREY))
+    signal = drawn.protocols["T2"].signal(typical_values(drawn.field_t))
+    assert grey / white == pytest.approx(signal[GREY] / signal[WHITE], rel=0.1)
+    assert np.corrcoef(typical[drawn.tissues > 0], clean[drawn.tissues > 0])[0, 1] > 0.95
+    assert not np.allclose(typical, clean, atol=0.02)
 
 
 def test_every_pair_of_contrasts_can_be_drawn(small_head):

@@ -160,11 +160,9 @@ def draw_subject(
     fine_axes = _fine_axes(extent_mm, spacing_mm)
     geometry = acquisition.draw_geometry(rng, spacing_mm, spread.thickness_mm, spread.volumetric)
     tissues, eyes_mm = _place(rng, head, fine_axes, extent_mm, spread.deformation_mm)
-
-    inside = np.flatnonzero(tissues)
-    index = tissues.ravel()[inside]
-    vary = _draw_variation(rng, fine_axes, inside, index)
-    acquired = geometry.axes_mm(extent_mm)
+    painter = _Painter(tissues, fine_axes, geometry, extent_mm)
+    vary = _draw_variation(rng, fine_axes, painter.inside, painter.index)
+    acquired = painter.acquired
     strength = float(rng.uniform(*spread.receive))
     shared = acquisition.draw_field(rng, acquired, strength)
     bright_vessels = float(rng.uniform(1, 4))
@@ -178,13 +176,8 @@ def draw_subject(
         own = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         fats[contrast] = _draw_fat(own, contrast, is_target=contrast == target)
         apparent = _apparent(values, protocol, bright_vessels, fats[contrast])
-
-        def sampled(of: np.ndarray, apparent: Parameters = apparent, protocol: PulseSequence = protocol) -> np.ndarray:
-            fine = np.zeros(tissues.size, np.float32)
-            fine[inside] = of / np.float32(protocol.signal(apparent)[_WHITE])
-            return acquisition.sample(fine.reshape(tissues.shape), fine_axes, geometry, acquired)
-
-        signal = sampled(protocol.signal(vary(apparent)))
+        unit = np.float32(protocol.signal(apparent)[_WHITE])
+        signal = painter.sample(protocol.signal(vary(apparent)) / unit)
         field = shared * acquisition.draw_field(own, acquired, 0.15 * strength)
         receiver = acquisition.draw_receiver(own, geometry, acquired, field, spread.ghosts)
         sigmas[contrast] = float(_NOISE_OF[contrast] * level * np.exp(own.uniform(-0.3, 0.3)))
@@ -192,8 +185,9 @@ def draw_subject(
         images[contrast] = image * kept
         if contrast in clean:
             known = _apparent(typical_values(field_t), protocol, bright_vessels, fats[contrast])
-            for kind, of in ((without, signal), (typical, sampled(protocol.signal(known)[index]))):
-                kind[contrast] = acquisition.interpolate(receiver.receive(of, ghosts=False), acquired, axes) * kept
+            uniform = painter.sample(protocol.signal(known)[painter.index] / unit)
+            for made, of in ((without, signal), (typical, uniform)):
+                made[contrast] = acquisition.interpolate(receiver.receive(of, ghosts=False), acquired, axes) * kept
     return Drawn(
         images,
         without,
@@ -207,6 +201,28 @@ def draw_subject(
         coverage,
         values,
     )
+
+
+class _Painter:
+    """Puts the signals of tissues onto the fine grid, and samples them as the scanner does.
+
+    Attributes:
+        inside: Where the head is, as places in the flattened fine grid.
+        index: Tissue of each of these.
+        acquired: Positions of the acquired voxels.
+    """
+
+    def __init__(self, tissues: np.ndarray, axes: Axes, geometry: Geometry, extent_mm: np.ndarray) -> None:
+        self.shape, self.axes, self.geometry = tissues.shape, axes, geometry
+        self.inside = np.flatnonzero(tissues)
+        self.index = tissues.ravel()[self.inside]
+        self.acquired = geometry.axes_mm(extent_mm)
+
+    def sample(self, signal: np.ndarray) -> np.ndarray:
+        """Return what the acquired voxels hold of a signal that is given inside the head."""
+        fine = np.zeros(self.shape, np.float32)
+        fine.ravel()[self.inside] = signal
+        return acquisition.sample(fine, self.axes, self.geometry, self.acquired)
 
 
 def _place(
