@@ -95,6 +95,7 @@ def test_the_dataset_says_that_it_is_a_derivative_and_of_what(derivative):
     "names",
     [
         ["sub-01_PDw.nii.gz", "sub-02_ses-b_PDw.nii", "IXI012-HH-1211-PD.nii.gz"],
+        ["new-scan_T1w.nii.gz"],  # of the README
         ["scan.nii", "my scan.v2.nii.gz", "Müller_磁共振.nii.gz", "磁共振.nii.gz"],
         ["sub-1_run-2_acq-b_PDw.nii.gz", "sub-1_space-MNI_desc-preproc_PDw.nii.gz", "sub-é_dir-AP_PDw.nii.gz"],
         ["table.csv"],
@@ -115,7 +116,7 @@ def test_the_validator_of_bids_finds_no_error_whatever_the_scan_is_called(
     other = dataclasses.replace(model, settings=model.settings.change(data={"target": target}))
     scans = list_inputs([inputs / name for name in names], source="PD", target=target)[0]
     for _ in range(2):
-        result = synthesize(other, scans, tmp_path / "out")
+        result = synthesize(other, scans, tmp_path / "out", force=True)
         assert not result.failures
     assert bids_errors(tmp_path / "out") == []
 
