@@ -85,6 +85,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "min_head": 0.0,
             "optimizer": "adam",
             "learning_rate": 1e-4,
+            "discriminator_rate": 1.0,
             "schedule": "constant",
             "warmup_steps": 0,
             "final_rate": 0.0,

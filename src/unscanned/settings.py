@@ -181,6 +181,8 @@ class Training(Schema):
     "Optimizer of both networks."
     learning_rate: float = Field(1e-4, gt=0, le=1e6)
     "Its learning rate, from which the schedule goes down."
+    discriminator_rate: float = Field(1.0, gt=0, le=1e6)
+    "The discriminator's learning rate, as a share of the generator's."
     schedule: Literal["constant", "cosine"] = "constant"
     "Learning rate over the steps: constant, or half a cosine down to final_rate, whose length is the training's."
     warmup_steps: int = Field(0, ge=0, le=10**9)
