@@ -393,12 +393,12 @@ def check(settings: Settings) -> None:
     _check_loss(settings.loss)
     _check_augmentation(settings.augmentation, settings.training.patch)
     context, patch = settings.context, settings.training.patch
-    if patch > max(settings.prepare.shape):
+    if patch > min(settings.prepare.shape):
         raise SettingsError(
             "a patch larger than the model's grid",
             where="training.patch",
             found=patch,
-            expected=f"at most {max(settings.prepare.shape)}, the longest edge of prepare.shape",
+            expected=f"at most {min(settings.prepare.shape)}, the shortest edge of prepare.shape",
         )
     if settings.loss.ssim > 0 and patch < _SSIM_WINDOW:
         raise SettingsError(
