@@ -448,7 +448,7 @@ def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
                 "augmentation that leaves nothing of a patch",
                 where=f"augmentation.{name}",
                 found=f"{value:g} voxels with training.patch = {patch}",
-                expected=f"at most {most:g}, the patch by {share}",
+                expected=f"at most {most:g}, training.patch / {share}",
             )
 
 
