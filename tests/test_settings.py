@@ -85,6 +85,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "min_head": 0.0,
             "optimizer": "adam",
             "learning_rate": 1e-4,
+            "discriminator_rate": 1.0,
             "schedule": "constant",
             "warmup_steps": 0,
             "final_rate": 0.0,
@@ -336,3 +337,8 @@ def test_a_patch_smaller_than_the_window_of_ssim_is_refused():
     with pytest.raises(SettingsError, match=r"training\.patch: a patch smaller than the window of SSIM; found 8"):
         resolve("unet", overrides={"loss": {"ssim": 1.0}, "training": small})
     resolve("unet", overrides={"training": small})
+
+
+def test_a_patch_that_does_not_fit_into_the_grid_along_every_axis_is_refused():
+    with pytest.raises(SettingsError, match=r"model.s grid; found 32, expected at most 24, the shortest"):
+        resolve("resgan", overrides={"prepare": {"shape": [128, 160, 24]}})

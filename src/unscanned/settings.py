@@ -186,6 +186,8 @@ class Training(Schema):
     "Optimizer of both networks."
     learning_rate: float = Field(1e-4, gt=0, le=1e6)
     "Its learning rate, from which the schedule goes down."
+    discriminator_rate: float = Field(1.0, gt=0, le=1e6)
+    "The discriminator's learning rate, as a share of the generator's."
     schedule: Literal["constant", "cosine"] = "constant"
     "Learning rate over the steps: constant, or half a cosine down to final_rate, whose length is the training's."
     warmup_steps: int = Field(0, ge=0, le=10**9)
@@ -398,12 +400,12 @@ def check(settings: Settings) -> None:
     _check_loss(settings.loss)
     _check_augmentation(settings.augmentation, settings.training.patch)
     context, patch = settings.context, settings.training.patch
-    if patch > max(settings.prepare.shape):
+    if patch > min(settings.prepare.shape):
         raise SettingsError(
             "a patch larger than the model's grid",
             where="training.patch",
             found=patch,
-            expected=f"at most {max(settings.prepare.shape)}, the longest edge of prepare.shape",
+            expected=f"at most {min(settings.prepare.shape)}, the shortest edge of prepare.shape",
         )
     if settings.loss.ssim > 0 and patch < _SSIM_WINDOW:
         raise SettingsError(
@@ -453,7 +455,7 @@ def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
                 "augmentation that leaves nothing of a patch",
                 where=f"augmentation.{name}",
                 found=f"{value:g} voxels with training.patch = {patch}",
-                expected=f"at most {most:g}, the patch by {share}",
+                expected=f"at most {most:g}, training.patch / {share}",
             )
 
 

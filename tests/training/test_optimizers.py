@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.settings import Training
+from unscanned.settings import Training, resolve
 from unscanned.training.checkpoint import restore, state
 from unscanned.training.optimizers import OPTIMIZERS, build, clip, rate, set_rate
+from unscanned.training.stage import build_step
 
 RATE, BETAS = 0.1, (0.5, 0.9)
 SETTINGS = Training(learning_rate=RATE, beta1=BETAS[0], beta2=BETAS[1])
@@ -99,3 +100,17 @@ def test_a_gradient_is_cut_to_its_norm_where_it_is_longer(most: float | None, ex
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
     clip(layer, torch.tensor(5.0), most)
     assert layer.weight.grad[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_discriminator_can_have_a_share_of_the_rate_which_the_schedule_keeps() -> None:
+    one, other = build(nn.Linear(1, 1), SETTINGS), build(nn.Linear(1, 1), SETTINGS, share=0.25)
+    set_rate([one, other], 0.5)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in (one, other)] == pytest.approx([RATE / 2, RATE / 8])
+
+
+def test_the_setting_of_the_share_reaches_the_discriminator_alone() -> None:
+    settings = resolve("demo", overrides={"training": {"discriminator_rate": 0.25}})
+    step = build_step(settings, 1, "cpu")
+    assert step.adversary is not None
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in (step.optimizer, step.adversary.optimizer)]
+    assert rates == pytest.approx([1e-3, 2.5e-4])

@@ -48,8 +48,8 @@ OPTIMIZERS: dict[str, Callable[[Parameters, Training], torch.optim.Optimizer]] =
 }
 
 
-def build(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, over a network's weights.
+def build(network: nn.Module, settings: Training, *, share: float = 1.0) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, over a network's weights, at a share of its learning rate.
 
     Raises:
         SettingsError: Unknown name; lists the known ones.
@@ -59,7 +59,10 @@ def build(network: nn.Module, settings: Training) -> torch.optim.Optimizer:
         raise SettingsError(
             "no such optimizer", where="training.optimizer", found=name, expected=f"one of {', '.join(OPTIMIZERS)}"
         )
-    return OPTIMIZERS[name](network.parameters(), settings)
+    optimizer = OPTIMIZERS[name](network.parameters(), settings)
+    for group in optimizer.param_groups:
+        group["lr"] *= share
+    return optimizer
 
 
 def rate(settings: Training, step: int, total: int) -> float:

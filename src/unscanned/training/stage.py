@@ -166,7 +166,7 @@ def build_step(
     generator, adversary = build_generator(settings, stage, device), None
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
-        optimizer = optimizers.build(network, training)
+        optimizer = optimizers.build(network, training, share=training.discriminator_rate)
         criterion, clip_norm = CRITERIA[loss.criterion], training.clip_norm
         adversary = Adversary(
             network, optimizer, training.precision, criterion, clip_norm=clip_norm, penalty=loss.gradient_penalty
