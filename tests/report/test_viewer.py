@@ -94,6 +94,19 @@ def click(browser, panel, x, y):
     settle(browser)
 
 
+def slide(browser, *voxel):
+    """Move the sliders to a voxel in RAS+, and take the pointer away."""
+    for plane, index in zip(("sagittal", "coronal", "axial"), voxel, strict=True):
+        browser.execute_script(
+            "const slider = document.querySelector(`[data-plane=${arguments[0]}]`); slider.value = arguments[1];"
+            "slider.dispatchEvent(new Event('input'))",
+            plane,
+            index,
+        )
+    browser.execute_script("document.querySelector('.panel canvas').dispatchEvent(new Event('pointerleave'))")
+    settle(browser)
+
+
 def test_every_image_is_drawn_and_every_synthetic_one_is_stamped_inside_its_canvas(browser, report):
     show(browser, report)
     names = browser.execute_script("return [...document.querySelectorAll('.panel b')].map((name) => name.textContent)")
@@ -155,18 +168,28 @@ def test_the_value_of_the_file_stands_beside_that_in_unit_scale(browser, report,
 def test_the_wheel_and_the_sliders_go_through_the_slices(browser, report):
     show(browser, report)
     start = browser.execute_script(VALUES)["voxel"]
+    pointer(browser, 0, 0.17, 0.4, kind="mouseMoved")
     pointer(browser, 0, 0.17, 0.4, kind="mouseWheel", deltaX=0, deltaY=-100)
+    settle(browser)
+    assert browser.execute_script(VALUES)["voxel"][2] == start[2] + 1
     pointer(browser, 0, 0.99, 0.99, kind="mouseMoved")
     settle(browser)
     assert browser.execute_script("return document.querySelector('[data-plane=axial]').value") == str(start[2] + 1)
-    slide = (
-        "const slider = document.querySelector(`[data-plane=${arguments[0]}]`); slider.value = arguments[1];"
-        "slider.dispatchEvent(new Event('input'))"
-    )
-    for plane, index in (("sagittal", 7), ("coronal", 11), ("axial", 5)):
-        browser.execute_script(slide, plane, index)
-    browser.execute_script("document.querySelector('.panel canvas').dispatchEvent(new Event('pointerleave'))")
+    slide(browser, 7, 11, 5)
     assert browser.execute_script(VALUES)["voxel"] == [7, 11, 5]
+
+
+def test_the_picture_lies_where_the_crosshair_says(browser, report):
+    show(browser, report)
+    slide(browser, 8, 24, 12)  # in the block that marks the patient's left
+    grey = (
+        "const canvas = document.querySelectorAll('.panel canvas')[1], wide = canvas.width * 80 / 256;"
+        "const at = [arguments[0] * wide, arguments[1] * wide * 96 / 80];"
+        "return [...canvas.getContext('2d').getImageData(at[0] + 5, at[1] + 5, 1, 1).data].slice(0, 3)"
+    )
+    left = browser.execute_script(grey, 1 - 8.5 / 40, 1 - 24.5 / 48)
+    right = browser.execute_script(grey, 8.5 / 40, 1 - 24.5 / 48)
+    assert min(left) > 240 > 150 > max(right) > 30
 
 
 @pytest.mark.parametrize("control", ["window", "level", "limit", "zoom"])

@@ -303,6 +303,11 @@
       if (to < 0 || to >= image.shape[along]) return false;
       voxel[along] = to;
       state.mm = toMm(image, voxel);
+      if (state.hover) {
+        const under = toVoxel(image, state.hover);
+        under[along] = to;
+        state.hover = toMm(image, under);
+      }
       redraw();
       return true;
     };
