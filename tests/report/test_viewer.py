@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from browser import chromium, requests, show
 from cohort import SHAPE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 import unscanned.report
 from unscanned.datasets.pairs import Pair
@@ -17,7 +19,7 @@ from unscanned.evaluation.cases import load_images
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.report.page import write_report
 from unscanned.report.view import write_view
-from unscanned.volumes.nifti import read_volume
+from unscanned.volumes.nifti import read_volume, write_volume
 
 PANELS = ["PD (source)", "T2 (acquired)", "good", "good − T2", "poor", "poor − T2", "regression", "regression − T2"]
 
@@ -296,6 +298,39 @@ def test_files_on_different_grids_are_linked_by_their_place_in_the_world(browser
         at = tuple(np.round(np.linalg.inv(volume.affine) @ mm)[:3].astype(int))
         error = 0.0 if number == 0 else 0.5 * float(np.ptp(volume.array)) / 4095
         assert value == pytest.approx(float(volume.array[at]), abs=1.01 * error)
+
+
+def test_the_grey_under_the_cursor_is_that_of_the_value_told_on_an_oblique_grid(browser, tmp_path):
+    random = np.random.default_rng(0)
+    array = gaussian_filter(random.standard_normal((50, 40, 30)), 3).astype(np.float32)
+    for name, axes in (("lps", np.diag([-1, -1, 1])), ("pir", np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]]))):
+        affine = np.eye(4)
+        turned = Rotation.from_euler("xyz", [17, -12, 23], degrees=True).as_matrix()
+        affine[:3] = np.column_stack([turned @ axes @ np.diag([1.0, 1.5, 2.0]), [5, -7, 9]])
+        write_volume(tmp_path / f"{name}.nii.gz", array, affine)
+    show(browser, write_view([tmp_path / "lps.nii.gz", tmp_path / "pir.nii.gz"], tmp_path / "view.html"))
+    settle(browser)
+    facts = json.loads(browser.execute_script("return document.getElementById('viewer-facts').textContent"))
+    for panel, image in enumerate(facts["cases"][0]["images"]):
+        low, high = image["window"]
+        wrong = []
+        for x, y in random.random((60, 2)):
+            pointer(browser, panel, x, y, kind="mouseMoved")
+            grey, value = browser.execute_script(
+                "const panel = document.querySelectorAll('.panel')[arguments[0]];"
+                "const canvas = panel.querySelector('canvas');"
+                "const at = [arguments[1] * canvas.width, arguments[2] * canvas.height].map(Math.floor);"
+                "const pixel = canvas.getContext('2d').getImageData(...at, 1, 1).data;"
+                "const isGrey = pixel[0] === pixel[1] && pixel[1] === pixel[2] && pixel[0] > 5;"
+                "return [isGrey ? pixel[0] : null, panel.querySelector('output').dataset.value]",
+                panel,
+                x,
+                y,
+            )
+            if grey is not None and value:
+                wrong.append(abs(grey - np.clip(255 * (float(value) - low) / (high - low), 0, 255)))
+        assert len(wrong) > 15
+        assert np.median(wrong) < 6  # the picture is interpolated, the value is that of the nearest voxel
 
 
 def test_the_viewers_software_is_what_its_readme_says():
