@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint bench gpu storm fuzz sbom clean
+.PHONY: demo test lint notebook bench gpu storm fuzz sbom clean
 
 # The main job on simulated heads: train, synthesize, score, report. A few minutes on two cores.
 demo: $(VENV)/package
@@ -18,6 +18,10 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Runs docs/notebook.ipynb anew and keeps what its cells show.
+notebook: $(VENV)/dev
+	$(BIN)/python tools/run_notebook.py
 
 # Speed and memory, side by side with what else a user could pick. Heavy: about ten minutes on two cores.
 bench: $(VENV)/bench

@@ -10,7 +10,7 @@ import argparse
 
 from unscanned.benchmark.inference import Network, noise
 from unscanned.benchmark.rounds import timed
-from unscanned.benchmark.worker import high_water_mib
+from unscanned.machine.memory import high_water_mib
 from unscanned.machine.threads import set_process_threads
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.synthesis.whole_volume import map_volume

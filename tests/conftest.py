@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -71,6 +74,22 @@ def cli(
         return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def bids_errors() -> Callable[[Path], list[tuple[str, str]]]:
+    """The errors that the official validator of BIDS finds in a folder, as (code, place)."""
+    beside = Path(sys.executable).with_name("bids-validator-deno")
+    command = str(beside) if beside.exists() else shutil.which("bids-validator-deno")
+    if command is None:
+        pytest.skip("bids-validator-deno is not installed (pip install unscanned[dev])")
+
+    def errors(folder: Path) -> list[tuple[str, str]]:
+        done = subprocess.run([command, "--format", "json", folder], capture_output=True, text=True, timeout=240)
+        issues = json.loads(done.stdout)["issues"]["issues"]
+        return [(issue["code"], issue.get("location", "")) for issue in issues if issue["severity"] == "error"]
+
+    return errors
 
 
 TINY = {

@@ -16,9 +16,9 @@ from unscanned.benchmark.floor import direct_operations, spectral_cost
 from unscanned.benchmark.inference import CONTENDERS, Network, noise
 from unscanned.benchmark.run import benchmark
 from unscanned.benchmark.show import check_plot, plot, table
-from unscanned.benchmark.worker import high_water_mib
 from unscanned.benchmark.workload import Workload
 from unscanned.errors import SettingsError
+from unscanned.machine.memory import high_water_mib
 from unscanned.machine.precision import available
 from unscanned.models.nie import NieGenerator
 from unscanned.models.spectral import kernel_spectrum

@@ -1,5 +1,8 @@
 import ast
+import contextlib
 import json
+import os
+import pty
 import re
 import shutil
 import signal
@@ -17,6 +20,12 @@ from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
 from unscanned.cli import terminal
+from unscanned.errors import Interrupted
+from unscanned.models.discriminators import DISCRIMINATORS
+from unscanned.models.generators import GENERATORS
+from unscanned.progress import Now, Pace, interruptible
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.log import read_log
 
 VERBS = [
@@ -81,7 +90,7 @@ def test_the_version_is_printed():
     assert done.stdout.strip() == project["version"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "data", "-o", "out", "--dry-run"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_it_starts_without_the_libraries_that_take_seconds_to_load(arguments):
     program = f"import sys; from unscanned.cli import main; main({arguments}); print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
@@ -126,14 +135,30 @@ def test_wrong_usage_ends_with_2_names_the_near_option_and_writes_nothing(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_prints_the_resolved_settings_and_writes_nothing(tmp_path, settings_file):
-    command = ["train", "data", "-o", tmp_path / "out", "--preset", "demo", "--settings", settings_file]
+def test_a_dry_run_prints_the_resolved_settings_with_their_cost_and_writes_nothing(
+    tmp_path, tiny_dataset, settings_file
+):
+    command = ["train", tiny_dataset, "-o", tmp_path / "out", "--preset", "demo", "--settings", settings_file]
     done = run(*command, "--training.epochs", 7, "--prepare.shape", 40, 48, 40, "--dry-run")
     assert done.returncode == 0
+    assert "# steps     21 in all" in done.stdout
+    assert re.search(r"^# time +1 min on this machine \(cpu\)", done.stdout, re.MULTILINE)
     content = tomllib.loads(done.stdout)
     assert (content["preset"], content["training"]["epochs"], content["training"]["batch"]) == ("demo", 7, 2)
     assert content["prepare"]["shape"] == [40, 48, 40]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "reproduce"])
+def test_a_dry_run_refuses_a_dataset_that_is_not_there_or_too_small(tmp_path, tiny_dataset, settings_file, verb):
+    arms = ["--arms", "demo"] if verb == "reproduce" else ["--preset", "demo"]
+    options = [*arms, "--settings", settings_file, "-o", tmp_path / "out", "--dry-run"]
+    done = run(verb, tmp_path / "missing", *options)
+    assert done.returncode == 3
+    assert "the dataset is not there" in done.stderr
+    done = run(verb, tiny_dataset, *options, "--split.train", 20)
+    assert done.returncode == 3
+    assert "too few subjects" in done.stderr
 
 
 def test_a_dataset_without_fault_is_checked_with_0(tiny_dataset, tmp_path):
@@ -141,6 +166,62 @@ def test_a_dataset_without_fault_is_checked_with_0(tiny_dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "4 usable pairs PD -> T2 of 4 subjects, 0 unusable cases" in done.stdout
     assert json.loads((tmp_path / "check.json").read_text())["unusable"] == []
+
+
+def test_a_dataset_of_other_contrasts_is_told_what_to_type(tmp_path, tiny_dataset):
+    done = run("check", tiny_dataset, "--source", "FLAIR", "--target", "T2w", "--measure-s", 0)
+    assert done.returncode == 3
+    assert "no FLAIR scan; there are PDw, T2w" in done.stdout
+    assert "Try --source PDw --target T2w" in done.stderr
+    assert "Mend" not in done.stderr
+    typed = run("check", tiny_dataset, "--source", "PDw", "--target", "T2w", "--measure-s", 0)
+    assert typed.returncode == 0
+    done = run("train", tiny_dataset, "-o", tmp_path / "out", "--data.source", "FLAIR")
+    assert done.returncode == 3
+    assert "Try --source PDw --target T2w" in done.stderr
+
+
+def test_the_rows_of_check_name_their_file(own):
+    cut_short(scan(own, 2, "T2"))
+    done = run("check", own, "--measure-s", 0)
+    (row,) = [line for line in done.stdout.splitlines() if "sub-002_T2w.nii.gz" in line and "unreadable" in line]
+    assert "sub-002 " in row
+
+
+def test_dicom_folders_come_with_the_line_to_type(tmp_path, tiny_dataset):
+    series = tmp_path / "dicom" / "series 1"
+    series.mkdir(parents=True)
+    (series / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    done = run("check", tmp_path / "dicom", "--source", "T1w")
+    assert done.returncode == 3
+    assert f"-f sub-01_T1w -o my-bids/sub-01/anat '{series}'" in done.stderr
+    both = shutil.copytree(tiny_dataset, tmp_path / "both")
+    shutil.copytree(series, both / "sub-001" / "dicom")
+    done = run("check", both, "--measure-s", 0, "--json", tmp_path / "check.json")
+    assert done.returncode == 0
+    (finding,) = json.loads((tmp_path / "check.json").read_text())["findings"]
+    assert (finding["severity"], finding["fault"]) == ("warning", "dicom")
+    assert "dcm2niix -b y -z y" in finding["message"]
+
+
+def test_check_says_what_there_is_what_fits_and_what_it_costs(tmp_path, tiny_dataset):
+    file, record = tmp_path / "mine.toml", tmp_path / "check.json"
+    done = run("check", tiny_dataset, "--preset", "demo", "--propose", file, "--json", record, "--measure-s", 2)
+    assert done.returncode == 0, done.stderr
+    assert "contrasts  PDw in 4 cases, T2w in 4 cases" in done.stdout
+    assert "8 scans of 32 x 40 x 32 voxels" in done.stdout
+    assert "4 cannot be judged" in done.stdout  # voxels of 6 mm
+    assert "s a step" in done.stdout
+    content = json.loads(record.read_text())
+    assert tomllib.loads(file.read_text())["split"] == {"train": 2, "validation": 1, "test": 1}
+    assert content["proposal"]["settings"] == tomllib.loads(file.read_text())
+    assert content["cost"]["steps"] > 0
+    assert content["contrasts"] == {"PDw": 4, "T2w": 4}
+    before = file.read_bytes()
+    assert run("check", tiny_dataset, "--propose", file, "--measure-s", 0).returncode == 0  # its own may be replaced
+    file.write_text("mine = 1\n")
+    assert run("check", tiny_dataset, "--propose", file, "--measure-s", 0).returncode == 2
+    assert file.read_text() == "mine = 1\n" != before
 
 
 def test_a_broken_dataset_is_checked_with_3_and_all_its_problems_named(own, tmp_path):
@@ -370,7 +451,7 @@ def test_a_thread_that_finds_the_disk_full_is_a_warning_in_one_line(capfd, monke
         thread = threading.Thread(target=lambda path=path: Path(path).write_text("x"))
         thread.start()
         thread.join()
-    assert capfd.readouterr().err == "unscanned: warning: [Errno 28] No space left on device\n"
+    assert capfd.readouterr().err == "unscanned: warning: No space left on device\n"
 
 
 def test_brackets_in_names_and_findings_are_shown_as_they_are(cli, tmp_path):
@@ -382,3 +463,252 @@ def test_brackets_in_names_and_findings_are_shown_as_they_are(cli, tmp_path):
     assert done.returncode == 3
     assert "[old]" in done.stdout
     assert "[nan" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["check", "prepare", "train", "reproduce", "evaluate"])
+def test_every_verb_that_takes_contrasts_understands_both_of_their_names(cli, tiny_dataset, tmp_path, verb):
+    more = {
+        "check": [],
+        "prepare": ["-o", tmp_path / "out", "--preset", "demo", "--dry-run"],
+        "train": ["-o", tmp_path / "out", "--preset", "demo", "--dry-run"],
+        "reproduce": ["-o", tmp_path / "out", "--arms", "demo", "--dry-run"],
+        "evaluate": [tiny_dataset, "-o", tmp_path / "out"],
+    }[verb]
+    told = []
+    for source, target in (("--source", "--target"), ("--data.source", "--data.target")):
+        done = cli(verb, tiny_dataset, *more, source, "T9", target, "T8")
+        assert "unknown option" not in done.stderr
+        told.append((done.returncode, done.stdout, done.stderr))
+    assert told[0] == told[1]
+    assert "T9" in "".join(told[0][1:])
+    assert "T8" in "".join(told[0][1:])
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "mend", "verify", "dicom", "benchmark"])
+def test_the_help_shows_what_can_be_typed_and_nothing_of_python(cli, verb):
+    text = cli(verb, "--help").stdout
+    for word in ("--empty-", "default: ]", "default: (", "default: False", "default: None", "NoneType"):
+        assert word not in text
+    assert "default: '" not in text
+
+
+def test_the_help_of_a_setting_has_its_default_in_every_preset_and_its_choices(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = {line.split()[1]: line for line in cli("reproduce", "--help").stdout.splitlines() if "--" in line}
+    assert "[default: 42; adv-gdl: 80; demo: 10]" in lines["--training.epochs"]
+    assert "[default: on; adv: off; adv-gdl: off; unet: off]" in lines["--generator.residual"]
+    assert "[choices: sum, mean] [default: sum]" in lines["--loss.reduction"]
+    assert "[default: unset]" in lines["--prepare.spacing-mm"]
+    assert "[default: 224 224 128; demo: 96 112 96]" in lines["--prepare.shape"]
+    assert "adv, adv-gdl, demo, resgan, resgan-acm, unet" in lines["--arms"]
+    assert "[default: adv adv-gdl resgan resgan-acm]" in lines["--arms"]
+    for name in (*GENERATORS, *DISCRIMINATORS):
+        assert name in lines["--generator.name"] + lines["--discriminator.name"]
+
+
+def test_a_verb_lists_only_the_settings_that_it_reads(cli):
+    listed = set(re.findall(r"--([a-z]+)\.", cli("prepare", "--help").stdout))
+    assert listed == {"data", "prepare"}
+    refused = cli("prepare", "data", "-o", "out", "--training.epochs", "3")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "unscanned: --training.epochs: unknown option. See unscanned prepare --help.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian data", r"trian: no such verb; expected one of demo, .*\. Did you mean train\?"),
+        ("--nothing", r"--nothing: unknown option\. See unscanned --help\."),
+        ("train", r"DATASET: must be given\. See unscanned train --help\."),
+        ("train data", r"--out: must be given\. See unscanned train --help\."),
+        ("train data -o", r"-o: a value is missing\. See unscanned train --help\."),
+        ("train data -o a -o b", r"-o: given more than once\. .*"),
+        ("train data other -o a", r"more words than the verb takes; found other\. .*"),
+        (
+            "train data -o a --training.epoch 3",
+            r"--training\.epoch: unknown option\. Did you mean --training\.epochs\? .*",
+        ),
+        ("train data -o a --training.epochs many", r"--training\.epochs: a .* kind; found 'many', expected integer"),
+        ("train data -o a --training.beta1 x", r"--training\.beta1: a value .* kind; found 'x', expected number"),
+        ("train data -o a --prepare.shape 3 4", r"--prepare\.shape: values are missing; found 2, expected 3\. .*"),
+        ("check data --layout bidz", r"--layout: a .* kind; found 'bidz', expected one of auto, .*Did you mean bids\?"),
+        ("train data -o a --generator.residual=maybe", r"--generator\.residual: .*'maybe', expected true or false"),
+    ],
+)
+def test_wrong_words_are_refused_as_anything_else_is(cli, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    done = cli(*words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"unscanned: {message}\n", done.stderr), done.stderr
+
+
+def test_no_message_has_the_name_of_an_exception_or_a_bare_number_of_the_system(cli, tmp_path, tiny_dataset, tiny_run):
+    odd = tmp_path / "odd"
+    (odd / "model").mkdir(parents=True)
+    for name, content in {
+        "empty": b"",
+        "bytes": b"\xff\xfe\x00",
+        "list.json": b"[1, 2]",
+        "lacks.json": b'{"train": ["1"]}',
+        "none.json": b'{"train": null, "validation": 3, "test": []}',
+        "bad.toml": b"[training\n",
+        "typed.toml": b"[training]\nepochs = true\nworkers = []\n[prepare]\nshape = {}\n",
+        "text.csv": b"\xff,PD,T2\n",
+        "model/model.json": b"[]",
+    }.items():
+        (odd / name).write_bytes(content)
+    shutil.copytree(tiny_run / "model", odd / "lacks")
+    (odd / "lacks" / "model.safetensors").unlink()
+    scan_ = scan(tiny_dataset, 1)
+    shutil.copy(scan_, odd / "scan_desc-synthetic_T2w.nii.gz")
+    (odd / "scan_desc-synthetic_T2w.json").write_text('{"Intensity": 3, "Synthesis": null}')
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "dataset_description.json").write_text('{"GeneratedBy": 3}')
+    out, locked = tmp_path / "out", odd / "empty"
+    calls = [
+        ("check", odd / "missing.csv"),
+        ("check", odd / "text.csv"),
+        ("check", odd / "empty"),
+        *(("train", tiny_dataset, "-o", out, "--settings", odd / name) for name in ("missing.toml", "model", "bytes")),
+        *(("train", tiny_dataset, "-o", out, "--settings", odd / name) for name in ("bad.toml", "typed.toml")),
+        *(
+            ("train", tiny_dataset, "-o", out, "--preset", "demo", "--split.file", odd / name)
+            for name in ("missing.json", "bytes", "list.json", "lacks.json", "none.json", "model")
+        ),
+        ("train", tiny_dataset, "-o", locked, "--preset", "demo"),
+        *(("synthesize", odd / name, scan_, "-o", out) for name in ("missing", "model", "lacks", "bytes")),
+        ("synthesize", tiny_run, scan_, "-o", foreign),
+        ("synthesize", tiny_run, odd / "missing.nii", odd / "empty", "-o", out),
+        ("verify", odd / "missing.nii.gz"),
+        ("verify", odd / "scan_desc-synthetic_T2w.nii.gz"),
+        ("evaluate", tiny_dataset, odd, "-o", out),
+        ("evaluate", tiny_dataset, odd / "missing", "-o", out, "--split", odd / "none.json"),
+        ("report", odd / "missing"),
+        ("report", odd),
+        ("mend", odd / "missing.nii", "-o", out / "a.nii"),
+        ("dicom", odd / "scan_desc-synthetic_T2w.nii.gz", odd, "-o", out),
+        ("simulate", "-o", out, "--labels", odd / "missing"),
+    ]
+    for words in calls:
+        done = cli(*words)
+        told = done.stdout + done.stderr
+        assert done.returncode not in (0, 1), (words, told)
+        assert not re.search(
+            r"\[Errno|\b[A-Z]\w*(Error|Exception)\b|NoneType|\bNone\b|\bdict\b|'int'|Traceback", told
+        ), told
+
+
+@pytest.fixture
+def told_at_once(monkeypatch):
+    """Lines about progress come each time in place of each minute."""
+    monkeypatch.setattr("unscanned.cli.running.LINE_EVERY_S", 0.0)
+
+
+def lines(done):
+    found = [line for line in done.stderr.splitlines() if re.search(r": \d+%", line)]
+    shares = [int(re.search(r": (\d+)%", line)[1]) for line in found]
+    assert shares == sorted(shares)
+    assert max(shares) < 100
+    return "\n".join(found)
+
+
+def test_without_a_terminal_training_says_now_and_then_how_far_it_is(
+    cli, told_at_once, tiny_dataset, settings_file, tmp_path
+):
+    done = cli("train", tiny_dataset, "-o", tmp_path / "run", "--preset", "demo", "--settings", settings_file)
+    assert done.returncode == 0
+    told = lines(done)
+    for stage in ("prepare: sub-001", "epoch 1 of 2, L1", "epoch 1 of 2, validation", "epoch 2 of 2, validation"):
+        assert f"unscanned: {stage}" in told
+
+
+def test_the_experiment_says_which_arm_of_how_many_and_what_stage(
+    cli, told_at_once, tiny_dataset, settings_file, tmp_path
+):
+    text = re.sub(r"(?m)^(preset|residual|stages|training_input|folds) = .*$", "", settings_file.read_text())
+    (tmp_path / "mine.toml").write_text(text)
+    command = ["reproduce", tiny_dataset, "-o", tmp_path / "out", "--settings", tmp_path / "mine.toml"]
+    done = cli(*command, "--arms", "resgan", "resgan-acm")
+    assert done.returncode == 0, done.stderr
+    told = lines(done)
+    for stage in (
+        "arm 1 of 2, resgan: training, epoch 1 of 2, L1",
+        "arm 2 of 2, resgan-acm: training, stage 1 of 2, fold 2 of 2, epoch 2 of 2, validation",
+        "arm 2 of 2, resgan-acm: training, context of stage 2, sub-0",
+        "arm 2 of 2, resgan-acm: training, stage 2 of 2, epoch 2 of 2, L1",
+        "arm 2 of 2, resgan-acm: synthesis, scan 1 of 1, sub-00",
+        "scores, sub-00",
+        "report, sub-00",
+    ):
+        assert f"unscanned: {stage}" in told
+
+
+def test_short_work_without_a_terminal_says_nothing_but_its_results(cli, tiny_dataset):
+    done = cli("check", tiny_dataset)
+    assert done.stderr == ""
+
+
+def test_a_bar_never_shows_that_all_is_done_while_work_goes_on(tiny_dataset, tmp_path):
+    shown = in_a_terminal("simulate", "-o", tmp_path / "heads", "--subjects", 3, "--shape", 16, 16, 16)
+    assert "99%" in shown
+    assert "100%" not in shown
+
+
+def in_a_terminal(*arguments):
+    """What a verb writes into a terminal of 100 columns."""
+    process, terminal_ = pty.fork()
+    if process == 0:
+        environment = {**ENVIRONMENT, "COLUMNS": "100", "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, "-m", "unscanned", *map(str, arguments)], environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side has gone
+        while data := os.read(terminal_, 65536):
+            shown += data
+    os.close(terminal_)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    return shown.decode()
+
+
+def test_the_time_left_follows_the_pace_of_the_last_minutes():
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    assert pace(0, 100) == Now(0.0, "0%", "")
+    for second in range(1, 11):
+        now[0] = second
+        last = pace(second, 100)
+    assert last == Now(0.1, "10%", "2 min left")
+    now[0] = 10.1
+    assert pace(60, 100).left == ""  # what was there already says nothing about the pace
+    for second in range(11, 31):
+        now[0] = second
+        last = pace(60 + (second - 10) / 2, 100)
+    assert last == Now(0.7, "70%", "60 s left")
+    assert pace(100, 100).percent == "99%"
+    assert pace(0, 0) == Now(0.0, "0%", "")
+
+
+def test_an_interrupted_synthesis_counts_scans(tiny_run, tiny_dataset, tmp_path):
+    def stop():
+        return any((tmp_path / "out").rglob("sub-001*.nii.gz"))
+
+    scans = list_inputs([tiny_dataset], source="PD", target="T2")[0]
+    with pytest.raises(Interrupted, match=r"found 1 of 4 scans done\. "):
+        synthesize(load_model(tiny_run), scans, tmp_path / "out", progress=interruptible(None, stop, "out"))
+
+
+def test_files_with_odd_names_are_named_where_a_folder_is_synthesized(cli, own, tiny_run, tmp_path):
+    for name in ("notes_of_me.nii.gz", "copy.nii"):
+        shutil.copy(scan(own, 1), own / name)
+    done = cli("synthesize", tiny_run, own, "-o", tmp_path / "out")
+    assert done.returncode == 0
+    assert f"{own}: passed over copy.nii, notes_of_me.nii.gz: this file's name does not fit the layout" in done.stderr
+
+
+def test_a_spacing_that_both_scans_of_a_pair_have_is_told_once(cli, tmp_path):
+    for contrast in ("PD", "T2"):
+        rng = np.random.default_rng(len(contrast))
+        array = rng.uniform(0, 100, (24, 24, 24))
+        array[6:18, 6:18, 6:18] += 900
+        write_nifti(tmp_path / f"sub-1_{contrast}w.nii.gz", array + ord(contrast[0]), affine=np.diag([8.0, 8, 8, 1]))
+    assert cli("check", tmp_path).stdout.count("are unusual") == 1

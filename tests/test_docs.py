@@ -122,7 +122,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 def test_every_page_of_the_docs_is_linked_from_their_index_and_from_the_readme():
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    pages = {page.name for kind in ("*.md", "*.ipynb") for page in (ROOT / "docs").glob(kind)} - {"index.md"}
     for place in (ROOT / "docs" / "index.md", ROOT / "README.md"):
         linked = {Path(target.partition("#")[0]).name for target in _LINK.findall(place.read_text(encoding="utf-8"))}
         assert sorted(pages - linked) == [], place
@@ -316,7 +316,15 @@ def put_back(registry: dict[str, object], entries: dict[str, object]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/python.md", "docs/settings.md", "docs/first-experiment.md", "docs/gpu.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/python.md",
+        "docs/settings.md",
+        "docs/first-experiment.md",
+        "docs/gpu.md",
+        "docs/simulation.md",
+    ],
 )
 def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypatch, request, cli):
     from unscanned import losses

@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import pytest
 
@@ -53,3 +54,34 @@ def test_a_message_says_what_where_found_expected_and_what_to_do():
 )
 def test_a_part_that_is_not_known_leaves_no_trace_in_the_message(parts, text):
     assert str(errors.UnscannedError("wrong", **parts)) == text
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "No such file or directory"),
+        (OSError("a reason of its own"), "a reason of its own"),
+        (KeyError("train"), "no key 'train'"),
+        (TypeError("'NoneType' object is not subscriptable"), "content of another kind"),
+        (UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte"), "byte 2 is no UTF-8 text"),
+        (json.JSONDecodeError("Expecting value", "[", 1), "no JSON: Expecting value: line 1 column 2 (char 1)"),
+        (MemoryError(), "too little memory"),
+        (ValueError(), "no reason given"),
+        (ValueError("the seal is broken"), "the seal is broken"),
+        (True, "true"),
+        (3, "3"),
+    ],
+)
+def test_what_was_found_is_told_in_words_not_in_those_of_python(found, words):
+    assert str(errors.VolumeError("cannot be read", found=found)) == f"cannot be read; found {words}"
+
+
+def test_values_are_quoted_as_in_json():
+    assert [errors.quoted(value) for value in ("a", None, True, [1, "b"], {"c": None})] == [
+        "'a'",
+        "null",
+        "true",
+        '[1, "b"]',
+        '{"c": null}',
+    ]
+    assert errors.quoted({1}) == "{1}"

@@ -64,6 +64,26 @@ def test_settings_that_make_all_arms_one_training_are_refused(whole, tiny_datase
     assert not (tmp_path / "out").exists()
 
 
+def test_arms_that_cannot_be_compared_are_refused_with_the_setting_that_differs(tiny_dataset, tmp_path):
+    words = r"resgan: the arms differ .*; found prepare\.shape = \[96, 112, 96\], here \[224, 224, 128\], expected"
+    with pytest.raises(SettingsError, match=words):
+        reproduce(tiny_dataset, tmp_path / "out", arms=("demo", "resgan"))
+
+
+def test_the_progress_of_an_experiment_only_grows_and_ends_with_the_whole(tiny_dataset, overrides, tmp_path):
+    told = []
+    reproduce(tiny_dataset, tmp_path / "out", arms=ARMS, overrides=overrides, progress=lambda *now: told.append(now))
+    done = [now[0] for now in told]
+    assert done == sorted(done)
+    assert {now[1] for now in told} == {done[-1]}
+    assert {re.match(r"(arm \d of 2|\w+)", label)[0] for _, _, label in told} == {
+        "arm 1 of 2",
+        "arm 2 of 2",
+        "scores",
+        "report",
+    }
+
+
 def test_the_report_asks_nothing_of_any_server(whole):
     page = (whole[0] / "report.html").read_text(encoding="utf-8")
     assert "resgan-acm" in page

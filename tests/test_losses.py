@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unscanned.losses import discriminator_loss, generator_adversarial_loss, gradient_difference_loss, l1_loss
+from unscanned.evaluation.metrics import ssim
+from unscanned.losses import (
+    GeneratorLoss,
+    discriminator_loss,
+    generator_adversarial_loss,
+    gradient_difference_loss,
+    l1_loss,
+    ssim_loss,
+)
 
 LOG2 = math.log(2)
 
@@ -103,3 +111,32 @@ def test_extreme_logits_cost_much_and_not_infinity():
     huge = torch.full((1, 1), 1e4)
     assert discriminator_loss(-huge, huge).item() == pytest.approx(2e4)
     assert discriminator_loss(huge, -huge).item() == 0
+
+
+def test_the_ssim_term_is_one_minus_the_metric_of_this_name():
+    target, noise = random(3, (2, 1, 14, 15, 16)).sigmoid(), random(4, (2, 1, 14, 15, 16))
+    synthetic = target + 0.1 * noise
+    expected = [1 - ssim(y[0].numpy(), x[0].numpy(), data_range=1.0) for x, y in zip(synthetic, target, strict=True)]
+    assert ssim_loss(synthetic, target, "mean").item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+    assert ssim_loss(synthetic, target).item() == pytest.approx(14 * 15 * 16 * sum(expected) / 2, rel=1e-4)
+
+
+def test_the_gradient_of_the_ssim_term_is_that_of_finite_differences():
+    target = random(5, (1, 1, 11, 11, 12)).sigmoid()
+    synthetic = (target + 0.1 * random(6, target.shape)).requires_grad_()
+    (gradient,) = torch.autograd.grad(ssim_loss(synthetic, target, "mean"), synthetic)
+    direction = random(7, target.shape)
+    step = 1e-6
+    with torch.no_grad():
+        ends = [ssim_loss(synthetic + sign * step * direction, target, "mean") for sign in (1, -1)]
+    assert (gradient * direction).sum().item() == pytest.approx(float(ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+def test_the_ssim_term_sees_unit_scale_whatever_the_z_scores_are():
+    target = random(8, (1, 1, 12, 12, 12)).sigmoid()
+    synthetic = (target + 0.1 * random(9, target.shape)).clamp(0, 1)
+    loss = GeneratorLoss({"ssim": 2.0}, "mean", mean=0.3, std=0.2)
+    total, values = loss((synthetic - 0.3) / 0.2, (target - 0.3) / 0.2)
+    assert total.item() == pytest.approx(2 * ssim_loss(synthetic, target, "mean").item(), rel=1e-6)
+    assert values["ssim"] == pytest.approx(total.item() / 2)
+    assert "ssim" not in GeneratorLoss({"l1": 1.0})(synthetic, target)[1]

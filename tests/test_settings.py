@@ -22,15 +22,15 @@ def write(tmp_path, text):
     return path
 
 
-def test_the_presets_are_the_arms_of_the_report_the_strong_baseline_and_the_demo():
-    assert preset_names() == ["adv", "adv-gdl", "demo", "resgan", "resgan-acm", "unet"]
+def test_the_presets_are_the_arms_of_the_reference_the_baseline_the_recipes_and_the_demo():
+    assert preset_names() == ["adv", "adv-gdl", "demo", "resgan", "resgan-acm", "strong", "strong-gan", "unet"]
 
 
 def test_the_presets_differ_in_nothing_but_what_their_arm_is_about():
     adv, gdl, resgan, acm = map(resolve, ("adv", "adv-gdl", "resgan", "resgan-acm"))
     assert difference(decisive(adv), decisive(gdl)) == "loss.gdl = 0.0, now 1.0"
     assert (adv.training.epochs, gdl.training.epochs, resgan.training.epochs) == (42, 80, 42)
-    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = False, now True"
+    assert difference(decisive(gdl), decisive(resgan)) == "generator.residual = false, now true"
     assert difference(decisive(resgan), decisive(acm)) == "context.stages = 1, now 2"
 
 
@@ -64,7 +64,18 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "convolution": "auto",
         },
         "discriminator": {"name": "nie", "options": {}, "slope": 0.2, "initialization": "xavier_uniform"},
-        "loss": {"adversarial": 0.5, "criterion": "cross_entropy", "l1": 1.0, "gdl": 1.0, "reduction": "sum"},
+        "loss": {
+            "adversarial": 0.5,
+            "criterion": "cross_entropy",
+            "l1": 1.0,
+            "gdl": 1.0,
+            "ssim": 0.0,
+            "reduction": "sum",
+            "outside": 1.0,
+            "adversarial_after": 0,
+            "gradient_penalty": 0.0,
+            "on_collapse": "end",
+        },
         "training": {
             "epochs": 42,
             "steps_per_epoch": None,
@@ -74,6 +85,12 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "min_head": 0.0,
             "optimizer": "adam",
             "learning_rate": 1e-4,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "final_rate": 0.0,
+            "weight_decay": 0.01,
+            "clip_norm": None,
+            "average": 0.0,
             "beta1": 0.5,
             "beta2": 0.999,
             "order": "discriminator_first",
@@ -85,16 +102,34 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "threads": None,
             "precision": "float32",
         },
+        "augmentation": {
+            "shift": 0.0,
+            "flip": 0.0,
+            "intensity": 0.0,
+            "field": 0.0,
+            "noise": 0.0,
+            "blur": 0.0,
+            "resolution": 0.0,
+        },
+        "simulated": {"share": 0.0, "labels": None, "seed": 0, "pool": 8, "every": 10},
         "context": {"stages": 1, "input": "volume", "training_input": "out_of_fold", "folds": 2, "stride": 8},
         "synthesis": {
             "mode": "patches",
             "crop": "auto",
             "stride": 8,
+            "clip": "minimum",
+            "blend": "equal",
             "batch": None,
             "memory_mib": None,
             "precision": "float32",
         },
     }
+
+
+def test_every_preset_clips_and_what_an_older_version_wrote_does_not():
+    assert {resolve(name).synthesis.clip for name in preset_names()} == {"minimum"}
+    assert read_settings({"synthesis": {"stride": 8}}, where="model.json").synthesis.clip == "none"
+    assert "synthesis" not in decisive(resolve("resgan"))  # a run that was begun before goes on
 
 
 def test_options_override_the_file_and_the_file_overrides_the_preset(tmp_path):
@@ -127,7 +162,7 @@ def test_the_refusal_of_a_key_names_the_file_and_the_key(tmp_path):
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(SettingsError, match=r"resgan-acm, unet\. Did you mean resgan\?"):
+    with pytest.raises(SettingsError, match=r"resgan-acm, strong, strong-gan, unet\. Did you mean resgan\?"):
         resolve("resgn")
 
 
@@ -260,3 +295,44 @@ def test_a_decisive_difference_is_told_in_words(overrides, words):
 def test_settings_are_read_back_from_their_mapping():
     settings = resolve("demo")
     assert read_settings(to_dict(settings), where="here") == settings
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "words"),
+    [
+        ("training", "average", 1.0, r"training\.average: must be below 1"),
+        ("training", "final_rate", 1.5, r"training\.final_rate: must be at most 1"),
+        ("training", "clip_norm", 0.0, r"training\.clip_norm: must be positive"),
+        ("augmentation", "shift", 0.6, r"augmentation\.shift: must be at most 0\.5"),
+        ("augmentation", "flip", 2.0, r"augmentation\.flip: must be at most 1"),
+        ("augmentation", "field", 1.0, r"augmentation\.field: must be below 1"),
+        ("augmentation", "blur", 5.0, r"leaves nothing of a patch; found 5 voxels .* = 32, expected at most 4"),
+        ("augmentation", "resolution", 9.0, r"leaves nothing of a patch; found 9 voxels .* = 32, expected at most 8"),
+    ],
+)
+def test_a_recipe_out_of_bounds_is_refused(table, key, value, words):
+    with pytest.raises(SettingsError, match=words):
+        resolve("resgan", overrides={table: {key: value}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("adversarial_after", 5), ("on_collapse", "regression")])
+def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
+    loss = {"l1": 0.0, "gdl": 0.0, key: value}
+    with pytest.raises(SettingsError, match=rf"loss\.{key}: without its adversary the loss has no term"):
+        resolve("resgan", overrides={"loss": loss})
+    resolve("resgan", overrides={"loss": {**loss, "gdl": 1.0}})
+
+
+def test_the_number_of_epochs_decides_only_where_the_learning_rate_depends_on_it():
+    short, long = (resolve("adv", overrides={"training": {"epochs": n}}) for n in (3, 4))
+    assert decisive(short) == decisive(long)
+    cosine = {"schedule": "cosine"}
+    short, long = (resolve("adv", overrides={"training": {"epochs": n, **cosine}}) for n in (3, 4))
+    assert difference(decisive(short), decisive(long)) == "training.epochs = 3, now 4"
+
+
+def test_a_patch_smaller_than_the_window_of_ssim_is_refused():
+    small = {"patch": 8, "validation_stride": 8}
+    with pytest.raises(SettingsError, match=r"training\.patch: a patch smaller than the window of SSIM; found 8"):
+        resolve("unet", overrides={"loss": {"ssim": 1.0}, "training": small})
+    resolve("unet", overrides={"training": small})

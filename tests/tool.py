@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+import torch.utils.tensorboard  # an ordinary user may not read where it is
 
 import unscanned
 
@@ -34,3 +39,23 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
     with start(*arguments, **options) as process:
         out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def as_ordinary_user(action: Callable[[], object]) -> int:
+    """Run an action in a child process that has no right to ignore permissions; return its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        torch.set_num_threads(1)  # the threads of the process before are not in this one
+        try:
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            action()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -7,7 +7,7 @@ Train on a dataset of aligned pairs, synthesize the target of a new scan, and sc
     trained = unscanned.train("data/bids", "runs/resgan", preset="resgan", training={"epochs": 3})
     model = unscanned.load_model(trained.model)
     synthetic = model.synthesize(unscanned.read_volume("sub-01_PDw.nii.gz"))
-    unscanned.write_volume("synthetic_T2w.nii.gz", synthetic.array, synthetic.affine)
+    synthetic.save("synthetic_T2w.nii.gz")
 """
 
 from __future__ import annotations

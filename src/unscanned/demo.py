@@ -10,11 +10,14 @@ from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import Evaluation
 from unscanned.experiment import claim_folder, reproduce
 from unscanned.outputs import claim, nothing
-from unscanned.progress import Progress
+from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
 
 __all__ = ["Demo", "demo"]
+
+_COSTS = (9, 167)
+"Of the simulation and of the experiment: the seconds that they took on two cores."
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def demo(
         subjects: Simulated subjects, at least 7; five train, one chooses the epoch, the others test.
         seed: Of simulation, split and training.
         progress: Called with (done, total, label).
-        should_stop: Asked after each training step.
+        should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:
         SettingsError: There are too few subjects, or `out` holds anything but a demo. Nothing was written.
@@ -67,13 +70,19 @@ def demo(
     if not (out / "dataset").exists():
         for name in ("split.json", "arms", "prepared", "evaluation"):
             claim(out / name, nothing, "an earlier demo, or nothing", do="Choose a folder of its own.")
-    dataset = simulate(out / "dataset", subjects=subjects, seed=seed, progress=progress)
+    simulation, experiment = shares(progress, _COSTS)
+    dataset = simulate(
+        out / "dataset",
+        subjects=subjects,
+        seed=seed,
+        progress=labelled(interruptible(simulation, should_stop, out), "simulation, "),
+    )
     result = reproduce(
         dataset,
         out,
         arms=["demo"],
         overrides={"training": {"seed": seed}, "split": {"test": test, "seed": seed}},
-        progress=progress,
+        progress=experiment,
         should_stop=should_stop,
     )
     return Demo(result.evaluation, sorted((out / "synthetic").rglob("*_desc-synthetic_*.nii.gz")), result.report)

@@ -5,6 +5,7 @@ A message has four parts: what went wrong, where, what was found against what wa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any, Self
 
@@ -63,9 +64,9 @@ class UnscannedError(Exception):
     def _message(self) -> str:
         text = self.what if self.where is None else f"{self.where}: {self.what}"
         if self.found is not None:
-            text += f"; found {self.found}"
+            text += f"; found {in_words(self.found)}"
         if self.expected is not None:
-            text += f"{', expected' if self.found is not None else '; expected'} {self.expected}"
+            text += f"{', expected' if self.found is not None else '; expected'} {in_words(self.expected)}"
         if self.do is not None:
             text += f". {self.do}"
         return text
@@ -133,6 +134,48 @@ class Interrupted(UnscannedError):
     """A signal asked to stop; the state was saved. SIGTERM makes it 143."""
 
     exit_code = 130
+
+
+def in_words(value: object) -> str:
+    """Return what a message says of a value: an error of Python or of the system without its name and number.
+
+    Example:
+        >>> in_words(FileNotFoundError(2, "No such file or directory")), in_words(KeyError("train")), in_words(True)
+        ('No such file or directory', "no key 'train'", 'true')
+    """
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case OSError() if value.strerror:
+            return value.strerror
+        case UnicodeDecodeError():
+            return f"byte {value.start + 1:,} is no {value.encoding.upper()} text"
+        case json.JSONDecodeError():
+            return f"no JSON: {value}"
+        case KeyError() if value.args:
+            return f"no key {value.args[0]!r}"
+        case TypeError() | AttributeError() | LookupError():  # they speak of Python's types, not of the file
+            return "content of another kind"
+        case MemoryError():
+            return "too little memory"
+        case Exception() if not str(value):
+            return "no reason given"
+    return str(value)
+
+
+def quoted(value: object) -> str:
+    """Return a value of a file or an option as a message shows it: a text in quotes, the rest as in JSON.
+
+    Example:
+        >>> quoted("two"), quoted(None), quoted([1, True])
+        ("'two'", 'null', '[1, true]')
+    """
+    if isinstance(value, str):
+        return repr(value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def listed(names: Collection[object], separator: str = ", ") -> str:

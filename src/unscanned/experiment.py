@@ -1,4 +1,4 @@
-"""The report's experiment in one call: every arm trained on one split, synthesized, scored and shown."""
+"""The reference's experiment in one call: every arm trained on one split, synthesized, scored and shown."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 
 from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, UnscannedError
+from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.evaluate import Evaluation, claim_evaluation, evaluate
 from unscanned.files import write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import check_apart, claim, json_with, nothing
-from unscanned.progress import Progress, interruptible, labelled
+from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.report.page import claim_report, write_report
-from unscanned.settings import Settings, decisive, resolve, to_dict
+from unscanned.settings import Settings, decisive, difference, resolve, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
+from unscanned.training.effort import SCORED, run_costs, synthesis_cost
 from unscanned.training.prepare import refuse_other_cases
 from unscanned.training.run import check_settings, train
 
-__all__ = ["ARMS", "Reproduced", "claim_folder", "reproduce"]
+__all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
 
 ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
 """The arms of the reference, in its order; each is a preset."""
@@ -48,6 +52,7 @@ class Reproduced:
     incomplete: dict[str, str]
 
 
+@draws_progress
 def reproduce(
     dataset: str | Path,
     out: str | Path,
@@ -56,7 +61,7 @@ def reproduce(
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     command: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Reproduced:
     """Train the arms on one split, synthesize and score the test subjects, and write the report.
@@ -71,8 +76,8 @@ def reproduce(
         file: TOML settings for all arms.
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
-        progress: Called with (done, total, label).
-        should_stop: Asked after each training step, and whenever other work reports.
+        progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
+        should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:
         SettingsError: The arms would not share data, grid and split, two are the same, one is named twice, or none
@@ -82,12 +87,9 @@ def reproduce(
         UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
     out = Path(out)
-    if not arms or len(set(arms)) < len(arms):
-        raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
+    settings = arm_settings(arms, file, overrides)
     check_apart(dataset, out)
-    settings = {arm: resolve(arm, file, overrides) for arm in arms}
-    _refuse_twins(settings)
-    first = _shared(settings)
+    first = next(iter(settings.values()))
     for wanted in settings.values():
         check_settings(wanted)
     found = select_pairs(dataset, **to_dict(first.data))
@@ -95,7 +97,12 @@ def reproduce(
     claim_folder(out)
     _claim_experiment(out, split, [pair for pair in found.pairs if pair.subject not in split["test"]], first)
     failures: dict[str, UnscannedError] = {}
-    watched = interruptible(progress, should_stop, out)
+    parts = _parts(progress, settings, found.pairs, split)
+    names = {arm: f"arm {number} of {len(settings)}, {arm}: " for number, arm in enumerate(settings, 1)}
+
+    def watched(part: str, label: str) -> Progress | None:
+        return labelled(interruptible(parts[part], should_stop, out), label)
+
     record: dict[str, Any] = {
         "command": command,
         "dataset": str(dataset),
@@ -111,7 +118,7 @@ def reproduce(
             wanted,
             cache=out / "prepared",
             first_stage=_first_stage(arm, settings, out),
-            progress=labelled(progress, f"train {arm}: "),
+            progress=labelled(parts[f"train {arm}"], f"{names[arm]}training, "),
             should_stop=should_stop,
         )
         failures |= trained.failures
@@ -132,7 +139,7 @@ def reproduce(
             out / "synthetic" / arm,
             renew=True,
             force=True,
-            progress=labelled(watched, f"synthesize {arm}: "),
+            progress=watched(f"synthesize {arm}", f"{names[arm]}synthesis, "),
         )
         failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
         record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
@@ -147,7 +154,7 @@ def reproduce(
         training=split["train"],
         percentile=first.prepare.percentile,
         resample=first.prepare.resample,
-        progress=labelled(watched, "score: "),
+        progress=watched("score", "scores, "),
     )
     record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
@@ -156,9 +163,66 @@ def reproduce(
         out / "report.html",
         runs={arm: out / "arms" / arm for arm in settings},
         details={"How this was made": record},
-        progress=labelled(watched, "report: "),
+        progress=watched("report", "report, "),
     )
     return Reproduced(evaluation, report, failures, found.incomplete)
+
+
+def _parts(
+    progress: Progress | None, settings: Mapping[str, Settings], pairs: Sequence[Pair], split: Mapping[str, list[str]]
+) -> dict[str, Progress | None]:
+    """Return the progress of each part of an experiment by its name; all arms are trained before any is tested."""
+    training, validation, test = (
+        sum(pair.subject in split[part] for pair in pairs) for part in ("train", "validation", "test")
+    )
+    costs: dict[str, float] = {}
+    for arm, wanted in settings.items():
+        has_first_stage = _first_stage(arm, settings, Path()) is not None
+        costs[f"train {arm}"] = sum(run_costs(wanted, training, validation, has_first_stage=has_first_stage).values())
+    costs |= {f"synthesize {arm}": test * synthesis_cost(wanted) for arm, wanted in settings.items()}
+    shown = test * SCORED * (len(settings) + len(BASELINES))
+    costs |= {"score": shown, "report": shown}
+    return dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
+
+
+def arm_settings(
+    arms: Sequence[str], file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Settings]:
+    """Return the settings of each arm of an experiment.
+
+    Raises:
+        SettingsError: As for `reproduce`, but for what depends on the dataset.
+    """
+    if not arms or len(set(arms)) < len(arms):
+        raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
+    settings = {arm: resolve(arm, file, overrides) for arm in arms}
+    _refuse_twins(settings)
+    _refuse_unlike(settings)
+    return settings
+
+
+def estimate_costs(
+    dataset: str | Path, settings: Mapping[str, Settings], *, seconds: float = MEASURE_SECONDS
+) -> dict[str, Cost]:
+    """Return what each arm costs on this machine; a chain that takes its first stage from another arm costs less.
+
+    Args:
+        dataset: Folder or CSV of paired scans.
+        settings: Of each arm, as `arm_settings` returns them.
+        seconds: About how long to measure in all.
+
+    Raises:
+        UnscannedError: As for `estimate_cost`.
+    """
+    return {
+        arm: estimate_cost(
+            dataset,
+            wanted,
+            seconds=seconds / len(settings),
+            has_first_stage=_first_stage(arm, settings, Path()) is not None,
+        )
+        for arm, wanted in settings.items()
+    }
 
 
 def claim_folder(out: Path) -> None:
@@ -195,19 +259,22 @@ def _refuse_twins(settings: Mapping[str, Settings]) -> None:
             )
 
 
-def _shared(settings: Mapping[str, Settings]) -> Settings:
+def _refuse_unlike(settings: Mapping[str, Settings]) -> None:
     first = next(iter(settings.values()))
     for arm, other in settings.items():
         for table in ("data", "prepare", "split"):
             if getattr(other, table) != getattr(first, table):
                 raise SettingsError(
                     "the arms differ in what they are compared on",
-                    where=f"{arm}: {table}",
-                    found=getattr(other, table),
-                    expected=getattr(first, table),
+                    where=arm,
+                    found=difference(
+                        {table: to_dict(getattr(first, table))},
+                        {table: to_dict(getattr(other, table))},
+                        second="here",
+                    ),
+                    expected="the same in all arms",
                     do="Give these settings once, for all arms.",
                 )
-    return first
 
 
 def _split(found: Selection, settings: Settings) -> dict[str, list[str]]:

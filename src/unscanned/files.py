@@ -360,14 +360,12 @@ def _cannot_write(path: Path, error: OSError) -> ResourceError:
         return ResourceError(
             "the system does not allow a file of this size",
             where=path,
-            found=str(error) if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} bytes",
+            found=error if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} bytes",
             do="Raise the limit (ulimit -f), or choose a file system that takes large files.",
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _free(path) < _SMALL_BYTES):
         return _full(path)
-    return ResourceError(
-        "cannot be written", where=path, found=error.strerror or error, do="Choose another place for the output."
-    )
+    return ResourceError("cannot be written", where=path, found=error, do="Choose another place for the output.")
 
 
 def _descriptor(path: Path) -> int | None:

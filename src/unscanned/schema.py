@@ -13,12 +13,13 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from unscanned.errors import SettingsError, UnscannedError
+from unscanned.errors import SettingsError, UnscannedError, quoted
 
 __all__ = ["Schema", "describe", "near", "read"]
 
@@ -90,13 +91,13 @@ def describe(hint: Any) -> str:
         return f"{len(parts)} times {describe(parts[0])}"
     if origin in (dict, list):
         return "table" if origin is dict else f"list of {describe(parts[0])}"
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "unset"}
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "unset", Path: "path"}
     return names.get(hint) or ("table" if _is_schema(hint) else str(getattr(hint, "__name__", hint)))
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
-    """Return the question whether a known name was meant; None where none is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def near(name: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
+    """Return the question whether a known name was meant; None where none is as alike as `least`, from 0 to 1."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=least)
     return f"Did you mean {close[0]}?" if close else None
 
 
@@ -110,7 +111,7 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
         case "missing" if not isinstance(failure["loc"][-1], int):
             return {"what": f"a {noun} is missing", "expected": describe(hint)}
         case "model_type" | "dict_type" | "model_attributes_type":
-            return {"what": "not a table", "found": repr(failure["input"])}
+            return {"what": "not a table", "found": quoted(failure["input"])}
         case "greater_than" if bounds["gt"] == 0:
             what = "must be positive"
         case "greater_than_equal" if bounds["ge"] == 0:
@@ -120,10 +121,10 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
         case "less_than" | "less_than_equal":
             what = f"must be {'below' if 'lt' in bounds else 'at most'} {next(iter(bounds.values()))}"
         case "value_error":
-            found = repr(failure["input"])
+            found = quoted(failure["input"])
             return {"what": str(bounds["error"]), "found": found if len(found) < 200 else None}
         case _:
-            return {"what": "a value of the wrong kind", "found": repr(failure["input"]), "expected": describe(hint)}
+            return {"what": "a value of the wrong kind", "found": quoted(failure["input"]), "expected": describe(hint)}
     return {"what": what, "found": failure["input"]}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import metadata, resources
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
-from unscanned.errors import SettingsError, UnscannedError
+from unscanned.errors import SettingsError, UnscannedError, quoted
 from unscanned.files import read_text
 from unscanned.schema import Schema, near, read
 
 __all__ = [
+    "Augmentation",
     "Context",
     "Data",
     "Discriminator",
@@ -31,9 +32,11 @@ __all__ = [
     "Loss",
     "Prepare",
     "Settings",
+    "Simulated",
     "Split",
     "Synthesis",
     "Training",
+    "WRITTEN_BY",
     "check",
     "decisive",
     "difference",
@@ -43,6 +46,7 @@ __all__ = [
     "resolve",
     "to_dict",
     "to_toml",
+    "toml_of",
 ]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
@@ -52,6 +56,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e12)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OwnOptions = dict[str, bool | int | float | str | list[int]]
+
+WRITTEN_BY = "# Settings of unscanned "
+"What a TOML file of settings begins with, the release behind it."
 
 INDIFFERENT: dict[str, Any] = {"decides": False}
 "Of a field that changes neither what a training step does nor which epoch is the best: no part of a run's identity."
@@ -107,7 +114,7 @@ class Generator(Schema):
     """The network that makes the target."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.generators."
+    "Architecture: nie (the reference's), small or unet, or another that unscanned.models.generators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     residual: bool = False
@@ -126,7 +133,7 @@ class Discriminator(Schema):
     """The network that tells acquired from synthetic."""
 
     name: str = "nie"
-    "Architecture, by its name in unscanned.models.discriminators."
+    "Architecture: nie (the reference's) or small, or another that unscanned.models.discriminators names."
     options: OwnOptions = Field({})
     "Options of that architecture's own."
     slope: float = Field(0.2, ge=0, le=1e3)
@@ -146,8 +153,18 @@ class Loss(Schema):
     "Weight of the L1 term."
     gdl: Weight = 1.0
     "Weight of the gradient difference term."
+    ssim: Weight = 0.0
+    "Weight of 1 - SSIM, in unit scale with a data range of 1."
     reduction: Literal["sum", "mean"] = "sum"
-    "Over voxels, for L1 and GDL: sum (the formulas are norms) or mean. Over the batch it is the mean."
+    "Over voxels, for all terms but the adversarial: sum (the formulas are norms) or mean. Over the batch: mean."
+    outside: Share = 1.0
+    "What is left of the synthetic patch's error outside the head before any loss sees it; 0 trains inside alone."
+    adversarial_after: int = Field(0, ge=0, le=10**12)
+    "Steps that the other terms have to themselves before the adversary joins."
+    gradient_penalty: Weight = 0.0
+    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps it from winning outright."
+    on_collapse: Literal["end", "regression"] = "end"
+    "What a training does whose adversary collapses: end, or go on with the other terms alone (regression)."
 
 
 class Training(Schema):
@@ -168,7 +185,19 @@ class Training(Schema):
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     "Optimizer of both networks."
     learning_rate: float = Field(1e-4, gt=0, le=1e6)
-    "Its learning rate."
+    "Its learning rate, from which the schedule goes down."
+    schedule: Literal["constant", "cosine"] = "constant"
+    "Learning rate over the steps: constant, or half a cosine down to final_rate, whose length is the training's."
+    warmup_steps: int = Field(0, ge=0, le=10**9)
+    "Steps at the beginning over which the learning rate rises from 0."
+    final_rate: Share = 0.0
+    "Share of the learning rate that the cosine ends at."
+    weight_decay: float = Field(0.01, ge=0, le=1e3)
+    "Decoupled weight decay of adamw; the other optimizers have none."
+    clip_norm: float | None = Field(None, gt=0, le=1e12)
+    "Norm that each network's gradient is cut to; unset leaves it."
+    average: float = Field(0.0, ge=0, lt=1)
+    "Decay a step of the average of the generator's weights, which is validated and becomes the model; 0: no average."
     beta1: float = Field(0.5, ge=0, lt=1)
     "Adam's decay of the first moment; the momentum of rmsprop and sgd."
     beta2: float = Field(0.999, ge=0, lt=1)
@@ -189,6 +218,40 @@ class Training(Schema):
     "CPU threads; unset leaves it to PyTorch."
     precision: Precision = "float32"
     "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
+
+
+class Augmentation(Schema):
+    """What is drawn anew for each training patch. 0 leaves all as it is."""
+
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    "Largest shift of a patch from its place on the grid of patches, as a share of its edge; 0.5 reaches every place."
+    flip: Share = 0.0
+    "Probability that a patch is mirrored left to right."
+    intensity: Annotated[float, Field(ge=0, le=2)] = 0.0
+    "Strength of a curve of the source's intensities: unit scale to the power of e^u, u between minus and plus this."
+    field: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    "Largest change by a smooth receive field, which source and target share, as a share of the intensity."
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    "Largest standard deviation of Rician noise added to the source, in unit scale."
+    blur: Annotated[float, Field(ge=0, le=64)] = 0.0
+    "Largest sigma of a Gaussian that the source is blurred with, in voxels."
+    resolution: Annotated[float, Field(ge=0, le=64)] = 0.0
+    "Largest thickness of slices, in voxels, that the source is averaged to across a random axis; up to 1 leaves it."
+
+
+class Simulated(Schema):
+    """Pairs with wide physics that are drawn while training, beside the dataset's, and never seen twice."""
+
+    share: Share = 0.0
+    "Share of the training patches that come from simulated pairs."
+    labels: str | None = Field(None, json_schema_extra=INDIFFERENT)
+    "Folder of whole-head label maps; unset takes heads of the package's own."
+    seed: Seed = 0
+    "Seed of all that is drawn."
+    pool: int = Field(8, gt=0, le=1000)
+    "Pairs that are at hand at a time; each takes 9 bytes a voxel of the grid."
+    every: int = Field(10, gt=0, le=10**9)
+    "Steps after which a new pair takes the place of the oldest."
 
 
 class Context(Schema):
@@ -215,6 +278,10 @@ class Synthesis(Schema):
     "Map at most prepare.shape voxels around the head and leave the rest at 0; auto: where they hold the whole head."
     stride: int = Field(8, gt=0, json_schema_extra=INDIFFERENT)
     "Voxels between neighbouring patches along each axis, in mode patches."
+    clip: Literal["none", "minimum"] = Field("none", json_schema_extra=INDIFFERENT)
+    "minimum raises voxels below the smallest of the training targets to it (to 0 where the model does not know it)."
+    blend: Literal["equal", "gaussian"] = "equal"
+    "Weights of overlapping patches: equal (the reference), or gaussian, highest in the middle of a patch."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)
@@ -234,6 +301,8 @@ class Settings(Schema):
     discriminator: Discriminator = Discriminator()
     loss: Loss = Loss()
     training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+    simulated: Simulated = Simulated()
     context: Context = Context()
     synthesis: Synthesis = Synthesis()
 
@@ -323,11 +392,11 @@ def check(settings: Settings) -> None:
     """Refuse values that exclude each other. What a network does not take, it refuses itself.
 
     Raises:
-        SettingsError: A patch larger than the grid, a stride larger than the patch, a context that cannot be had, or a
-            loss without a term.
+        SettingsError: A patch larger than the grid or smaller than the window of SSIM, a stride larger than the patch,
+            a context that cannot be had, augmentation that leaves nothing of a patch, or a loss without a term.
     """
-    if not any(isinstance(weight, float) and weight > 0 for weight in to_dict(settings.loss).values()):
-        raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
+    _check_loss(settings.loss)
+    _check_augmentation(settings.augmentation, settings.training.patch)
     context, patch = settings.context, settings.training.patch
     if patch > max(settings.prepare.shape):
         raise SettingsError(
@@ -335,6 +404,13 @@ def check(settings: Settings) -> None:
             where="training.patch",
             found=patch,
             expected=f"at most {max(settings.prepare.shape)}, the longest edge of prepare.shape",
+        )
+    if settings.loss.ssim > 0 and patch < _SSIM_WINDOW:
+        raise SettingsError(
+            "a patch smaller than the window of SSIM",
+            where="training.patch",
+            found=f"{patch} with loss.ssim = {settings.loss.ssim}",
+            expected=f"at least {_SSIM_WINDOW}",
         )
     strides = {
         "synthesis.stride": settings.synthesis.stride,
@@ -349,6 +425,13 @@ def check(settings: Settings) -> None:
                 found=stride,
                 expected=f"at most training.patch = {patch}",
             )
+    if context.stages > 1 and context.input == "volume" and settings.simulated.share > 0:
+        raise SettingsError(
+            "a simulated pair has no volume of the stage before",
+            where="simulated.share",
+            found=f"{settings.simulated.share:g} with context.stages = {context.stages}",
+            expected="0, or context.input = patch",
+        )
     if context.stages > 1 and context.training_input == "out_of_fold":
         if context.folds < 2:
             raise SettingsError("out of fold needs two folds", where="context.folds", found=context.folds)
@@ -362,6 +445,36 @@ def check(settings: Settings) -> None:
             )
 
 
+def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
+    for name, share in (("blur", 8), ("resolution", 4)):
+        value, most = getattr(augmentation, name), patch / share
+        if value > most:
+            raise SettingsError(
+                "augmentation that leaves nothing of a patch",
+                where=f"augmentation.{name}",
+                found=f"{value:g} voxels with training.patch = {patch}",
+                expected=f"at most {most:g}, the patch by {share}",
+            )
+
+
+def _check_loss(loss: Loss) -> None:
+    weights = {key: value for key, value in loss if isinstance(value, float) and key not in _NO_TERMS}
+    if not any(weights.values()):
+        raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
+    alone = not any(weight for name, weight in weights.items() if name != "adversarial")
+    for name, value, default in (
+        ("adversarial_after", loss.adversarial_after, 0),
+        ("on_collapse", loss.on_collapse, "end"),
+    ):
+        if alone and value != default:
+            raise SettingsError(
+                "without its adversary the loss has no term, so there is nothing to learn",
+                where=f"loss.{name}",
+                found=f"{value} with no other term",
+                expected=f"{default}, or a weight for another term, such as loss.l1",
+            )
+
+
 def to_dict(settings: Schema) -> dict[str, Any]:
     """Return settings or one of their tables as nested dicts of JSON values."""
     return settings.model_dump(mode="json")
@@ -369,8 +482,13 @@ def to_dict(settings: Schema) -> dict[str, Any]:
 
 def to_toml(settings: Settings) -> str:
     """Return the settings as a TOML text that `resolve` reads back; unset values stand as comments."""
-    lines = [f"{_WRITTEN_BY}{metadata.version('unscanned')}"]
-    for key, value in to_dict(settings).items():
+    return toml_of(to_dict(settings))
+
+
+def toml_of(tables: Mapping[str, Any], comments: Iterable[str] = ()) -> str:
+    """Return some tables and keys of `Settings` as a TOML text that `resolve` reads back, comments in front."""
+    lines = [f"{WRITTEN_BY}{metadata.version('unscanned')}", *(f"# {comment}" for comment in comments)]
+    for key, value in tables.items():
         lines += _toml_table(key, value) if isinstance(value, dict) else [f"{key} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
 
@@ -378,19 +496,28 @@ def to_toml(settings: Settings) -> str:
 def decisive(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return what decides how a training step changes the weights, and which epoch is the best: a run's identity.
 
-    An epoch more or the stride of synthesis does not; the mode of synthesis does, as it makes the validation volumes.
+    An epoch more or the stride of synthesis does not, unless the learning rate depends on how many steps there will be;
+    the mode of synthesis does, as it makes the validation volumes.
     What stands at its default is left out, so a setting that a later version adds changes no identity.
     """
     changed = settings.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "split"})
+    needs_length = settings.training.schedule != "constant"
     kept = {
-        table: {key: value for key, value in values.items() if _field(table, key).json_schema_extra != INDIFFERENT}
+        table: {
+            key: value
+            for key, value in values.items()
+            if _field(table, key).json_schema_extra != INDIFFERENT or (needs_length and (table, key) == _LENGTH)
+        }
         for table, values in changed.items()
     }
     return {table: values for table, values in kept.items() if values}
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return in words where two identities differ; empty where they do not. A setting left out is at its default."""
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: str = "now") -> str:
+    """Return in words where two identities differ; empty where they do not. A setting left out is at its default.
+
+    `second` is what the words call the second.
+    """
     told = []
     for table in dict.fromkeys([*found, *wanted]):
         one, other = found.get(table, {}), wanted.get(table, {})
@@ -398,11 +525,14 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             default = _defaults(table).get(key)
             before, now = one.get(key, default), other.get(key, default)
             if before != now:
-                told.append(f"{table}.{key} = {before!r}, now {now!r}")
+                told.append(f"{table}.{key} = {_shown(before)}, {second} {_shown(now)}")
     return "; ".join(told)
 
 
-_WRITTEN_BY = "# Settings of unscanned "
+_NO_TERMS = {"outside", "gradient_penalty"}
+"Numbers of the table loss that are no weights of terms."
+_SSIM_WINDOW = 11
+_LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}
 "Keys of older versions, and what they are called now."
 
@@ -411,7 +541,7 @@ def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     """Return what messages call the file, with the release that wrote it if it says so, and its content."""
     try:
         text = read_text(path)
-        writer = re.match(rf"{_WRITTEN_BY}(\S+)", text)
+        writer = re.match(rf"{WRITTEN_BY}(\S+)", text)
         return f"{path} (of unscanned {writer[1]})" if writer else str(path), tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
@@ -425,6 +555,10 @@ def _toml_table(name: str, values: Mapping[str, Any]) -> list[str]:
     lines = [f"# {key} is unset" if value is None else f"{key} = {_toml(value)}" for key, value in plain.items()]
     tables = [line for key, value in inner.items() if value for line in _toml_table(f"{name}.{key}", value)]
     return [f"\n[{name}]", *lines, *tables]
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else quoted(value)
 
 
 def _toml(value: Any) -> str:

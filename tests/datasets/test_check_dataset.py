@@ -1,4 +1,4 @@
-"""The report on a dataset. Damaged volumes are in tests/faults/test_a_input.py."""
+"""What is found in a dataset. Damaged volumes are in tests/faults/test_a_input.py."""
 
 import numpy as np
 import pytest

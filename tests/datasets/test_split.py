@@ -55,9 +55,9 @@ def test_a_split_is_taken_from_a_file(tmp_path):
     [
         ('{"train": ["a"], "validation": ["a"], "test": []}', "more than once; found a"),
         ('{"train": ["x"], "validation": [], "test": []}', "unknown subjects; found x"),
-        ('{"train": ["a"], "test": []}', "KeyError: 'validation'"),
-        ('{"train": 3, "validation": [], "test": []}', "TypeError"),
-        ("[]", "TypeError"),
+        ('{"train": ["a"], "test": []}', "no key 'validation'"),
+        ('{"train": 3, "validation": [], "test": []}', "content of another kind"),
+        ("[]", "content of another kind"),
         ("{", "cannot be read"),
     ],
 )

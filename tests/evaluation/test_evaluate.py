@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cohort import MEAN, SCALE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+from notebook_tables import rows
 from tool import ENVIRONMENT
 
 from unscanned.errors import DatasetError, SettingsError
@@ -366,3 +367,43 @@ def test_progress_counts_to_its_end(cohort, tmp_path):
     evaluate(*cohort, tmp_path, subjects=("02",), training=("01",), progress=lambda *call: calls.append(call))
     assert [call[0] for call in calls] == [0, 1, 2]
     assert {call[1] for call in calls} == {2}
+
+
+def test_a_notebook_shows_the_scores_of_the_files(evaluated):
+    table = rows(evaluated._repr_html_())
+    head, arms = table[0], {row[0]: row for row in table[1:5]}
+    assert head[0] == "arm"
+    assert [text.split(" ")[0] for text in head[1:]] == ["MAE", "PSNR,", "PSNR", "SSIM", "n"]
+    for arm, row in arms.items():
+        psnr = evaluated.content.arms[arm]["head"]["psnr"]
+        assert row[3] == f"{psnr.mean:.2f} ({psnr.sd:.2f})"
+        assert row[-1] == "3"
+    differences = {row[0]: row for row in table[6:]}
+    [wanted] = [
+        row
+        for row in evaluated.content.comparisons
+        if (row.arm, row.against, row.region, row.metric) == ("good", "regression", "head", "psnr")
+    ]
+    expected = f"{wanted.difference:+.2f} [{wanted.low:+.2f}, {wanted.high:+.2f}]"
+    assert differences["good minus regression"][3] == expected
+    assert set(differences) >= {"poor minus good", "good minus source", "poor minus source", "poor minus regression"}
+
+
+def test_an_evaluation_says_what_it_is_in_a_line(evaluated):
+    assert repr(evaluated) == f"Evaluation(source, regression, good, poor; 3 subjects, {evaluated.folder})"
+
+
+def test_a_notebook_shows_one_subject_without_an_interval_and_names_what_failed(cohort, tmp_path):
+    dataset, arms = cohort
+    folder = tmp_path / "arm"
+    shutil.copytree(arms["good"], folder)
+    [damaged] = (folder / "sub-02").rglob("*.nii.gz")
+    damaged.write_bytes(b"")
+    found = evaluate(dataset, {"<arm>": folder}, tmp_path / "out", subjects=["02", "03"])
+    page = found._repr_html_()
+    table = {row[0]: row for row in rows(page)}
+    assert table["<arm>"][3].count("(") == 0
+    assert table["<arm> minus source"][3].count("[") == 0
+    assert table["sub-02"][1] == "<arm>"
+    assert "<arm>" not in page
+    assert repr(found).startswith("Evaluation(source, <arm>; 2 subjects, 1 failed, ")

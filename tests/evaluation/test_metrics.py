@@ -7,7 +7,20 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from unscanned.errors import DatasetError, SettingsError
-from unscanned.evaluation.metrics import METRICS, mae, mse, psnr, psnr_nie, slice_mse, ssim
+from unscanned.evaluation.metrics import (
+    METRICS,
+    hfen,
+    mae,
+    mse,
+    mutual_information,
+    psnr,
+    psnr_nie,
+    psnr_one_gain,
+    slice_mse,
+    ssim,
+    tissue_dice,
+    tissue_volumes,
+)
 
 
 def volumes(shape=(17, 19, 16), noise=0.1, seed=0):
@@ -35,7 +48,19 @@ def test_the_peak_of_psnr_nie_comes_from_whichever_volume_is_brighter():
 
 
 @pytest.mark.parametrize(
-    ("name", "perfect"), [("mae", 0), ("mse", 0), ("psnr_nie", math.inf), ("psnr", math.inf), ("ssim", 1)]
+    ("name", "perfect"),
+    [
+        ("mae", 0),
+        ("mse", 0),
+        ("psnr_nie", math.inf),
+        ("psnr", math.inf),
+        ("ssim", 1),
+        ("psnr_one_gain", math.inf),
+        ("hfen", 0),
+        ("mutual_information", 2),
+        ("tissue_dice", 1),
+        ("tissue_volumes", 0),
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_volume_compared_with_itself_is_perfect(name, perfect, masked):
@@ -157,3 +182,57 @@ def test_ssim_of_a_volume_thinner_than_its_window_is_refused():
     target, synthetic = volumes((30, 30, 8))
     with pytest.raises(DatasetError, match="smaller than the window"):
         ssim(target, synthetic, np.ones(target.shape, bool), data_range=1.0)
+
+
+def test_psnr_after_one_gain_forgives_a_gain_and_nothing_else():
+    target, synthetic = volumes()
+    mask = ball(target.shape)
+    plain = psnr_one_gain(target, synthetic, mask, data_range=1.0)
+    assert psnr_one_gain(target, 3.7 * synthetic, mask, data_range=1.0) == pytest.approx(plain, abs=1e-4)
+    assert psnr_one_gain(target, synthetic + 0.5, mask, data_range=1.0) < plain - 1
+    best = max(psnr(target, gain * synthetic, mask, data_range=1.0) for gain in np.linspace(0.9, 1.1, 201))
+    assert plain == pytest.approx(best, abs=1e-3)
+    assert psnr_one_gain(target, np.zeros_like(target), data_range=1.0) == pytest.approx(
+        psnr(target, np.zeros_like(target), data_range=1.0), abs=1e-4
+    )
+
+
+def test_hfen_is_the_norm_of_the_filtered_difference_and_sees_edges_not_levels():
+    from scipy.ndimage import correlate, gaussian_laplace
+
+    target, synthetic = volumes((24, 20, 22))
+    assert hfen(target, target + 0.3) < 1e-3
+    assert hfen(target, np.zeros_like(target)) == pytest.approx(1)
+    steps = np.arange(-7, 8)
+    squared = sum(axis.astype(float) ** 2 for axis in np.meshgrid(steps, steps, steps))
+    kernel = (squared / 1.5**4 - 3 / 1.5**2) * np.exp(-squared / (2 * 1.5**2))
+    filtered = [correlate(array.astype(np.float64), kernel, mode="reflect") for array in (synthetic - target, target)]
+    expected = np.linalg.norm(filtered[0]) / np.linalg.norm(filtered[1])
+    assert hfen(target, synthetic) == pytest.approx(expected, rel=0.02)
+    blurred = synthetic - 0.5 * gaussian_laplace(target, 1.5)
+    assert hfen(target, blurred) > hfen(target, synthetic)
+
+
+def test_mutual_information_agrees_with_scikit_image_and_does_not_mind_the_curve():
+    from skimage.metrics import normalized_mutual_information
+
+    target, synthetic = (np.clip(array, 0, 1) for array in volumes())
+    for array in (target, synthetic):
+        array.flat[:2] = 0, 1
+    measured = mutual_information(target, synthetic, data_range=1.0)
+    assert measured == pytest.approx(normalized_mutual_information(target, synthetic, bins=64), abs=1e-9)
+    assert mutual_information(target, 1 - target, data_range=1.0) == pytest.approx(2, abs=0.02)
+    independent = np.random.default_rng(9).random((40, 40, 40))
+    assert mutual_information(np.roll(independent, 7, 1), independent, data_range=1.0) < 1.02
+    assert mutual_information(np.zeros((3, 3, 3)), np.ones((3, 3, 3)), data_range=1.0) == 2
+
+
+def test_tissues_are_told_by_their_own_thresholds():
+    target = np.repeat([0.1, 0.5, 0.9], 100) + np.random.default_rng(0).uniform(-0.05, 0.05, 300)
+    assert tissue_dice(target, 0.3 * target + 0.2) == 1
+    moved = target.copy()
+    moved[90:100] = 0.5  # a tenth of the dark voxels became middle ones
+    assert tissue_dice(target, moved) == pytest.approx((2 * 90 / 190 + 2 * 100 / 210 + 1) / 3)
+    assert tissue_volumes(target, moved) == pytest.approx((0.1 + 0.1 + 0) / 3)
+    assert tissue_dice(target, np.zeros_like(target)) == pytest.approx(2 * 100 / 400 / 3)
+    assert tissue_volumes(target, np.zeros_like(target)) == pytest.approx((2 + 1 + 1) / 3)

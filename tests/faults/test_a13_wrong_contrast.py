@@ -109,7 +109,7 @@ def test_a13_force_goes_on_and_stamps_the_sidecar(setting, tmp_path, capsys):
     scan = without_a_name(setting.scans["T1"], tmp_path / "in")
     out = tmp_path / "out"
     assert synthesize(setting.model, scan, out, "--force") == 0
-    content = stamp(out, "scan_desc-synthetic_T2w")
+    content = stamp(out, "sub-scan_desc-synthetic_T2w")
     assert content["InputContrastVerified"] is False
     assert content["InputContrast"]["Score"] > THRESHOLD
     assert "T1w" in content["InputContrast"]["Reason"]
@@ -133,7 +133,7 @@ def test_a13_a_model_without_a_profile_takes_the_scan_and_says_that_nothing_is_k
     assert load_model(setting.old_model).profile is None
     scan = without_a_name(setting.scans["T1"], tmp_path / "in")
     assert synthesize(setting.old_model, scan, tmp_path / "out") == 0
-    content = stamp(tmp_path / "out", "scan_desc-synthetic_T2w")
+    content = stamp(tmp_path / "out", "sub-scan_desc-synthetic_T2w")
     assert content["InputContrastVerified"] is None
     assert content["InputContrast"]["Score"] is None
 

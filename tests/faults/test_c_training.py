@@ -1,5 +1,6 @@
 """Section C of the table of faults: training. Each test causes the real fault and is named by its row."""
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -710,6 +711,25 @@ def test_c13_a_generator_that_makes_a_constant_ends_with_exit_6_and_its_best_epo
     assert load_checkpoint(tmp_path / "best", {}) is not None
     validations = [event for event in read_log(tmp_path / "log.jsonl") if event["event"] == "validation"]
     assert len(validations) == FATAL_AFTER
+
+
+@pytest.mark.parametrize("sign", ["std_ratio", "d_accuracy"])
+def test_c13_a_training_whose_adversary_collapses_goes_on_without_it_if_it_may(tmp_path, batches, sign):
+    def scores(network):
+        collapsed = {"std_ratio": 0.01, "d_accuracy": 1.0}[sign]
+        return {"psnr": 1.0, sign: collapsed if step.adversary.takes_part else 0.7}
+
+    step = dataclasses.replace(step_of(*networks()), goes_on=True)
+    epoch = FATAL_STEPS // FATAL_AFTER + 1
+    settings = Training(epochs=FATAL_AFTER + 1, steps_per_epoch=epoch)
+    with pytest.warns(UserWarning, match=rf"goes on without its adversary: .*{sign}"):
+        train_stage(tmp_path, step, batches, scores, settings)
+    steps = [event for event in read_log(tmp_path / "log.jsonl") if event["event"] == "step"]
+    assert ["d_loss" in event for event in steps] == [True] * FATAL_AFTER * epoch + [False] * epoch
+    again = dataclasses.replace(step_of(*networks()), goes_on=True)
+    longer = settings.model_copy(update={"epochs": FATAL_AFTER + 2})
+    train_stage(tmp_path, again, batches, lambda network: {"psnr": 1.0}, longer)
+    assert "d_loss" not in read_log(tmp_path / "log.jsonl")[-2]
 
 
 def test_c13_a_healthy_run_gives_no_warning(tiny_run):

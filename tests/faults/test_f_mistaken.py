@@ -93,6 +93,14 @@ def test_f_verify_finds_the_volume_identical_on_the_same_device_and_threads(made
     assert capsys.readouterr().out.startswith("identical")
 
 
+@pytest.mark.parametrize("clip", ["minimum", "none"])
+def test_f_verify_clips_where_the_volume_was_clipped(scan, tiny_run, tmp_path, clip):
+    (made,) = synthesize(load_model(tiny_run), [(scan, None)], tmp_path, clip=clip).written
+    assert read_json(sidecar_path(made))["Synthesis"]["clip"] == clip
+    assert bool(read_volume(made).array.min() < 0) is (clip == "none")
+    assert verify(made).verdict == "identical"
+
+
 def test_f_verify_with_another_number_of_threads_stays_within_the_stated_tolerance(made, capsys):
     threads = torch.get_num_threads()
     result = verify(made, threads=threads + 1)

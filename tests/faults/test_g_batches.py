@@ -1,11 +1,16 @@
 """Section G, batches: whatever happens in one scan is told of that scan, and the others are made."""
 
+import contextlib
+import io
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+from tool import as_ordinary_user
 
+from unscanned.cli import main
 from unscanned.volumes import nifti
 
 CRASH = re.compile(r"this is a bug; what happened is in (\S+?\.txt)\. Please report")
@@ -119,3 +124,42 @@ def test_g04_memory_that_is_short_for_one_scan_is_its_row_and_no_bug(cli, own, t
     assert done.returncode == 4, done.stderr
     assert "sub-002_PDw.nii.gz: memory is short" in done.stderr
     assert len(list((tmp_path / "made").rglob("*.nii.gz"))) == 3
+
+
+@pytest.mark.parametrize("verb", ["synthesize", "check", "evaluate", "report", "verify", "dicom", "simulate", "train"])
+def test_g04_what_a_user_has_no_right_to_look_at_is_named_and_is_no_bug(verb, tiny_run, tiny_dataset, tmp_path):
+    # pytest's own folders are closed to other users
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        base.chmod(0o755)
+        open_to_all, locked, out = (base / which for which in ("open", "locked", "out"))
+        shutil.copytree(tiny_dataset, open_to_all)
+        shutil.copytree(tiny_run, locked / "run")
+        (locked / "scan.nii.gz").write_bytes(b"")
+        out.mkdir(mode=0o777)
+        out.chmod(0o777)
+        hidden = locked / "run"
+        words = {
+            "synthesize": [hidden / "model", open_to_all, "-o", out / "a"],
+            "check": [hidden],
+            "evaluate": [open_to_all, hidden, "-o", out / "a"],
+            "report": [hidden, "-o", out / "a.html"],
+            "verify": [locked / "scan.nii.gz", "--model", hidden],
+            "dicom": [locked / "scan.nii.gz", hidden, "-o", out / "a"],
+            "simulate": ["-o", out / "a", "--labels", hidden, "--subjects", "1"],
+            "train": [open_to_all, "-o", out / "a", "--settings", hidden / "model" / "model.json"],
+        }[verb]
+
+        def ends_with_a_word():
+            told = io.StringIO()
+            with contextlib.redirect_stderr(told):
+                code = main([verb, *map(str, words)])
+            assert code in (2, 3, 4, 5, 7), told.getvalue()
+            assert "bug" not in told.getvalue()
+            assert str(locked) in told.getvalue().replace("\n", "")
+
+        locked.chmod(0o600)
+        try:
+            assert as_ordinary_user(ends_with_a_word) == 0
+        finally:
+            locked.chmod(0o700)

@@ -15,7 +15,7 @@ from unscanned.cli.terminal import raise_partial, shown
 from unscanned.errors import PartialFailure, VolumeError
 
 TOOL = [sys.executable, "-m", "unscanned"]
-WRITES = [["--help"], ["--version"], ["check", "--help"], ["train", "x", "-o", "y", "--dry-run"], ["check"]]
+WRITES = [["--help"], ["--version"], ["check", "--help"], ["train", "--help"], ["check"]]
 TELLS = [["check", "missing"], ["check"]]
 STEERING = "sub-07\x1b[2J\x9b1m\u202e"
 

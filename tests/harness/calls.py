@@ -117,7 +117,7 @@ def _names(schema: type[Schema], prefix: str = "") -> list[str]:
 SETTINGS = tuple(_names(Settings))
 DATASETS = ("@/in/dataset", "@/in/table.csv", "@/in/ixi")
 SYNTHETIC = "@/in/synthetic/sub-001/anat/sub-001_desc-synthetic_T2w.nii.gz"
-DERIVED = "@/in/derived/scan_desc-synthetic_T2w.nii.gz"
+DERIVED = "@/in/derived/sub-scan/anat/sub-scan_desc-synthetic_T2w.nii.gz"
 ANYTHING = (
     "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/synthetic",
     "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz", "@/in/holes.nii.gz",
@@ -127,8 +127,8 @@ ANYTHING = (
 
 TINY = ("--settings", "@/in/settings.toml")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "check": ("--source", "--target", "--layout", "--resample", "--json"),
-    "prepare": (*SETTINGS, "--preset", "--dry-run"),
+    "check": ("--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s"),
+    "prepare": (*[name for name in SETTINGS if name.startswith(("--data.", "--prepare."))], "--preset", "--dry-run"),
     "train": (*SETTINGS, "--preset", "--dry-run"),
     "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force"),
     "verify": ("--model", "--scan", "--device", "--threads"),

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,8 +42,8 @@ CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
 CPU_S, WALL_S, MEMORY_MIB = 40, 150, 1500
 "A call may use so much: seconds of processor time, seconds in all (for what waits without end), and memory."
 
-OF_LIBRARIES = (".cache", ".config", "matplotlib-", "torchinductor_", "intel")
-"What libraries keep in the home folder and among temporary files."
+OF_LIBRARIES = (".cache", ".config", "matplotlib-", "torchinductor_", "intel", ".ses")
+"What libraries (.ses: ONNX Runtime) keep in the home folder and among temporary files."
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,9 @@ def _facts(folder: str) -> Iterator[tuple[str, tuple[int, object]]]:
 def _changed(call: Call, before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:
     """Yield what is another file than before, new outside the output, or left unfinished."""
     kept = files.protected(call.out, call.verb)
-    here = call.out in ("nothing", "here") or "-o" not in call.words  # what a verb writes without being told where
+    named = [path for option, path in pairwise(call.words) if option == "-o"]
+    # What a verb writes without being told where, or under a name without a folder.
+    here = call.out in ("nothing", "here") or not named or not named[-1].startswith("@")
     # Where a dataset that is no input is given as the output, a run may lie beside its scans, and a file beside it.
     inside = {"in dataset": ("in/dataset/derivatives",), "dataset": ("in/dataset.",)}.get(call.out, ())
     if call.out == "dataset" and call.words.count("@/in/dataset") == 1 and "@/in/table.csv" not in call.words:

@@ -123,7 +123,7 @@ class _Looking:
 def _warm(world: Path, base: Path) -> None:
     """Import what the verbs import when they are called, so that forks find it: another user may not read it."""
     out, scan = base / "warm", world / "dataset/sub-001/anat/sub-001_PDw.nii.gz"
-    made = next((world / "derived").glob("*.nii.gz"))
+    made = next((world / "derived").rglob("*.nii.gz"))
     words: list[list[object]] = [
         ["check", world / "table.csv", "--json", out / "check.json"],
         ["reproduce", world / "dataset", "-o", out / "r", "--settings", world / "settings.toml", "--arms", "demo"],

@@ -7,8 +7,9 @@ from PIL import Image
 
 from unscanned.errors import DatasetError
 from unscanned.formats.sidecar import STAMP
-from unscanned.report.figures import case_figure, patch_sheet, patch_starts, planes_figure, slice_image, strip
+from unscanned.report.figures import case_figure, patch_sheet, patch_starts, planes_figure, strip
 from unscanned.volumes.intensity import head_mask
+from unscanned.volumes.planes import slice_image
 
 
 def pixels(png):

@@ -61,7 +61,7 @@ class Outcome:
 
 def words_of(world: Path, out: Path) -> dict[str, list[object]]:
     """Return the words of each verb's call; all write to `out`."""
-    derived = world / "derived" / "scan_desc-synthetic_T2w.nii.gz"
+    derived = world / "derived" / "sub-scan" / "anat" / "sub-scan_desc-synthetic_T2w.nii.gz"
     tiny = ["--settings", world / "settings.toml"]
     return {
         "reproduce": [world / "dataset", "-o", out, "--arms", "demo", *tiny],

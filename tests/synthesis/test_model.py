@@ -86,6 +86,17 @@ def test_the_output_lies_on_the_grid_of_the_scan_in_the_units_of_the_training_ta
     assert 0.2 < np.median(made.array[inside]) / 700 < 2
 
 
+def test_no_voxel_lies_below_the_smallest_of_the_training_targets(model, scan):
+    free = model.synthesize(scan, clip="none").array
+    assert free.min() < -1
+    made = model.synthesize(scan).array
+    assert made.min() == 0
+    assert np.array_equal(made, np.maximum(free, 0))
+    target = dataclasses.replace(model.normalization.target, minimum=-1 / 700)
+    knows = dataclasses.replace(model, normalization=dataclasses.replace(model.normalization, target=target))
+    assert np.array_equal(knows.synthesize(scan).array, np.maximum(free, np.float32(-1 / 700 * 700)))
+
+
 @pytest.fixture
 def small_grid(model):
     """The model with a grid that the head of `scan` does not fill along i and j, and does along k."""
@@ -102,8 +113,9 @@ def test_where_the_grid_of_the_model_holds_the_head_the_rest_is_left_at_zero(sma
     model = small_grid(19, 22, 17)
     made = model.synthesize(scan)
     assert made.array.shape == scan.array.shape
-    outside = made.array == 0
+    outside = model.synthesize(scan, clip="none").array == 0
     assert outside.sum() == scan.array.size - 19 * 22 * 17
+    assert not made.array[outside].any()
     assert not outside[head].any()
     assert not made.warnings
     assert np.array_equal(model.synthesize(scan, crop="never").array, whole.array)

@@ -161,3 +161,25 @@ def test_the_volume_itself_is_left_as_it_was():
 @pytest.mark.parametrize(("patch", "batch"), [(8, 64), (16, 64), (32, 16), (48, 4), (64, 2), (128, 1)])
 def test_larger_patches_go_fewer_at_a_time(patch, batch):
     assert default_batch(torch.device("cpu"), patch) == batch
+
+
+def test_gaussian_weights_keep_what_all_patches_agree_on_and_quieten_the_borders():
+    class Bordered(nn.Module):
+        """The identity but for the outermost voxels of a patch, as a network that pads has them."""
+
+        def forward(self, x):
+            y = x.clone()
+            for axis in (2, 3, 4):
+                y.select(axis, 0).add_(1.0)
+                y.select(axis, -1).add_(1.0)
+            return y
+
+    volume = np.random.default_rng(0).standard_normal((1, 40, 33, 32)).astype(np.float32)
+    kept = reconstruct(volume, nn.Identity(), patch=16, stride=8, blend="gaussian")
+    assert np.allclose(kept, volume[0], atol=1e-5)
+    inside = (slice(16, -16), slice(12, -12), slice(12, -12))
+    equal, gaussian = (
+        np.abs(reconstruct(volume, Bordered(), patch=16, stride=8, blend=blend) - volume[0])[inside].max()
+        for blend in ("equal", "gaussian")
+    )
+    assert gaussian < 0.1 * equal

@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
 
-from unscanned.losses import discriminator_loss
+from unscanned.losses import discriminator_loss, gradient_penalty
 from unscanned.models import discriminators, generators
 from unscanned.training.adversary import Adversary
 
@@ -74,3 +76,22 @@ def test_on_a_cpu_the_discriminator_is_float32_whatever_the_precision(parts):
     synthetic = generator(source).detach()
     expected = discriminator_loss(discriminator(source, target), discriminator(source, synthetic))
     assert rounded.train(source, target, synthetic).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_penalty_is_half_the_squared_gradient_at_acquired_patches_and_makes_the_discriminator_flatter(parts):
+    _, discriminator, _, source, target = parts
+    images = target.clone().requires_grad_()
+    logits = discriminator(source, images)
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    expected = gradient.square().sum().item() / 2 / len(target)
+    images = target.clone().requires_grad_()
+    assert gradient_penalty(discriminator(source, images), images).item() == pytest.approx(expected, rel=1e-4)
+    steepness = []
+    for penalty in (0.0, 100.0):
+        network = copy.deepcopy(discriminator)
+        adversary = Adversary(network, torch.optim.Adam(network.parameters(), 1e-3), penalty=penalty)
+        for _ in range(20):
+            adversary.train(source, target, source)
+        images = target.clone().requires_grad_()
+        steepness.append(gradient_penalty(network(source, images), images).item())
+    assert steepness[1] < 0.5 * steepness[0]

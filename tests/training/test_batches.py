@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import DatasetError
-from unscanned.settings import Prepare, Training
+from unscanned.settings import Augmentation, Prepare, Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import prepare
 from unscanned.volumes.intensity import Contrast, Normalization
@@ -168,3 +168,77 @@ def test_no_patch_with_enough_head_is_an_error_that_names_the_setting(cases):
 def test_a_volume_smaller_than_the_patch_is_refused_by_its_case(cases):
     with pytest.raises(DatasetError, match="sub-001: a training volume is smaller than the patch"):
         PatchBatches(cases, CONSTANTS, Training(patch=40, batch=1))
+
+
+FLIPS = Augmentation(flip=0.5, shift=0.5)
+
+
+def test_flips_and_shifts_depend_on_seed_step_and_slot_alone(cases):
+    settings = Training(patch=16, batch=5, seed=3)
+    one, other = (PatchBatches(cases, CONSTANTS, settings, augmentation=FLIPS) for _ in range(2))
+    later = other(7)
+    one(0)
+    assert same(one(7), later)
+    another = PatchBatches(cases, CONSTANTS, settings.model_copy(update={"seed": 4}), augmentation=FLIPS)
+    assert not same(another(7), later)
+    one.order = 1
+    assert not same(one(7), later)
+
+
+def test_about_half_of_the_patches_are_mirrored_left_to_right_source_target_context_and_head_alike(cases):
+    volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
+    settings, flips = Training(patch=16, batch=32), Augmentation(flip=0.5)
+    plain = PatchBatches(cases, CONSTANTS, settings, volumes, gives_head=True)(0)
+    mirrored = PatchBatches(cases, CONSTANTS, settings, volumes, augmentation=flips, gives_head=True)(0)
+    changed = 0
+    for before, now in zip(zip(*plain, strict=True), zip(*mirrored, strict=True), strict=True):
+        is_mirrored = not torch.equal(before[0], now[0])
+        changed += is_mirrored
+        assert all(torch.equal(a.flip(1) if is_mirrored else a, b) for a, b in zip(before, now, strict=True))
+    assert 8 <= changed <= 24
+
+
+def test_shifted_patches_lie_inside_the_volume_near_their_place_and_hold_enough_of_the_head(cases):
+    settings = Training(patch=16, batch=18, min_head=0.3)
+    plain = PatchBatches(cases, CONSTANTS, settings)
+    moved = PatchBatches(cases, CONSTANTS, settings, augmentation=Augmentation(shift=0.5))
+    rows, places = plain.chosen(0), moved.chosen(0)
+    assert np.array_equal(rows[:, 0], places[:, 0])
+    assert np.abs(places - rows).max() <= 8
+    assert not np.array_equal(rows, places)
+    for (number, *start), target in zip(places.tolist(), moved(0)[1], strict=True):
+        assert cut(cases[number].head, start, 16).mean() >= 0.3
+        expected = CONSTANTS.target.standardize(cut(cases[number].target, start, 16))
+        assert np.array_equal(target[0], expected)
+    assert str(tuple(places[0, 1:].tolist())) in moved.describe(0)
+
+
+def test_a_batch_says_where_the_head_is_if_it_is_asked(cases):
+    batches = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=4), gives_head=True)
+    _, _, head = batches(0)
+    for (number, *start), inside in zip(batches.chosen(0).tolist(), head, strict=True):
+        assert np.array_equal(inside[0], cut(cases[number].head, start, 16))
+
+
+def test_the_target_is_only_mirrored_and_shares_the_receive_field(cases):
+    settings = Training(patch=16, batch=6, margin=2)
+    plain, kept, shared = (
+        PatchBatches(cases, CONSTANTS, settings, augmentation=augmentation)(3)
+        for augmentation in (
+            Augmentation(),
+            Augmentation(intensity=0.3, noise=0.1, blur=1.0, resolution=2.0),
+            Augmentation(field=0.5),
+        )
+    )
+    assert kept[0].shape == plain[0].shape == (6, 1, 20, 20, 20)
+    assert not torch.equal(kept[0], plain[0])
+    assert torch.equal(kept[1], plain[1])
+    source, target = (
+        [getattr(CONSTANTS, name).unit(tensor.numpy()) for tensor in (plain[n], shared[n])]
+        for n, name in enumerate(("source", "target"))
+    )
+    source = [array[:, :, 2:-2, 2:-2, 2:-2] for array in source]
+    bright = source[0] > 0.2
+    field = source[1][bright] / source[0][bright]
+    assert np.allclose(target[0][bright] * field, target[1][bright], rtol=1e-3, atol=1e-4)
+    assert np.ptp(field) > 0.1

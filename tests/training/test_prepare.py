@@ -272,6 +272,7 @@ def test_the_constants_are_those_of_the_voxels_of_the_cases_given(cases):
         assert contrast.scale == np.median([getattr(case.facts, f"{name}_scale") for case in cases[:3]])
         z = np.concatenate([np.ravel(contrast.standardize(getattr(case, name))) for case in cases[:3]]).astype(float)
         assert (z.mean(), z.std()) == pytest.approx((0, 1), abs=1e-4)
+        assert contrast.minimum == voxels.min()
     assert constants.percentile == 99.0
 
 

@@ -172,6 +172,65 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_run, tiny_dataset, tiny
     assert weights(tmp_path / "run") == weights(tiny_run)
 
 
+RECIPE = {
+    "training": {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "final_rate": 0.02,
+        "average": 0.9,
+        "clip_norm": 100.0,
+    },
+    "augmentation": {"flip": 0.5, "shift": 0.5},
+    "loss": {"outside": 0.5, "adversarial_after": 3, "gradient_penalty": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe_run(tiny_dataset, tiny_settings, tmp_path_factory):
+    """A run with all of the recipe on."""
+    folder = tmp_path_factory.mktemp("recipe") / "run"
+    train(tiny_dataset, folder, tiny_settings.change(**RECIPE))
+    return folder
+
+
+@pytest.mark.parametrize("stop", [2, 4, 9])
+def test_a_run_with_the_whole_recipe_that_was_interrupted_goes_on_to_the_same_end(
+    recipe_run, tiny_dataset, tiny_settings, tmp_path, stop
+):
+    settings = tiny_settings.change(**RECIPE)
+    with pytest.raises(Interrupted):
+        train(tiny_dataset, tmp_path / "run", settings, should_stop=StopAfter(stop))
+    train(tiny_dataset, tmp_path / "run", settings.change(training={"workers": 1}))
+    assert_same_training(tmp_path / "run", recipe_run)
+    assert weights(tmp_path / "run") == weights(recipe_run)
+
+
+def test_the_average_of_the_weights_is_validated_and_becomes_the_model(recipe_run):
+    best = safetensors.torch.load_file(max((recipe_run / "best").glob("*.safetensors")))
+    number = json.loads(max((recipe_run / "best").glob("*.json")).read_text())["step"]
+    checkpoint = safetensors.torch.load_file(recipe_run / "checkpoints" / f"step-{number:08d}.safetensors")
+    model = safetensors.torch.load_file(recipe_run / "model" / "model.safetensors")
+    for name, tensor in best.items():
+        key = name.removeprefix("generator/")
+        assert torch.equal(tensor, checkpoint[f"average/{key}"])
+        assert torch.equal(tensor, model[f"0.{key}"])
+    assert any(not torch.equal(tensor, checkpoint[name]) for name, tensor in best.items())
+
+
+def test_the_adversary_joins_at_its_step(recipe_run):
+    steps = [event for event in read_log(recipe_run / "log.jsonl") if event["event"] == "step"]
+    assert ["d_loss" in event for event in steps] == [False] * 3 + [True] * 3
+
+
+def test_a_cosine_belongs_to_its_length_so_more_epochs_are_another_run(
+    recipe_run, tiny_dataset, tiny_settings, tmp_path
+):
+    run = shutil.copytree(recipe_run, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"training\.epochs = 2, now 3"):
+        train(tiny_dataset, run, tiny_settings.change(**RECIPE).change(training={"epochs": 3}))
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_with_other_workers_to_the_same_end(tiny_dataset, tiny_settings, tmp_path):
     longer = tiny_settings.change(training={"steps_per_epoch": 10, "checkpoint_minutes": 1e-4})
@@ -247,7 +306,7 @@ def test_a_damaged_file_of_the_run_is_refused_by_its_name(
     [
         ({"training": {"batch": 3}}, r"training\.batch = 2, now 3"),
         ({"loss": {"gdl": 0.0}}, r"loss\.gdl = 1\.0, now 0\.0"),
-        ({"generator": {"residual": False}}, r"generator\.residual = True, now False"),
+        ({"generator": {"residual": False}}, r"generator\.residual = true, now false"),
         ({"synthesis": {"mode": "volume"}}, r"synthesis\.mode = 'patches', now 'volume'"),
         ({"split": {"seed": 5}}, "other subjects"),
     ],

@@ -133,3 +133,28 @@ def test_a_gradient_that_is_not_finite_is_refused_before_the_weights_move(broken
     with pytest.raises(TrainingError, match=f"the {broken}'s loss or gradient is not finite.*gradient norm (inf|nan)"):
         take_step(source, target)
     assert faulty.weight.item() == before
+
+
+def test_outside_the_head_only_the_share_of_the_error_that_is_set_counts():
+    source, target = torch.ones(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
+    head = torch.zeros(target.shape, dtype=torch.bool)
+    head[:, :, :2] = True
+    for outside, expected in ((1.0, 0.5), (0.25, 0.3125), (0.0, 0.25)):
+        generator = Scaled(0.5)
+        optimizer = torch.optim.SGD(generator.parameters(), 0.1)
+        loss = GeneratorLoss({"l1": 1.0}, "mean")
+        losses = Step(generator, optimizer, loss, outside=outside)(source, target, head)
+        assert losses["l1"] == pytest.approx(expected)
+        assert generator.weight.item() == pytest.approx(0.5 - 0.1 * 2 * expected)
+
+
+def test_an_adversary_that_takes_no_part_is_neither_trained_nor_heard():
+    torch.manual_seed(0)
+    source, target = torch.randn(2, 2, 1, 4, 4, 4)
+    generator, optimizer, adversary = parts(Scaled(), Judge())
+    alone = Scaled()
+    expected = Step(alone, torch.optim.SGD(alone.parameters(), 0.1), LOSS)(source, target)
+    adversary.takes_part = False
+    assert Step(generator, optimizer, LOSS, adversary, adversarial=30.0)(source, target) == expected
+    assert adversary.discriminator.weight.item() == 1.0
+    assert generator.weight.item() == alone.weight.item()

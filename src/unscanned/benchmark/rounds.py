@@ -1,6 +1,6 @@
 """Fair timing: in each round every contender runs once, so that what else the machine does hits all of them alike.
 
-A ratio is formed within a round, and its median and spread over the rounds are reported. CPU seconds stand beside
+A ratio is formed within a round, and its median and spread over the rounds are shown. CPU seconds stand beside
 seconds: on a machine that is shared they tell the cost without the waiting.
 """
 

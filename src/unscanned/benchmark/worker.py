@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from unscanned.benchmark.rounds import timed
-from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.machine.memory import high_water_mib, keep_freed_memory_in_process
 
-__all__ = ["Worker", "high_water_mib"]
+__all__ = ["Worker"]
 
 
 class Worker(ProcessPoolExecutor):
@@ -98,15 +96,3 @@ def _peak_mib() -> float | None:
         return torch.cuda.max_memory_allocated() / 2**20
     before, after = _contender["before"], high_water_mib()
     return None if before is None or after is None else after - before
-
-
-def high_water_mib() -> float | None:
-    """Return the most memory that this process has had; None where the system does not tell.
-
-    `getrusage` would count what the parent had when it started this process.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    peak = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)
-    return int(peak[1]) / 2**10 if peak else None

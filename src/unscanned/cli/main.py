@@ -16,14 +16,16 @@ from types import FrameType
 from cyclopts import CycloptsError
 
 from unscanned.cli.terminal import complain, complain_of, complain_of_thread
+from unscanned.cli.usage import refusal
 from unscanned.cli.verbs import app
-from unscanned.errors import ResourceError, SettingsError, UnscannedError
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError
 from unscanned.machine.crash import as_bug
 
 __all__ = ["main"]
 
 _READER_LEFT = 128 + signal.SIGPIPE
 "Exit code where nobody reads standard output any more: what a shell says of a program that SIGPIPE ended."
+_ASK = "Ask its owner for the right to enter its folder and to read it."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     try:
-        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        complain(str(refusal(error)))
         return 2
     except UnscannedError as error:
         complain(str(error))
@@ -73,8 +76,10 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     return 0
 
 
-def _of_a_path(error: OSError) -> SettingsError | None:
+def _of_a_path(error: OSError) -> UnscannedError | None:
     """Return what is wrong with a path that the system itself refused, wherever it was looked at first."""
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+        return DatasetError("may not be looked at", where=error.filename, found=error.strerror, do=_ASK)
     if error.errno == errno.ENAMETOOLONG:
         return SettingsError("the name is longer than the file system allows", where=error.filename)
     if error.errno == errno.ENOENT and error.filename is None:  # of getcwd

@@ -6,15 +6,20 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from unscanned.cli.terminal import complain, shown
+from unscanned.cli.terminal import complain
+from unscanned.display import bars
 from unscanned.errors import Interrupted
-from unscanned.progress import Progress
+from unscanned.progress import Pace, Progress
 
 __all__ = ["Stop", "browse", "computing", "progress"]
+
+LINE_EVERY_S = 60.0
+"Between two lines about progress where there is no terminal."
 
 
 def browse(page: Path) -> None:
@@ -28,32 +33,31 @@ def browse(page: Path) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """Yield a progress function that draws a bar with the time left on standard error."""
+    """Yield a progress function that shows on standard error what is done, how much of the whole, and the time left.
+
+    A terminal gets a bar, anything else a line each minute. Neither says 100 % before the work has ended.
+    """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-        last: tuple[int, int] = (0, 0)
+    if Console(stderr=True).is_interactive:
+        with bars() as show:
+            yield show
+    else:
+        yield _lines()
 
-        def show(done: int, total: int, label: str) -> None:
-            nonlocal last
-            if total != last[1] or done < last[0]:
-                bars.reset(task, total=total)
-            last = (done, total)
-            bars.update(task, completed=done, total=total, description=escape(shown(label)))
 
-        yield show
+def _lines() -> Progress:
+    """Return a progress function that writes a line on standard error now and then."""
+    pace, told_at = Pace(), time.monotonic()
+
+    def show(done: int, total: int, label: str) -> None:
+        nonlocal told_at
+        now = pace(done, total)
+        if time.monotonic() - told_at >= LINE_EVERY_S:
+            told_at = time.monotonic()
+            complain(f"{label}: " + ", ".join(filter(None, (now.percent, now.left))))
+
+    return show
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,40 +16,105 @@ from unscanned.benchmark.workload import Workload
 from unscanned.errors import SettingsError
 from unscanned.schema import Schema
 
-__all__ = ["HowOptions", "Options", "WorkloadOptions", "named_folders", "overrides", "resolve"]
+__all__ = [
+    "HowOptions",
+    "Options",
+    "PrepareOptions",
+    "WorkloadOptions",
+    "in_help",
+    "named_folders",
+    "overrides",
+    "resolve",
+]
+
+Default = Callable[[Any], str | None]
+"""Makes of an option's default what the help shows of it; of None, where a preset stands behind the option."""
 
 
-def _optional(schema: type[Schema], *, shows_defaults: bool = False) -> Any:
+def in_help(value: Any) -> str | None:
+    """Return how the help writes a default: as it is typed; None for what goes without saying.
+
+    Example:
+        >>> in_help(("PD", "T2")), in_help(4), in_help(False), in_help(())
+        ('PD T2', '4', None, None)
+    """
+    if value is None or value is False or value == () or value == {}:
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _of_presets(table: str, key: str, _: Any) -> str | None:
+    """Return the default of a setting: that of the preset that verbs take, and those of the presets that differ."""
+
+    def value(name: str) -> str | None:
+        found = getattr(getattr(_preset(name), table), key)
+        if isinstance(found, bool):
+            return "on" if found else "off"
+        return "unset" if found is None else in_help(found)
+
+    usual = value(settings.Settings().preset)
+    others = [f"{name}: {value(name)}" for name in settings.preset_names() if value(name) != usual]
+    return "; ".join([usual, *others]) if usual else None
+
+
+@cache
+def _preset(name: str) -> settings.Settings:
+    return settings.resolve(name)
+
+
+def _options(schema: type[Schema], default: Callable[[str], Default], *, has_values: bool = False) -> Any:
     """Return a twin of a schema as options of the command line.
 
-    Its values are None until given, so that a preset can stand behind them, or what the schema has.
+    Args:
+        schema: A table.
+        default: What the help shows of the default of a key.
+        has_values: Whether an option that is not given has the value of the schema; otherwise it is None, so that a
+            preset or a model can stand behind it.
     """
     fields: list[tuple[str, Any, Any]] = []
     for name, field in schema.model_fields.items():
-        hint = field.annotation
-        if isinstance(hint, type) and issubclass(hint, Schema):
-            twin = _optional(hint)
-            fields.append((name, twin, dataclasses.field(default_factory=twin)))
-        elif name != "preset":
-            option = Parameter(
-                help=field.description,
-                negative=None if hint is bool else (),
-                consume_multiple=Ellipsis in typing.get_args(hint),
-            )
-            default = field.default if shows_defaults else None
-            fields.append((name, Annotated[typing.cast(Any, hint) | None, option], default))
+        hint = typing.cast(Any, field.annotation)
+        option = Parameter(
+            name=_names(name) if schema is settings.Data else None,
+            help=field.description,
+            negative=None if hint is bool else (),
+            consume_multiple=Ellipsis in typing.get_args(hint),
+            show_default=default(name),
+        )
+        fields.append((name, Annotated[hint | None, option], field.default if has_values else None))
+    return _twin(schema, fields)
+
+
+def _tables(*names: str) -> Any:
+    """Return tables of the settings as options, such as `--training.epochs 3`; every value is None unless given."""
+    fields = []
+    for name in names:
+        table = typing.cast(type[Schema], settings.Settings.model_fields[name].annotation)
+        twin = _options(table, lambda key, name=name: partial(_of_presets, name, key))  # type: ignore[misc]
+        fields.append((name, twin, dataclasses.field(default_factory=twin)))
+    return _twin(settings.Settings, fields)
+
+
+def _names(key: str) -> list[str]:
+    """Return both names of a setting of the table `data`, which verbs without the other settings have too."""
+    return [f"--data.{key}", f"--{key}"]
+
+
+def _twin(schema: type[Schema], fields: list[tuple[str, Any, Any]]) -> Any:
     # Without a module of its own, cyclopts takes the class for a built-in type and does not look inside.
     return dataclasses.make_dataclass(schema.__name__, fields, namespace={"__module__": __name__})
 
 
-Options: Any = _optional(settings.Settings)
-"""Settings as options, such as `--training.epochs 3`; every value is None unless given."""
+Options: Any = _tables(*(name for name in settings.Settings.model_fields if name != "preset"))
+"""Settings as options."""
 
-HowOptions: Any = _optional(settings.Synthesis)
+PrepareOptions: Any = _tables("data", "prepare")
+"""The settings that prepared volumes depend on."""
+
+HowOptions: Any = _options(settings.Synthesis, lambda _: in_help)
 """The table `synthesis` as options, such as `--stride 4`."""
 
-
-WorkloadOptions: Any = _optional(Workload, shows_defaults=True)
+WorkloadOptions: Any = _options(Workload, lambda _: in_help, has_values=True)
 """What the benchmark times as options, such as `--edge 64`."""
 
 

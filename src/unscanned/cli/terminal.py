@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, listed
-from unscanned.files import write_json
-from unscanned.settings import Settings, to_toml
+from unscanned.display import in_a_line, shown
+from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, in_words, listed
+from unscanned.files import write_json, write_text
+from unscanned.outputs import claim, json_with
+from unscanned.settings import Settings, to_toml, toml_of
 
 _SHOWN = 10
 "Cases that a line names before it only counts them."
-
-
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"Characters that steer a terminal or turn the direction of text, as they may stand in a file's name."
-
-
-def shown(text: str) -> str:
-    """Return a text with all that could steer a terminal as escapes.
-
-    Example:
-        >>> shown("sub-01\x1b[2J")
-        'sub-01\\\\x1b[2J'
-    """
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def in_a_line(text: str) -> str:
-    """Return a text that is shown in one line: line breaks, as they may stand in a file's name, are escapes too."""
-    return shown(text).replace("\n", "\\n")
 
 
 def say(text: str) -> None:
@@ -63,7 +45,7 @@ def complain_of_thread(failed: threading.ExceptHookArgs) -> None:
     TensorBoard writes in a thread of its own, and a log is never fatal.
     """
     if isinstance(failed.exc_value, OSError):
-        complain(f"warning: {failed.exc_value}")
+        complain(f"warning: {in_words(failed.exc_value)}")
     else:
         threading.__excepthook__(failed)
 
@@ -104,9 +86,10 @@ def say_verification(result: Any) -> None:
         say(f"within tolerance: {difference}; other devices, threads and versions may make {result.tolerance:g}")
 
 
-def say_settings(settings: Settings) -> None:
-    """Print resolved settings as TOML."""
-    say_lines(to_toml(settings))
+def say_settings(settings: Settings, cost: Any = None) -> None:
+    """Print resolved settings as TOML, with what they cost as comments."""
+    comments = "" if cost is None else "\n# What it costs:\n" + "".join(f"# {line}\n" for line in cost.lines())
+    say_lines(to_toml(settings) + comments)
 
 
 def say_scores(evaluation: Any) -> None:
@@ -131,58 +114,145 @@ def say_scores(evaluation: Any) -> None:
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
         table.add_row(escape(in_a_line(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
+    allowed = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
+    for row in evaluation.content.comparisons:
+        if row.against in allowed and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
+            distance, side = abs(row.difference), "below" if row.difference < 0 else "above"
+            say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {allowed[row.against]}")
 
 
-def say_findings(
-    dataset: Path, pairs: Sequence[Any], findings: Sequence[Any], source: str, target: str, json: Path | None
-) -> None:
-    """Print the findings of a dataset as a table.
+def say_examination(found: Any) -> None:
+    """Print what `check` found: a summary, then the findings as a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    subjects = len({pair.subject for pair in found.usable})
+    say(
+        f"{_count(len(found.usable), 'usable pair')} {found.source} -> {found.target} of "
+        f"{_count(subjects, 'subject')}, {_count(len(found.unusable), 'unusable case')}"
+    )
+    for name, text in _summary(found):
+        say(f"{name:<10} {text}")
+    if found.findings:
+        table = Table("case", "file", "severity", "fault", "message")
+        for finding in found.findings:
+            file = "" if finding.path is None else finding.path.name
+            cells = finding.case, file, finding.severity, finding.fault, finding.message
+            table.add_row(*(escape(in_a_line(cell)) for cell in cells))
+        Console().print(table)
+
+
+def _summary(found: Any) -> list[tuple[str, str]]:
+    """Return what is there, line by line: contrasts, grids, heads, alignment."""
+    lines = [("contrasts", listed([f"{name} in {_count(n, 'case')}" for name, n in found.contrasts.items()]) or "none")]
+    grids: dict[str, int] = {}
+    for look in found.looks:
+        shape, spacing = (" x ".join(map(text, each)) for text, each in ((str, look.shape), (_mm, look.spacing_mm)))
+        grid = f"{shape} voxels of {spacing} mm"
+        grids[grid] = grids.get(grid, 0) + 1
+    if grids:
+        mixed = "" if len(grids) == 1 else "; mixed"
+        lines.append(("grids", listed([f"{_count(n, 'scan')} of {grid}" for grid, n in grids.items()]) + mixed))
+        brains = sum(look.is_brain for look in found.looks)
+        heads = len(found.looks) - brains
+        kinds = [_count(n, noun) for n, noun in ((heads, "whole head"), (brains, "brain")) if n]
+        both = " (without skull); mixed, so a network has to learn both" if len(kinds) == 2 else ""
+        lines.append(("heads", " and ".join(kinds) + both))
+    if found.pairs:
+        judged = found.alignments.values()
+        good = sum(each.is_pair and not each.mirrored and not each.is_off for each in judged)
+        unjudged = len(found.pairs) - len(judged)
+        rest = f"; {unjudged} cannot be judged" if unjudged else ""
+        lines.append(("aligned", f"{good} of {_count(len(judged), 'pair')} to half a voxel{rest}"))
+    return lines
+
+
+def _mm(length: float) -> str:
+    return f"{length:.3g}"
+
+
+def say_proposal(proposal: Any, dataset: Path, file: Path | None) -> None:
+    """Print the proposed settings, or write them to a file where one is named."""
+    settings = proposal.settings
+    if proposal.split is not None and file is not None:
+        split = file.with_name(f"{file.stem}-split.json").resolve()
+        claim(split, json_with("train", "validation", "test"), "a split that unscanned wrote")
+        write_json(split, proposal.split)
+        settings = {**settings, "split": {"file": str(split)}}
+    text = toml_of(settings, proposal.reasons)
+    if file is None:
+        say("settings that fit, for --propose FILE to write:")
+        say_lines(text)
+        return
+    write_text(file, text)
+    say(f"settings   {file}; next: unscanned train {dataset} -o OUT --settings {file}")
+    for reason in proposal.reasons:
+        say(f"           {reason}")
+
+
+def say_cost(what: str, cost: Any) -> None:
+    """Print what a run costs."""
+    say(f"cost of {what}")
+    for line in cost.lines():
+        say(f"  {line}")
+
+
+def say_total(costs: Mapping[str, Any]) -> None:
+    """Print what all arms cost together, as a comment of TOML."""
+    known = [cost.seconds + cost.synthesis_seconds for cost in costs.values() if cost.seconds is not None]
+    if len(known) == len(costs) > 1:
+        from unscanned.training.cost import duration
+
+        say(f"# all arms   {duration(sum(known))}")
+
+
+def write_examination(file: Path, found: Any, proposal: Any, cost: Any) -> None:
+    """Write what `check` found as JSON."""
+
+    def plain(value: Any) -> dict[str, Any]:
+        return {key: str(each) if isinstance(each, Path) else each for key, each in dataclasses.asdict(value).items()}
+
+    write_json(
+        file,
+        {
+            "dataset": str(found.root),
+            "source": found.source,
+            "target": found.target,
+            "usable": [pair.case for pair in found.usable],
+            "unusable": found.unusable,
+            "findings": [plain(finding) for finding in found.findings],
+            "contrasts": found.contrasts,
+            "scans": [plain(look) for look in found.looks],
+            "alignments": {case: plain(each) for case, each in found.alignments.items()},
+            "proposal": None if proposal is None else plain(proposal),
+            "cost": None if cost is None else plain(cost),
+        },
+    )
+
+
+def raise_unusable(found: Any) -> None:
+    """Raise that a case is unusable, if one is.
 
     Raises:
         BugError: A case could not be checked, for a reason that nobody foresaw.
         DatasetError: A case is unusable.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    unusable = sorted({finding.case for finding in findings if finding.severity == "error"})
-    usable = [pair for pair in pairs if pair.case not in unusable]
-    subjects = len({pair.subject for pair in usable})
-    if findings:
-        table = Table("case", "severity", "fault", "message")
-        for finding in findings:
-            cells = finding.case, finding.severity, finding.fault, finding.message
-            table.add_row(*(escape(in_a_line(cell)) for cell in cells))
-        Console().print(table)
-    say(
-        f"{_count(len(usable), 'usable pair')} {source} -> {target} of {_count(subjects, 'subject')}, "
-        f"{_count(len(unusable), 'unusable case')}"
-    )
-    if json is not None:
-        write_json(
-            json,
-            {
-                "dataset": str(dataset),
-                "source": source,
-                "target": target,
-                "usable": [pair.case for pair in usable],
-                "unusable": unusable,
-                "findings": [
-                    {**dataclasses.asdict(finding), "path": str(finding.path) if finding.path else None}
-                    for finding in findings
-                ],
-            },
-        )
-    if any(finding.fault == "bug" for finding in findings):
+    if any(finding.fault == "bug" for finding in found.findings):
         raise _met_bug()
-    if unusable or not usable:
-        raise DatasetError(
-            "some cases are unusable" if usable else "no case is usable",
-            where=dataset,
-            found=listed(unusable) or "no pair",
-            do="Mend or remove them; training leaves out what it cannot use and says so.",
-        )
+    if found.usable and not found.unusable:
+        return
+    do = "Mend or remove them; training leaves out what it cannot read, but it does not look at alignment."
+    if not found.pairs:
+        there = listed(list(found.contrasts)) or "no scans"
+        do = f"There are {there}. "
+        do += "Try --source {} --target {}.".format(*found.instead) if found.instead else "No case has two of them."
+    raise DatasetError(
+        "some cases are unusable" if found.usable else "no case is usable",
+        where=found.root,
+        found=listed(found.unusable) or "no pair",
+        do=do,
+    )
 
 
 def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsPanel, Parameter, validators
+from cyclopts import App, Group, Parameter, validators
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.settings import HowOptions, Options, WorkloadOptions
+from unscanned.cli.settings import HowOptions, Options, PrepareOptions, WorkloadOptions, in_help
 from unscanned.datasets.split import read_split
+from unscanned.errors import UnscannedError
 from unscanned.machine.provenance import version
-from unscanned.outputs import Mark, claim, json_with
+from unscanned.outputs import Mark, begins_with, claim, json_with
 from unscanned.progress import interruptible
 from unscanned.report import LIMIT_MB
 from unscanned.schema import read
-from unscanned.settings import Layout, preset_names
+from unscanned.settings import WRITTEN_BY, Layout, Settings, preset_names
 
 __all__ = ["app"]
 
@@ -29,8 +30,8 @@ app = App(
     "`synthesize`, `evaluate`, `report`. Not for clinical use.",
     version=lambda: version(),
     help_format="markdown",
-    error_formatter=lambda error: CycloptsPanel(terminal.in_a_line(str(error))),
     suppress_keyboard_interrupt=False,  # main() has a message for it
+    default_parameter=Parameter(show_default=in_help, negative_iterable=()),
 )
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
@@ -39,8 +40,19 @@ Preset = Annotated[
     str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
 ]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
-Given = Annotated[Options | None, Parameter(name="*", group="Settings")]
-How = Annotated[HowOptions | None, Parameter(name="*", group="Synthesis: unset takes the model's own")]
+_SETTINGS = Group(
+    "Settings",
+    help=f"What is not given is as in the preset. Shown are the values of {Settings().preset}, then those of other "
+    "presets where they differ.",
+)
+_SYNTHESIS = Group("Synthesis", help="What is not given is as the model has it.")
+Given = Annotated[Options | None, Parameter(name="*", group=_SETTINGS)]
+GivenToPrepare = Annotated[PrepareOptions | None, Parameter(name="*", group=_SETTINGS)]
+Source = Annotated[str, Parameter(name=["--source", "--data.source"])]
+Target = Annotated[str, Parameter(name=["--target", "--data.target"])]
+InLayout = Annotated[Layout, Parameter(name=["--layout", "--data.layout"])]
+Resample = Annotated[bool, Parameter(name=["--resample", "--prepare.resample"], negative="")]
+How = Annotated[HowOptions | None, Parameter(name="*", group=_SYNTHESIS)]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
 LimitMb = Annotated[
     float,
@@ -50,8 +62,14 @@ LimitMb = Annotated[
         help="Room for the volumes of each case in the page, MB; the precision follows from it.",
     ),
 ]
-DryRun = Annotated[bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings and stop.")]
-Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+DryRun = Annotated[
+    bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings, what they cost here, and stop.")
+]
+Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Arms = Annotated[
+    tuple[str, ...],
+    Parameter(consume_multiple=True, help=f"Presets to compare, of {', '.join(preset_names())}."),
+]
 
 
 @app.command
@@ -122,12 +140,17 @@ def simulate(
     seed: int = 0,
     shape: Annotated[tuple[int, int, int] | None, Parameter(negative="")] = None,
     spacing_mm: float | None = None,
+    physics: Literal["narrow", "wide"] = "narrow",
+    target: str | None = None,
+    clean: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write simulated PD, T2 and T1 volumes as a BIDS dataset, from label maps or from heads of its own.
+    """Write simulated PD, T2, T1 and FLAIR volumes as a BIDS dataset, from label maps or from heads of its own.
 
     Example: `unscanned simulate -o data/heads --subjects 8`
 
     Example: `unscanned simulate -o data/heads --labels head-labels --subjects 28 --per-anatomy 2`
+
+    Example: `unscanned simulate -o data/wide --subjects 8 --physics wide --contrasts T1 T2`
 
     Parameters
     ----------
@@ -140,13 +163,19 @@ def simulate(
     per_anatomy
         Subjects made from one anatomy, each with a deformation and a scanner of its own.
     contrasts
-        Any of PD, T2, T1.
+        Any of PD, T2, T1, and FLAIR with wide physics.
     seed
         The same seed gives the same files.
     shape
         Voxels along i, j, k.
     spacing_mm
         Isotropic voxel size.
+    physics
+        narrow: one kind of scanner; wide: the spread of real ones, with the labels of tissues in derivatives/truth.
+    target
+        With wide physics, the contrast whose sequence stays the same; the last of the contrasts by default.
+    clean
+        Write images without noise too, into derivatives/truth; evaluate then says what noise and tissues allow.
     """
     from unscanned.simulation import simulate as module
 
@@ -160,6 +189,9 @@ def simulate(
             seed=seed,
             shape=shape,
             spacing_mm=spacing_mm,
+            physics=physics,
+            target=target,
+            clean=clean,
             progress=progress,
         )
     terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
@@ -169,15 +201,21 @@ def simulate(
 def check(
     dataset: Path,
     *,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
-    resample: Annotated[bool, Parameter(negative="")] = False,
+    source: Source = "PD",
+    target: Target = "T2",
+    layout: InLayout = "auto",
+    resample: Resample = False,
+    preset: Preset = "resgan",
+    propose: Path | None = None,
+    measure_s: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 20.0,
     json: Json = None,
 ) -> None:
-    """Read every pair of a dataset and print what is wrong with it; exit 3 where a subject is unusable.
+    """Read every pair of a dataset, print what is there and what is wrong, and advise; exit 3 where a case is unusable.
 
-    Example: `unscanned check data/my-bids --source T1w --target T2w`
+    It says which contrasts there are, whether each pair is aligned, which settings fit, and what a training with them
+    costs on this machine.
+
+    Example: `unscanned check data/my-bids --source T1w --target T2w --propose mine.toml`
 
     Parameters
     ----------
@@ -191,19 +229,37 @@ def check(
         How the dataset is laid out; auto looks at the names.
     resample
         Only warn of a target on another grid: `prepare.resample` will bring it to the source's.
+    propose
+        Write the proposed settings to this TOML file, for --settings of train and reproduce.
+    measure_s
+        About how many seconds to take training steps for the estimate of time and memory; 0 takes none.
     json
-        Also write the findings to this file.
+        Also write all that was found to this file.
     """
-    from unscanned.datasets.check import check_dataset
-    from unscanned.datasets.pairs import survey
+    from unscanned.datasets.check import examine
+    from unscanned.datasets.proposal import propose as proposal_of
+    from unscanned.training.cost import estimate_cost
 
     _claim_json(json, json_with("dataset", "source", "target", "usable", "unusable", "findings"))
+    start = options.resolve(preset, None, None)
+    if propose is not None:
+        claim(propose, begins_with(WRITTEN_BY), "settings that unscanned wrote")
     with running.progress() as progress:
-        findings = check_dataset(
-            dataset, source=source, target=target, layout=layout, resample=resample, progress=progress
-        )
-    pairs, _ = survey(dataset, source=source, target=target, layout=layout)
-    terminal.say_findings(dataset, pairs, findings, source, target, json)
+        found = examine(dataset, source=source, target=target, layout=layout, resample=resample, progress=progress)
+    terminal.say_examination(found)
+    proposal = proposal_of(found, layout=layout, multiple=start.training.patch)
+    cost = None
+    if proposal is not None:
+        terminal.say_proposal(proposal, dataset, propose)
+        try:
+            cost = estimate_cost(dataset, start.change(**proposal.settings), seconds=measure_s)
+        except UnscannedError as error:
+            terminal.complain(f"the cost cannot be estimated: {error}")
+        else:
+            terminal.say_cost(f"unscanned train with preset {preset}", cost)
+    if json is not None:
+        terminal.write_examination(json, found, proposal, cost)
+    terminal.raise_unusable(found)
 
 
 @app.command
@@ -244,7 +300,7 @@ def prepare(
     out: Out,
     preset: Preset = "resgan",
     settings: File = None,
-    given: Given = None,
+    given: GivenToPrepare = None,
     dry_run: DryRun = False,
 ) -> None:
     """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
@@ -300,7 +356,9 @@ def train(
     """
     resolved = options.resolve(preset, settings, given)
     if dry_run:
-        return terminal.say_settings(resolved)
+        from unscanned.training.cost import estimate_cost
+
+        return terminal.say_settings(resolved, estimate_cost(dataset, resolved))
     from unscanned.training.run import train
 
     with running.computing(resolved.training.device) as (progress, stop):
@@ -418,7 +476,7 @@ def verify(
 @app.command
 def dicom(
     volume: Path,
-    source: Path,
+    series_folder: Path,
     *,
     out: Out,
     scan: Path | None = None,
@@ -437,7 +495,7 @@ def dicom(
     ----------
     volume
         A synthetic volume with its sidecar beside it.
-    source
+    series_folder
         Folder of the DICOM files that the source scan was converted from. The series is found by its grid and voxels.
     out
         New folder for the series.
@@ -452,7 +510,7 @@ def dicom(
     """
     from unscanned.synthesis.derived_series import write_dicom
 
-    written = write_dicom(volume, source, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
+    written = write_dicom(volume, series_folder, out, scan=scan, series=series, echo_time_ms=echo_time_ms, force=force)
     terminal.say(f"{len(written)} slices are in {out}")
 
 
@@ -461,11 +519,12 @@ def evaluate(
     dataset: Path,
     *synthetic: str,
     out: Out,
-    source: str = "PD",
-    target: str = "T2",
-    layout: Layout = "auto",
+    source: Source = "PD",
+    target: Target = "T2",
+    layout: InLayout = "auto",
     split: Path | None = None,
-    resample: Annotated[bool, Parameter(negative="")] = False,
+    resample: Resample = False,
+    labels: Path | None = None,
     json: Json = None,
 ) -> None:
     """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
@@ -491,6 +550,8 @@ def evaluate(
         subjects as a baseline.
     resample
         Bring volumes on another grid to the target's grid instead of refusing them.
+    labels
+        Folder of label maps, such as sub-001_dseg.nii.gz, with their names in dseg.tsv: errors by tissue.
     json
         Also write the evaluation to this file.
     """
@@ -514,6 +575,7 @@ def evaluate(
             subjects=parts["test"] if parts else None,
             training=parts["train"] if parts else (),
             resample=resample,
+            labels=labels,
             progress=progress,
         )
     if json is not None:
@@ -594,7 +656,7 @@ def reproduce(
     dataset: Path,
     *,
     out: Out,
-    arms: Subset = ("adv", "adv-gdl", "resgan", "resgan-acm"),
+    arms: Arms = ("adv", "adv-gdl", "resgan", "resgan-acm"),
     settings: File = None,
     given: Given = None,
     json: Json = None,
@@ -612,15 +674,17 @@ def reproduce(
         As for check.
     out
         Folder for arms, synthetic volumes, scores and report.html.
-    arms
-        Presets to compare.
     json
         Also write the scores to this file.
     """
     if dry_run:
-        for arm in arms:
-            terminal.say_settings(options.resolve(arm, settings, given))
-        return
+        from unscanned.experiment import arm_settings, estimate_costs
+
+        resolved = arm_settings(arms, settings, options.overrides(given))
+        costs = estimate_costs(dataset, resolved)
+        for arm, wanted in resolved.items():
+            terminal.say_settings(wanted, costs[arm])
+        return terminal.say_total(costs)
     from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
@@ -646,6 +710,7 @@ def reproduce(
     terminal.complain_of_incomplete(result.incomplete)
     terminal.raise_partial(result.failures, None)
     terminal.raise_failed_scores(result.evaluation)
+    return None
 
 
 @app.command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from unscanned.contrast.appearance import Appearance, measure_appearance
 from unscanned.datasets.layout import bids_suffix, contrast_key, identify, sidecar_path, stem
+from unscanned.display import warn
 from unscanned.errors import VolumeError
 from unscanned.files import read_json
 from unscanned.volumes.nifti import Volume
@@ -161,7 +161,7 @@ def check_contrast(
     if not reason and profile is None:
         return ContrastCheck(None, None, "the model has no profile of its training scans")
     if not reason and coarse:
-        warnings.warn(f"{volume.path}: its contrast cannot be judged: {coarse}", stacklevel=2)
+        warn(f"{volume.path}: its contrast cannot be judged: {coarse}")
         return ContrastCheck(None, score, f"cannot be judged: {coarse}")
     return ContrastCheck(not reason, score, reason)
 

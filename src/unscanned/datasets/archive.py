@@ -8,7 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from unscanned.errors import DatasetError
+from unscanned.errors import DatasetError, in_words
 from unscanned.files import require_room
 from unscanned.progress import Progress
 
@@ -61,7 +61,7 @@ def unpack_tar(
                     progress(done, total, f"{archive.name}: unpacking")
     except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
         raise DatasetError(
-            f"the archive cannot be read ({error})",
+            f"the archive cannot be read ({in_words(error)})",
             where=archive,
             expected="a whole, uncompressed tar archive",
             do="Delete it and fetch it again.",

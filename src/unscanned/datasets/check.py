@@ -1,27 +1,33 @@
-"""What is wrong or odd in a dataset: every pair is read, and what is found is reported, case by case."""
+"""What is wrong or odd in a dataset: every pair is read, and what is found is told, case by case."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy import ndimage
 
 from unscanned.datasets.aligned import align
-from unscanned.datasets.layout import Layout
-from unscanned.datasets.pairs import Finding, Pair, survey
-from unscanned.errors import DatasetError, VolumeError
+from unscanned.datasets.alignment import SHARP, Alignment, measure_alignment
+from unscanned.datasets.layout import Layout, Scan, conversion, likely_pair, present, take_inventory
+from unscanned.datasets.pairs import Finding, Pair, case_name, survey
+from unscanned.display import AUTOMATIC, draws_progress
+from unscanned.errors import DatasetError, VolumeError, listed
 from unscanned.files import sha256
 from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
 from unscanned.volumes.header import IMPLAUSIBLE
+from unscanned.volumes.intensity import head_mask
 from unscanned.volumes.nifti import CONSTANT, FOUR_D, NONFINITE, Volume, grid_difference, read_volume
+from unscanned.volumes.orientation import ras_grid, to_ras
+from unscanned.volumes.skull import looks_skull_stripped
 
-__all__ = ["Content", "check_dataset", "contents_of", "refuse_copies"]
+__all__ = ["Content", "Examination", "Look", "check_dataset", "contents_of", "examine", "refuse_copies"]
 
 _FAULTS = {NONFINITE: "nonfinite", CONSTANT: "constant", FOUR_D: "4d", IMPLAUSIBLE: "spacing"}
 _MAX_ANISOTROPY = 3.0
@@ -47,16 +53,78 @@ class Content:
     sha256: str
 
 
-def check_dataset(
+@dataclass(frozen=True)
+class Look:
+    """What a scan that can be read looks like. Triples are along its axes in RAS+ order.
+
+    Attributes:
+        case: Its case.
+        scan: "source" or "target".
+        path: The file.
+        shape: Voxels.
+        spacing_mm: Size of a voxel.
+        head_mm: Size of the box around the head; None where there is no head.
+        is_brain: Whether it shows a brain without skull and scalp.
+    """
+
+    case: str
+    scan: str
+    path: Path
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    head_mm: tuple[float, float, float] | None
+    is_brain: bool
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that a look at every pair of a dataset shows.
+
+    Attributes:
+        root: The dataset.
+        source: Contrast.
+        target: Contrast.
+        pairs: The pairs that file names give, sorted by case.
+        findings: What is wrong or odd, sorted by case.
+        contrasts: Which contrasts there are, each with the number of cases that have it.
+        looks: Of each scan of a pair that can be read.
+        alignments: Of each pair by case where it can be judged.
+        instead: The two contrasts to ask for where no case has both of those asked for; None where some have, or there
+            are no two.
+    """
+
+    root: Path
+    source: str
+    target: str
+    pairs: list[Pair]
+    findings: list[Finding]
+    contrasts: dict[str, int]
+    looks: list[Look]
+    alignments: dict[str, Alignment]
+    instead: tuple[str, str] | None
+
+    @property
+    def unusable(self) -> list[str]:
+        """The cases with an error."""
+        return sorted({finding.case for finding in self.findings if finding.severity == "error"})
+
+    @property
+    def usable(self) -> list[Pair]:
+        """The pairs without one."""
+        return [pair for pair in self.pairs if pair.case not in self.unusable]
+
+
+@draws_progress
+def examine(
     root: str | Path,
     *,
     source: str,
     target: str,
     layout: Layout = "auto",
     resample: bool = False,
-    progress: Progress | None = None,
-) -> list[Finding]:
-    """Read every pair of a dataset and return all that is wrong or odd, sorted by case.
+    progress: Progress | None = AUTOMATIC,
+) -> Examination:
+    """Read every pair of a dataset, and return what there is, what is wrong with it, and how the pairs are aligned.
 
     Args:
         root: As for `find_pairs`.
@@ -65,24 +133,68 @@ def check_dataset(
         layout: As for `find_pairs`.
         resample: Whether the target will be resampled onto the source's grid; a target on another grid is then only a
             warning.
-        progress: Called with (cases done, cases in all, case).
-
-    Returns:
-        The findings; an empty list for a dataset without fault. A case with an error cannot be used.
+        progress: Called with (cases done, cases in all, case). Without it a bar, in a terminal and in Jupyter; None
+            draws none.
 
     Raises:
         DatasetError: The dataset cannot be read, or no name in it fits the layout.
     """
+    inventory = take_inventory(root, layout, source=source, target=target)
     pairs, findings = survey(root, source=source, target=target, layout=layout)
+    there = present(inventory.scans)
+    own = {case: list(present(scans)) for case, scans in _by_case(inventory.scans).items()}
+    findings = [
+        replace(finding, message=f"{finding.message}; there {_are(own.get(finding.case, []))}")
+        if finding.fault == "missing-partner"
+        else finding
+        for finding in findings
+    ]
+    findings += [
+        Finding(
+            "dataset", "warning", "dicom", f"a folder of DICOM files; to use it: {conversion(folder, source)}", folder
+        )
+        for folder in inventory.dicom
+    ]
     seen: dict[str, Content] = {}
+    looks: list[Look] = []
+    alignments: dict[str, Alignment] = {}
     for done, pair in enumerate(pairs, start=1):
         try:
-            findings += _check_pair(pair, seen, resample)
+            findings += _check_pair(pair, seen, resample, looks, alignments)
         except Exception as error:
             findings.append(Finding(pair.case, "error", "bug", str(of_one(error, where=pair.case)), pair.source))
         if progress is not None:
             progress(done, len(pairs), pair.case)
-    return sorted(findings, key=lambda finding: (finding.case, finding.severity, finding.fault, str(finding.path)))
+    return Examination(
+        Path(root),
+        source,
+        target,
+        pairs,
+        sorted(findings, key=lambda finding: (finding.case, finding.severity, finding.fault, str(finding.path))),
+        {name: len(sessions) for name, sessions in there.items()},
+        looks,
+        alignments,
+        None if pairs else likely_pair(inventory.scans, source, target),
+    )
+
+
+def check_dataset(
+    root: str | Path,
+    *,
+    source: str,
+    target: str,
+    layout: Layout = "auto",
+    resample: bool = False,
+    progress: Progress | None = AUTOMATIC,
+) -> list[Finding]:
+    """Read every pair of a dataset and return all that is wrong or odd, sorted by case.
+
+    Args and errors as for `examine`, which returns what there is too.
+
+    Returns:
+        The findings; an empty list for a dataset without fault. A case with an error cannot be used.
+    """
+    return examine(root, source=source, target=target, layout=layout, resample=resample, progress=progress).findings
 
 
 def contents_of(pairs: Iterable[Pair]) -> Iterator[Content]:
@@ -126,7 +238,42 @@ def _scans(pair: Pair) -> list[tuple[str, Path]]:
     return [(scan, path) for scan, path in (("source", pair.source), ("target", pair.target)) if path is not None]
 
 
-def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterator[Finding]:
+def _by_case(scans: Iterable[Scan]) -> dict[str, list[Scan]]:
+    found: dict[str, list[Scan]] = {}
+    for scan in scans:
+        found.setdefault(case_name(scan.subject, scan.session), []).append(scan)
+    return found
+
+
+def _are(names: list[str]) -> str:
+    return f"{'is' if len(names) == 1 else 'are'} {listed(names)}" if names else "is nothing else"
+
+
+def _look(pair: Pair, scan: str, volume: Volume, head: np.ndarray) -> Look:
+    """Return what a scan looks like, given its head on its own grid."""
+    shape, affine = ras_grid(volume.shape, volume.affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    box = ndimage.find_objects(to_ras(head, volume.affine).astype(np.uint8), max_label=1)[0]
+    size = None if box is None else [along.stop - along.start for along in box] * spacing
+    return Look(
+        pair.case,
+        scan,
+        Path(str(volume.path)),
+        shape,
+        _triple(spacing),
+        None if size is None else _triple(size),
+        looks_skull_stripped(volume.array, volume.affine, head),
+    )
+
+
+def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
+    i, j, k = (float(number) for number in numbers)
+    return i, j, k
+
+
+def _check_pair(
+    pair: Pair, seen: dict[str, Content], resample: bool, looks: list[Look], alignments: dict[str, Alignment]
+) -> Iterator[Finding]:
     volumes = []
     for scan, path in _scans(pair):
         try:
@@ -135,9 +282,11 @@ def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterato
             yield Finding(pair.case, "error", _FAULTS.get(error.what, "unreadable"), str(error), path)
             continue
         volumes.append(volume)
+        looks.append(_look(pair, scan, volume, head_mask(volume.array, volume.affine)))
         for warning in volume.warnings:
             yield Finding(pair.case, "warning", "header", warning, path)
-        yield from _check_spacing(pair.case, volume)
+        if not any(volume.spacing_mm == other.spacing_mm for other in volumes[:-1]):
+            yield from _check_spacing(pair.case, volume)
         content = Content(pair.subject, pair.case, scan, path, _digest(volume))
         if (first := _copied(content, seen)) is not None:
             message = f"the same voxels as {first.path}, the {first.scan} of {first.case}"
@@ -147,13 +296,35 @@ def _check_pair(pair: Pair, seen: dict[str, Content], resample: bool) -> Iterato
         return
     if (difference := grid_difference(*volumes)) is not None:
         message = (
-            f"source and target lie on different grids: {difference}; register them, or set prepare.resample = true"
+            f"source and target lie on different grids: {difference}; set prepare.resample = true if they are aligned "
+            "in world space, which check tells, and register them if not"
         )
         yield Finding(pair.case, "warning" if resample else "error", "grid", message, pair.target)
     try:
         align(pair, *volumes, resample=True)  # another grid is told already
     except VolumeError as error:
         yield Finding(pair.case, "error", "head", str(error), Path(str(error.where)))
+        return
+    if (alignment := measure_alignment(*volumes)) is not None:
+        alignments[pair.case] = alignment
+        yield from _check_alignment(pair, alignment)
+
+
+def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:
+    """Tell a target that is no partner, that is mirrored, or that lies off; only the first of these, as it rules."""
+    if not found.is_pair:
+        message = (
+            f"source and target fit in no position: sharpness {found.sharpness:.1f}, that of a pair is at least "
+            f"{SHARP:g}; another head's, or one much damaged or turned"
+        )
+        yield Finding(pair.case, "error", "no-pair", message, pair.target)
+    elif found.mirrored:
+        message = f"the target fits only when it is flipped {' and '.join(found.mirrored)}; one of the two is mirrored"
+        yield Finding(pair.case, "error", "flip", message, pair.target)
+    elif found.is_far or found.is_off:
+        severity: Literal["error", "warning"] = "error" if found.is_far else "warning"
+        message = f"the target is not aligned, it lies {found} of the source; register it"
+        yield Finding(pair.case, severity, "offset", message, pair.target)
 
 
 def _check_spacing(case: str, volume: Volume) -> Iterator[Finding]:

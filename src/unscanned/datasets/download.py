@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.datasets.part import Part, digest_of
-from unscanned.errors import DownloadError, SettingsError
+from unscanned.errors import DownloadError, SettingsError, in_words
 from unscanned.files import require_room
 from unscanned.progress import Progress
 
@@ -248,4 +248,4 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
         return "the server fell silent"
-    return f"the connection broke ({cause or type(cause).__name__})"
+    return f"the connection broke ({in_words(cause)})"

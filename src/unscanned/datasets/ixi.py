@@ -13,6 +13,7 @@ from types import MappingProxyType
 from unscanned.datasets.archive import unpack_tar
 from unscanned.datasets.download import download, https_where_served
 from unscanned.datasets.part import new_digest
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.files import lock, new_folder, read_json, write_json, write_text
 from unscanned.progress import Progress
@@ -50,6 +51,7 @@ The file fetched.json in each folder states the archive, its checksum and the fi
 """
 
 
+@draws_progress
 def fetch_ixi(
     out: str | Path,
     *,
@@ -60,7 +62,7 @@ def fetch_ixi(
     tries: int = 5,
     backoff_s: float = 1.0,
     keep_archive: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Path:
     """Download, verify and unpack archives of IXI into `out`/IXI-PD, `out`/IXI-T2, ...
 
@@ -76,7 +78,8 @@ def fetch_ixi(
         tries: Failures in a row after which to give up.
         backoff_s: Pause after the first failure; it doubles with each.
         keep_archive: Whether IXI-PD.tar stays in `out` beside the unpacked folder.
-        progress: Called with bytes done, bytes in all, and a label.
+        progress: Called with bytes done, bytes in all, and a label. Without it a bar, in a terminal and in Jupyter;
+            None draws none.
 
     Returns:
         `out`, as `find_pairs(out, layout="ixi")` reads it.

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
+import shlex
 import stat
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unscanned.errors import DatasetError, listed
-from unscanned.files import read_text
+from unscanned.files import read_text, short_digest
 from unscanned.settings import Layout
 
 __all__ = [
     "Inventory",
     "Layout",
     "Scan",
+    "bids_label",
     "bids_suffix",
     "case_of_folder",
     "contrast_key",
+    "conversion",
+    "has_bids_suffix",
     "identify",
+    "likely_pair",
+    "present",
     "sidecar_path",
     "stem",
     "take_inventory",
@@ -38,7 +46,13 @@ _NAMES = {
 }
 _LABEL = re.compile(r"[^\W_]{1,100}")
 _SUFFIXES = (".nii", ".nii.gz")
+_DICOM_SUFFIX = re.compile(r"|\.(dcm|ima|dicom|\d+)", re.IGNORECASE)
+_COMMON = {"PDw", "T1w", "T2w", "FLAIR"}
 _SYNTHETIC = "_desc-synthetic"
+_BIDS_SUFFIXES = (
+    *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "UNIT1", "angio"),
+    *("T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "MTRmap", "MTsat", "M0map", "S0map"),
+)
 _NOT_RAW = frozenset({"derivatives", "sourcedata", "code", "stimuli"})
 
 
@@ -68,11 +82,13 @@ class Inventory:
     Attributes:
         scans: All scans, of whatever contrast, sorted by path.
         oddities: (path, message) of names that do not fit, and of links that lead back.
+        dicom: Folders that hold DICOM files.
         unreadable: (path, message) of folders and links that could not be followed.
     """
 
     scans: list[Scan] = field(default_factory=list)
     oddities: list[tuple[Path, str]] = field(default_factory=list)
+    dicom: list[Path] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
 
@@ -97,14 +113,32 @@ def contrast_key(name: str) -> str:
 
 
 def bids_suffix(name: str) -> str:
-    """Return the BIDS suffix of a contrast: "T2w" for "T2", "FLAIR" as it is.
+    """Return the BIDS suffix of a contrast: "T2w" for "T2"; a name that BIDS does not have stays as it is.
 
     Example:
-        >>> bids_suffix("PD"), bids_suffix("T1w"), bids_suffix("FLAIR")
-        ('PDw', 'T1w', 'FLAIR')
+        >>> bids_suffix("PD"), bids_suffix("T1w"), bids_suffix("flair"), bids_suffix("STIR")
+        ('PDw', 'T1w', 'FLAIR', 'STIR')
     """
-    key = contrast_key(name)
-    return f"{key.upper()}w" if key in ("pd", "t1", "t2") else name.strip()
+    return _SUFFIX_OF.get(contrast_key(name), name.strip())
+
+
+def has_bids_suffix(name: str) -> bool:
+    """Return whether BIDS has a suffix for a contrast."""
+    return contrast_key(name) in _SUFFIX_OF
+
+
+def bids_label(name: str) -> str:
+    """Return what a BIDS label can hold of a name: its ASCII letters and digits; a digest where it has none.
+
+    Example:
+        >>> bids_label("patient_7 T1"), bids_label("Müller")
+        ('patient7T1', 'Muller')
+    """
+    plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore").decode()
+    return re.sub("[^0-9a-zA-Z]", "", plain) or short_digest({"name": name})
+
+
+_SUFFIX_OF = {contrast_key(suffix): suffix for suffix in _BIDS_SUFFIXES}
 
 
 def identify(path: str | Path) -> Scan | None:
@@ -150,6 +184,13 @@ def take_inventory(
                 if path not in known and not _is_synthetic(path)
             ]
             return inventory
+    if inventory.dicom and not paths:
+        raise DatasetError(
+            "the folder holds DICOM files, and scans are read as NIfTI",
+            where=root,
+            found=f"DICOM in {listed(inventory.dicom)}",
+            do=f"Convert each series: {conversion(inventory.dicom[0], source)}",
+        )
     unread = "".join(f"; {path}: {message}" for path, message in inventory.unreadable[:1])
     bids, ixi = f"sub-01_{bids_suffix(source)}.nii.gz", f"IXI012-HH-1211-{contrast_key(source).upper()}.nii.gz"
     raise DatasetError(
@@ -159,6 +200,40 @@ def take_inventory(
         expected=f"names such as {bids} (BIDS) or {ixi} (IXI)",
         do=f"For other names, list the files in a CSV with the columns subject, session, {source} and {target}.",
     )
+
+
+def conversion(folder: Path, contrast: str) -> str:
+    """Return the line to type that converts a folder of DICOM files into a scan with a BIDS name."""
+    to = "my-bids/sub-01/anat"
+    name = shlex.quote(f"sub-01_{bids_suffix(contrast)}")
+    return f"mkdir -p {to} && dcm2niix -b y -z y -f {name} -o {to} {shlex.quote(str(folder))}"
+
+
+def present(scans: Iterable[Scan]) -> dict[str, set[tuple[str, str | None]]]:
+    """Return the contrasts of scans by their names, each with the sessions (subject, session) that have it."""
+    found: dict[str, set[tuple[str, str | None]]] = {}
+    for scan in scans:
+        name = bids_suffix(scan.contrast.upper())
+        found.setdefault(name, set()).add((scan.subject, scan.session))
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def likely_pair(scans: Iterable[Scan], source: str, target: str) -> tuple[str, str] | None:
+    """Return two contrasts that some sessions have both of, those asked for and the common ones first, or None."""
+    there = present(scans)
+    wanted = {contrast_key(source): 0, contrast_key(target): 1}
+    places = [
+        (
+            sum(wanted.get(contrast_key(name)) == place for place, name in enumerate(names)),
+            len(_COMMON.intersection(names)),
+            len(both),
+            names[1] == "T2w",
+            names,
+        )
+        for names in itertools.permutations(there, 2)
+        if (both := there[names[0]] & there[names[1]])
+    ]
+    return max(places)[-1] if places else None
 
 
 def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path]) -> Iterator[Path]:
@@ -182,6 +257,8 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
         if path.name.lower().endswith(_SUFFIXES):
             yield path
             continue
+        if folder not in inventory.dicom and _DICOM_SUFFIX.fullmatch(path.suffix) and _is_dicom(path):
+            inventory.dicom.append(folder)
         try:
             is_folder = stat.S_ISDIR(path.stat().st_mode)
         except OSError as error:
@@ -190,6 +267,16 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
         else:
             if is_folder:
                 yield from _walk(path, inventory, seen)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def case_of_folder(path: Path, root: Path) -> tuple[str, str | None] | None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unscanned.datasets.layout import Inventory, Layout, Scan, case_of_folder, contrast_key, take_inventory
+from unscanned.datasets.layout import (
+    Inventory,
+    Layout,
+    Scan,
+    case_of_folder,
+    contrast_key,
+    likely_pair,
+    present,
+    take_inventory,
+)
 from unscanned.errors import DatasetError, SettingsError, listed
 
-__all__ = ["Finding", "Pair", "Selection", "find_pairs", "select_pairs", "survey"]
+__all__ = ["Finding", "Pair", "Selection", "case_name", "find_pairs", "select_pairs", "survey", "what_is_there"]
 
 _WHOLE = "dataset"
 
@@ -34,7 +44,7 @@ class Pair:
     @property
     def case(self) -> str:
         """Name of the session in BIDS entities, such as "sub-ms07" or "sub-mslong01_ses-1"."""
-        return _case(self.subject, self.session)
+        return case_name(self.subject, self.session)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class Finding:
         case: The case it is about, as in `Pair.case`, or "dataset".
         severity: An error makes the case unusable; a warning does not.
         fault: "missing-partner", "ambiguous", "grid", "nonfinite", "constant", "4d", "duplicate", "spacing",
-            "header", "head", "unreadable", "name" or "bug".
+            "header", "head", "unreadable", "name", "offset", "flip", "no-pair",
+            "dicom" or "bug".
         message: What was found, for a person.
         path: The file.
     """
@@ -66,11 +77,13 @@ class Selection:
         refused: The error of each case that has several files of one contrast to choose from or a folder that cannot
             be read, and of each such folder that is no subject's.
         incomplete: What each case lacks that has not both contrasts, such as "no T2 scan".
+        passed_over: Why each file or link that is no scan of any case was left alone.
     """
 
     pairs: list[Pair]
     refused: dict[str, DatasetError]
     incomplete: dict[str, str]
+    passed_over: dict[Path, str]
 
 
 def find_pairs(
@@ -116,14 +129,26 @@ def select_pairs(
             if finding.fault in ("ambiguous", "unreadable")
         }
         incomplete = {finding.case: finding.message for finding in findings if finding.fault == "missing-partner"}
-        return Selection(pairs, refused, incomplete)
+        passed_over = {f.path: f.message for f in findings if f.fault == "name" and f.path is not None}
+        return Selection(pairs, refused, incomplete, passed_over)
+    scans = take_inventory(root, layout, source=source, target=target, require_target=require_target).scans
     first = f", the first: {findings[0].case}: {findings[0].message}" if findings else ""
     raise DatasetError(
         f"no pair of {source} and {target} was found" if require_target else f"no {source} scan was found",
         where=root,
         found=f"{len(findings)} problems{first}",
-        do="`unscanned check` lists all problems. Are the contrasts' names those of the files?",
+        do=f"`unscanned check` lists all problems. {what_is_there(scans, source, target)}",
     )
+
+
+def what_is_there(scans: Iterable[Scan], source: str, target: str) -> str:
+    """Return in a sentence which contrasts there are, and which two can be asked for instead of those that were."""
+    scans = list(scans)
+    there = listed([f"{name} in {len(sessions)}" for name, sessions in present(scans).items()])
+    likely = likely_pair(scans, source, target)
+    if likely is None:
+        return f"There are, by the number of cases: {there or 'none'}; no case has two of them."
+    return f"There are, by the number of cases: {there}. Try --source {likely[0]} --target {likely[1]}."
 
 
 def survey(
@@ -145,7 +170,7 @@ def survey(
         sessions[scan.subject, scan.session].append(scan)
     pairs = []
     findings = [Finding(_WHOLE, "warning", "name", message, path) for path, message in inventory.oddities]
-    for (subject, session), scans in sorted(sessions.items(), key=lambda item: _case(*item[0])):
+    for (subject, session), scans in sorted(sessions.items(), key=lambda item: case_name(*item[0])):
         outcome = _pair(subject, session, scans, source=source, target=target, require_target=require_target)
         if isinstance(outcome, Pair):
             pairs.append(outcome)
@@ -160,11 +185,11 @@ def _with_unreadable(root: Path, inventory: Inventory, pairs: list[Pair], findin
     It is an error where a case may lack a scan because of it: that of a subject or session without a pair, or a folder
     that is no subject's. A link that leads nowhere is often one to a file that nobody needs, and elsewhere a warning.
     """
-    paired = {case for pair in pairs for case in (_case(pair.subject, None), pair.case)}
+    paired = {case for pair in pairs for case in (case_name(pair.subject, None), pair.case)}
     told, lost = [], set()
     for path, message in inventory.unreadable:
         labels = case_of_folder(path, root)
-        case = _case(*labels) if labels else _WHOLE
+        case = case_name(*labels) if labels else _WHOLE
         if case in paired or (labels is None and path.is_symlink()):
             told.append(Finding(case, "warning", "name", message, path))
         else:
@@ -173,14 +198,15 @@ def _with_unreadable(root: Path, inventory: Inventory, pairs: list[Pair], findin
     return told + [finding for finding in findings if finding.fault != "missing-partner" or finding.case not in lost]
 
 
-def _case(subject: str, session: str | None) -> str:
+def case_name(subject: str, session: str | None) -> str:
+    """Return the name of a session in BIDS entities, such as "sub-mslong01_ses-1"."""
     return f"sub-{subject}" if session is None else f"sub-{subject}_ses-{session}"
 
 
 def _pair(
     subject: str, session: str | None, scans: list[Scan], *, source: str, target: str, require_target: bool
 ) -> Pair | Finding:
-    case = _case(subject, session)
+    case = case_name(subject, session)
     candidates = {name: _candidates(scans, contrast_key(name)) for name in (source, target)}
     for name in (source, target) if require_target else (source,):
         if len(rivals := candidates[name]) > 1:

@@ -67,7 +67,7 @@ def read_split(file: str | Path) -> dict[str, list[str]]:
         raise DatasetError(
             "the split cannot be read",
             where=file,
-            found=f"{type(error).__name__}: {error}",
+            found=error,
             expected='JSON such as {"train": ["01", "02"], "validation": ["03"], "test": ["04"]}',
         ) from error
 

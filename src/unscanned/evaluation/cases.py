@@ -14,6 +14,7 @@ from unscanned.datasets.layout import bids_suffix, sidecar_path
 from unscanned.datasets.pairs import Pair
 from unscanned.errors import DatasetError
 from unscanned.evaluation.baselines import Regression, source_as_target
+from unscanned.evaluation.tissues import Labels
 from unscanned.files import read_json
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
@@ -22,10 +23,24 @@ from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = ["BASELINES", "Images", "find_synthetic", "list_volumes", "load_images", "read_intensity", "training_pair"]
+__all__ = [
+    "BASELINES",
+    "CEILINGS",
+    "Images",
+    "find_ceilings",
+    "find_synthetic",
+    "list_volumes",
+    "load_images",
+    "read_intensity",
+    "training_pair",
+]
 
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
+
+CEILINGS = {"noise-free": "noisefree", "tissues": "tissues"}
+"""Arms of a simulated target, by the name of their files: without its noise, which is what a method would score that
+knew everything else; and with the literature's values of its tissues, for one that knew each voxel's tissues."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +57,7 @@ class Images:
         warnings: What a reader should know.
         scales: Intensity of the file that is 1 in unit scale, for "target", the acquired "source" and each arm's file.
         affine: (4, 4), voxel of this grid to world, mm.
+        tissues: Voxels of each tissue by the name of its region, same shape; empty where there are no labels.
     """
 
     target: np.ndarray
@@ -53,6 +69,7 @@ class Images:
     warnings: list[str]
     scales: Mapping[str, float] = field(default_factory=dict)
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
+    tissues: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
@@ -91,6 +108,19 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     return None
 
 
+def find_ceilings(dataset: str | Path, case: str, contrast: str) -> dict[str, Path]:
+    """Return the files of the `CEILINGS` that `simulate` wrote beside a target, those that are there.
+
+    Args:
+        dataset: Folder of the dataset.
+        case: Case, such as `sub-001`.
+        contrast: Contrast of the target.
+    """
+    folder = Path(dataset, "derivatives", "truth", case, "anat")
+    paths = {arm: folder / f"{case}_desc-{kind}_{bids_suffix(contrast)}.nii.gz" for arm, kind in CEILINGS.items()}
+    return {arm: path for arm, path in paths.items() if path.exists()}
+
+
 def read_intensity(path: Path) -> Intensity | None:
     """Return the intensity constants of a synthetic volume's sidecar; None when it has no sidecar or none in it.
 
@@ -103,7 +133,7 @@ def read_intensity(path: Path) -> Intensity | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DatasetError("the sidecar cannot be used", where=sidecar, found=repr(error)) from error
+        raise DatasetError("the sidecar cannot be used", where=sidecar, found=error) from error
     if not isinstance(content, dict) or "Intensity" not in content:
         return None
     return read(Intensity, content["Intensity"], where=f"{sidecar}: Intensity", noun="key", error=DatasetError)
@@ -116,6 +146,8 @@ def load_images(
     regression: Regression | None = None,
     percentile: float = 99.9,
     resample: bool = False,
+    ceilings: Mapping[str, Path] | None = None,
+    labels: Labels | None = None,
 ) -> Images:
     """Read a case and bring everything to the target's grid and to unit scale.
 
@@ -125,6 +157,8 @@ def load_images(
         regression: The voxelwise baseline; left out when unset.
         percentile: Percentile inside the head that becomes 1.
         resample: Whether an image on another grid than the target's is resampled to it, linearly.
+        ceilings: What `find_ceilings` found; left out when unset.
+        labels: Label maps of tissues; a case whose map cannot be used has a warning and no tissues.
 
     Raises:
         VolumeError: The target is refused.
@@ -136,7 +170,8 @@ def load_images(
     target = _ras(original)
     head = head_mask(target.array, target.affine)
     scales = {"target": head_scale(target.array, head, percentile)}
-    unit = target.array / np.float32(scales["target"])
+    scale = np.float32(scales["target"])
+    unit = target.array / scale
     warnings = list(original.warnings)
     source, arms, failures = None, {}, {}
 
@@ -157,10 +192,17 @@ def load_images(
         add("source", source_as_target, source, unit, head)
         if regression:
             add("regression", regression, source, head)
+    for arm, known in (ceilings or {}).items():
+        add(arm, _read_ceiling, arm, known, target, scale, head, percentile, resample)
     for arm, path in synthetic.items():
         add(arm, _read_synthetic, arm, path, target, head, percentile, resample, warnings, scales)
+    tissues: dict[str, np.ndarray] = {}
+    try:
+        tissues = labels.regions(pair.case, target) if labels else {}
+    except Exception as error:
+        warnings.append(f"no errors by tissue: {of_one(error, where=pair.case)}")
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
-    return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine)
+    return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine, tissues)
 
 
 def training_pair(
@@ -196,6 +238,14 @@ def _read_synthetic(
         warnings.append(f"{path.name} has no intensity constants: its own percentile inside the head is its scale")
     scales[arm] = intensity.scale if intensity else head_scale(array, head, percentile)
     return array / np.float32(scales[arm])
+
+
+def _read_ceiling(
+    arm: str, path: Path, target: Volume, scale: np.float32, head: np.ndarray, percentile: float, resample: bool
+) -> np.ndarray:
+    array = _onto(target, read_volume(path), resample)
+    # The noise-free image is in the target's units; the other knows no more of its scale than a network does.
+    return array / (scale if arm == "noise-free" else np.float32(head_scale(array, head, percentile)))
 
 
 def _ras(volume: Volume) -> Volume:

@@ -16,10 +16,13 @@ from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import BUG, DatasetError, SettingsError
 from unscanned.evaluation.baselines import Regression, fit_regression
 from unscanned.evaluation.cases import (
     BASELINES,
+    CEILINGS,
+    find_ceilings,
     find_synthetic,
     list_volumes,
     load_images,
@@ -28,7 +31,8 @@ from unscanned.evaluation.cases import (
 )
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
-from unscanned.evaluation.tables import comparisons, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tissues import find_labels
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
@@ -52,13 +56,13 @@ Files = list[tuple[Pair, dict[str, Path | None]]]
 "The cases to score, with the file of each arm; None where it is missing."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """Scores of all arms, as they stand in the files of `folder`.
+    """Scores of all arms, as they stand in the files of `folder`. A notebook shows them as tables.
 
     Attributes:
         folder: Holds scores.csv, slices.csv and evaluation.json.
-        arms: Baselines first, then the arms in the order given.
+        arms: Baselines first, then the limits of a simulated target if known, then the arms in the order given.
         scores: One entry for each case, arm and region that was scored.
         failures: One entry for each case and arm that was not.
         content: What evaluation.json says, summaries and comparisons included.
@@ -70,12 +74,23 @@ class Evaluation:
     failures: tuple[Failure, ...]
     content: EvaluationRecord
 
+    def __repr__(self) -> str:
+        count = len({score.subject for score in self.scores})
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        scored = f"{', '.join(self.arms)}; {count} subject{'s' * (count != 1)}{failed}"
+        return in_a_line(f"Evaluation({scored}, {self.folder})")
+
+    def _repr_html_(self) -> str:
+        """Return the tables that a notebook shows."""
+        return html_scores(self.content)
+
     @property
     def met_bug(self) -> bool:
         """Whether something that nobody foresaw kept a case from being scored."""
         return any(BUG in text for text in (*(row.reason for row in self.failures), *self.content.warnings))
 
 
+@draws_progress
 def evaluate(
     dataset: str | Path,
     synthetic: Mapping[str, str | Path],
@@ -88,12 +103,14 @@ def evaluate(
     training: Sequence[str] = (),
     percentile: float | None = None,
     resample: bool = False,
-    progress: Progress | None = None,
+    labels: str | Path | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Evaluation:
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
 
     A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
-    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`.
+    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`. Where
+    `simulate --clean` made the dataset, its limits are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
 
     Args:
         dataset: Folder or CSV file with the acquired pairs.
@@ -107,16 +124,20 @@ def evaluate(
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
-        progress: Called with (done, total, case).
+        labels: Folder of label maps of tissues, `<case>_dseg.nii.gz`, on the targets' grids, with their names in
+            dseg.tsv; errors are then counted in each tissue too.
+        progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in
             `out` that is no evaluation's.
-        DatasetError: No case to score, none that can be, or a subject that is both trained on and scored.
+        DatasetError: No case to score, none that can be, a subject that is both trained on and scored, or no label maps
+            in their folder.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
     claim_evaluation(out)
+    tissues = find_labels(labels) if labels is not None else None
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs
@@ -149,7 +170,15 @@ def evaluate(
             if progress:
                 progress(len(trained) + index, total, pair.case)
             try:
-                images = load_images(pair, paths, regression=regression, percentile=percentile, resample=resample)
+                images = load_images(
+                    pair,
+                    paths,
+                    regression=regression,
+                    percentile=percentile,
+                    resample=resample,
+                    ceilings=find_ceilings(dataset, pair.case, target),
+                    labels=tissues,
+                )
                 score_case(pair, images, constants, scores, slices, failures)
                 warnings += [f"{pair.case}: {text}" for text in images.warnings]
             except Exception as error:
@@ -162,7 +191,8 @@ def evaluate(
             )
         if progress:
             progress(total, total, "scored")
-        arms = (*BASELINES[: 2 if regression else 1], *synthetic)
+        ceilings = [arm for arm in CEILINGS if any(row.arm == arm for row in scores)]
+        arms = (*BASELINES[: 2 if regression else 1], *ceilings, *synthetic)
         record = EvaluationRecord(
             unscanned=version(),
             created=utc_now(),
@@ -174,7 +204,7 @@ def evaluate(
             resample=resample,
             training_subjects=sorted(training),
             definitions={name: f"{metric.definition}; {metric.better} is better" for name, metric in METRICS.items()},
-            regions=REGIONS,
+            regions=_regions(scores, labels),
             constants=constants,
             arms=summaries(arms, scores, expected),
             comparisons=comparisons(arms, next(iter(synthetic)), scores),
@@ -206,7 +236,7 @@ def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
     if not synthetic:
         raise SettingsError("no arm to score", expected="at least one folder of synthetic volumes")
     for arm, folder in synthetic.items():
-        if arm in (*BASELINES, "target"):
+        if arm in (*BASELINES, *CEILINGS, "target"):
             raise SettingsError("the name is taken", where=f"arm {arm}", do="Give the arm another name.")
         if not Path(folder).is_dir():
             raise DatasetError("no such folder", where=f"arm {arm}: {folder}")
@@ -305,6 +335,12 @@ def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: lis
     if len(found) > 1:
         warnings.append(f"the arms have different intensity constants; those of {name} make the z-scores of all")
     return Constants(mean=mean, std=std, origin=f"training set, from the sidecar of {name}")
+
+
+def _regions(scores: Sequence[Score], labels: str | Path | None) -> dict[str, str]:
+    """What each region holds: those of every evaluation, and the tissues that were scored."""
+    tissues = dict.fromkeys(row.region for row in scores if row.region not in REGIONS)
+    return {**REGIONS, **dict.fromkeys(sorted(tissues), f"voxels of this tissue, from the label maps in {labels}")}
 
 
 def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:

@@ -17,13 +17,32 @@ from scipy import ndimage
 
 from unscanned.errors import DatasetError, SettingsError
 
-__all__ = ["METRICS", "Metric", "mae", "mse", "psnr", "psnr_nie", "slice_mse", "ssim", "ssim_map"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "hfen",
+    "mae",
+    "mse",
+    "mutual_information",
+    "psnr",
+    "psnr_nie",
+    "psnr_one_gain",
+    "slice_mse",
+    "ssim",
+    "ssim_map",
+    "tissue_dice",
+    "tissue_volumes",
+]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
 _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5
+_LOG_SIGMA = 1.5
+_LOG_RADIUS = 7
+_CLASSES = 3
+_BINS = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Metric:
         scale: Intensities that the function gets; in unit scale, 1 is a percentile of the target inside the head.
         data_range: Range of these intensities, for a function that takes it.
         in_short_tables: Whether it stands in the narrow tables of the terminal and the docs too.
+        by_tissue: Whether it has a meaning for the scattered voxels of one tissue alone.
     """
 
     function: Callable[..., float]
@@ -53,6 +73,7 @@ class Metric:
     scale: Literal["z-scores", "unit scale"] = "z-scores"
     data_range: float | None = None
     in_short_tables: bool = True
+    by_tissue: bool = False
 
     @property
     def heading(self) -> str:
@@ -193,6 +214,131 @@ def ssim_map(target: Array, synthetic: Array, *, data_range: float) -> Array:
     return values
 
 
+def psnr_one_gain(target: Array, synthetic: Array, mask: Mask | None = None, *, data_range: float) -> float:
+    """Return `psnr` after the synthetic volume was multiplied by the one number that fits the target best.
+
+    The scale of a scan that was never made has no truth, since gains and echo times differ between scanners. What is
+    left is the error of the picture: the gain is sum(target synthetic) / sum(synthetic^2) over the voxels that count.
+
+    Args, values and errors are those of `psnr`.
+    """
+    _check_range(data_range)
+    target, synthetic = (array.astype(np.float64) for array in _voxels(target, synthetic, mask))
+    power = float(np.sum(np.square(synthetic)))
+    gain = float(np.sum(target * synthetic)) / power if power > 0 else 0.0
+    return _decibel(data_range, float(np.mean(np.square(gain * synthetic - target))))
+
+
+def hfen(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return the high-frequency error norm: the error of edges and fine detail, as a share of the target's.
+
+    Both volumes go through a Laplacian of a Gaussian of sigma 1.5 voxels, cut off at 7. The norm of the difference is
+    divided by that of the target. With a mask the error counts inside it alone, as if the volumes were equal outside.
+
+    Args and errors are those of `mae`, for volumes (i, j, k).
+
+    Returns:
+        0 for equal volumes; 1 for one without any detail. Infinity where the target has none.
+
+    References:
+        S. Ravishankar and Y. Bresler, MR image reconstruction from highly undersampled k-space data by dictionary
+        learning, IEEE TMI 30(5), 2011: the kernel, in two dimensions.
+    """
+    _check(target, synthetic, mask)
+    if mask is not None:
+        box = _box(mask, margin=_LOG_RADIUS, least=1)
+        target, synthetic, mask = target[box], synthetic[box], mask[box]
+    difference = np.asarray(synthetic, np.float32) - np.asarray(target, np.float32)
+    if mask is not None:
+        difference = np.where(mask, difference, np.float32(0))
+    error, detail = (
+        float(np.linalg.norm(filtered if mask is None else filtered[mask]))
+        for filtered in map(_detail, (difference, np.asarray(target, np.float32)))
+    )
+    return error / detail if detail > 0 else (math.inf if error > 0 else 0.0)
+
+
+def _detail(volume: Array) -> Array:
+    return ndimage.gaussian_laplace(volume, _LOG_SIGMA, truncate=_LOG_RADIUS / _LOG_SIGMA)
+
+
+def mutual_information(target: Array, synthetic: Array, mask: Mask | None = None, *, data_range: float) -> float:
+    """Return the normalized mutual information: how well one volume's intensities tell the other's, whatever the curve.
+
+    (H(target) + H(synthetic)) / H(target, synthetic), of a joint histogram of 64 x 64 bins from 0 to the data range;
+    what lies beyond counts in the outermost bins.
+
+    Args and errors are those of `psnr`.
+
+    Returns:
+        1 for volumes that tell nothing of each other, 2 for volumes that tell all.
+
+    References:
+        C. Studholme, D. L. G. Hill and D. J. Hawkes, An overlap invariant entropy measure of 3D medical image
+        alignment, Pattern Recognition 32(1), 1999.
+    """
+    _check_range(data_range)
+    one, other = (np.clip(array, 0, data_range).ravel() for array in _voxels(target, synthetic, mask))
+    joint = np.histogram2d(one, other, bins=_BINS, range=[(0, data_range)] * 2)[0]
+    both = _entropy(joint)
+    return (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both if both > 0 else 2.0
+
+
+def _entropy(counts: Array) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
+
+
+def tissue_dice(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return how far the same tissues lie at the same places: the mean Dice overlap of three classes.
+
+    Each volume is segmented alone, by the two thresholds that separate its own intensities best (Otsu's method for
+    three classes): dark, middle and bright. That is no anatomy, but it needs no model and is the same for all.
+
+    Args and errors are those of `mae`.
+
+    Returns:
+        1 where all classes agree, 0 where none overlaps. A class that neither volume has agrees.
+
+    References:
+        L. R. Dice, Measures of the amount of ecologic association between species, Ecology 26(3), 1945.
+        P.-S. Liao, T.-S. Chen and P.-C. Chung, A fast algorithm for multilevel thresholding, Journal of Information
+        Science and Engineering 17(5), 2001.
+    """
+    one, other = map(_classes, _voxels(target, synthetic, mask))
+    overlaps = []
+    for number in range(_CLASSES):
+        first, second = one == number, other == number
+        total = np.count_nonzero(first) + np.count_nonzero(second)
+        overlaps.append(2 * np.count_nonzero(first & second) / total if total else 1.0)
+    return float(np.mean(overlaps))
+
+
+def tissue_volumes(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
+    """Return how far the volumes of the three classes of `tissue_dice` are from the target's: the mean relative error.
+
+    Args, errors and references are those of `tissue_dice`.
+
+    Returns:
+        0 where all volumes agree; a class counts by |synthetic - target| / target.
+    """
+    one, other = (
+        np.bincount(_classes(array).ravel(), minlength=_CLASSES) for array in _voxels(target, synthetic, mask)
+    )
+    present = one > 0
+    return float(np.mean(np.abs(other - one)[present] / one[present]))
+
+
+def _classes(values: Array) -> npt.NDArray[np.integer]:
+    """Return for each voxel, in a row, 0, 1 or 2: dark, middle or bright, by the volume's own intensities."""
+    from skimage.filters import threshold_multiotsu
+
+    values = values.ravel()
+    if len(np.unique(values)) < _CLASSES:
+        return np.zeros(values.shape, np.intp)
+    return np.digitize(values, threshold_multiotsu(values, classes=_CLASSES))
+
+
 def slice_mse(target: Array, synthetic: Array, mask: Mask | None = None, *, axis: int) -> npt.NDArray[np.float64]:
     """Return the mean squared error of every slice across one axis.
 
@@ -268,6 +414,7 @@ METRICS: dict[str, Metric] = {
         digits=3,
         definition="mean absolute error of z-scores",
         words="On average, how far a voxel is from the acquired one. 0 is perfect.",
+        by_tissue=True,
     ),
     "mse": Metric(
         mse,
@@ -300,6 +447,7 @@ METRICS: dict[str, Metric] = {
         words="Signal-to-noise ratio against a fixed peak. Higher is better; 3 dB is half the squared error.",
         scale="unit scale",
         data_range=1.0,
+        by_tissue=True,
     ),
     "ssim": Metric(
         ssim,
@@ -311,5 +459,64 @@ METRICS: dict[str, Metric] = {
         words="How alike local structure is. 1 is perfect.",
         scale="unit scale",
         data_range=1.0,
+    ),
+    "psnr_one_gain": Metric(
+        psnr_one_gain,
+        title="PSNR, one gain",
+        unit="dB",
+        better="higher",
+        digits=2,
+        definition="psnr after the synthetic volume was multiplied by the one number that fits the target best",
+        words="PSNR with the overall brightness forgiven, which differs between scanners.",
+        scale="unit scale",
+        data_range=1.0,
+        in_short_tables=False,
+    ),
+    "hfen": Metric(
+        hfen,
+        title="HFEN",
+        unit="",
+        better="lower",
+        digits=3,
+        definition="norm of the difference after a Laplacian of a Gaussian of sigma 1.5 voxels, over that of the "
+        "target (Ravishankar and Bresler 2011)",
+        words="Error of edges and fine detail. 0 is perfect, 1 is an image without any.",
+        scale="unit scale",
+        in_short_tables=False,
+    ),
+    "mutual_information": Metric(
+        mutual_information,
+        title="NMI",
+        unit="",
+        better="higher",
+        digits=3,
+        definition="normalized mutual information, 64 bins from 0 to 1 in unit scale (Studholme et al. 1999); 1 to 2",
+        words="How well one image tells the other, whatever the curve between them. 1 is nothing, 2 is all.",
+        scale="unit scale",
+        data_range=1.0,
+        in_short_tables=False,
+    ),
+    "tissue_dice": Metric(
+        tissue_dice,
+        title="Dice",
+        unit="",
+        better="higher",
+        digits=3,
+        definition="mean Dice overlap of dark, middle and bright voxels, each image divided by Otsu's thresholds of "
+        "its own",
+        words="Whether dark, middle and bright tissue lies where it should. 1 is perfect.",
+        scale="unit scale",
+        in_short_tables=False,
+    ),
+    "tissue_volumes": Metric(
+        tissue_volumes,
+        title="Volume error",
+        unit="",
+        better="lower",
+        digits=3,
+        definition="mean relative error of the volumes of these three classes",
+        words="Whether there is as much of each as there should be. 0 is perfect.",
+        scale="unit scale",
+        in_short_tables=False,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,7 +25,13 @@ REGIONS = {
 
 
 def score(
-    target: np.ndarray, synthetic: np.ndarray, head: np.ndarray, *, mean: float, std: float
+    target: np.ndarray,
+    synthetic: np.ndarray,
+    head: np.ndarray,
+    *,
+    mean: float,
+    std: float,
+    tissues: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score one volume in every region with every metric.
 
@@ -34,9 +41,10 @@ def score(
         head: Head of the target, same shape.
         mean: Mean of the target contrast in unit scale, which becomes 0.
         std: Its standard deviation, which becomes 1.
+        tissues: Further regions, for the metrics that have a meaning there.
 
     Returns:
-        {region: {metric: value}} for the `REGIONS` and the `METRICS`.
+        {region: {metric: value}} for the `REGIONS` and the `METRICS`, and for the tissues.
 
     Raises:
         DatasetError: A volume cannot be scored; see `unscanned.evaluation.metrics`.
@@ -44,10 +52,14 @@ def score(
     volumes = {"unit scale": (target, synthetic)}
     z_target, z_synthetic = ((array - np.float32(mean)) / np.float32(std) for array in (target, synthetic))
     volumes["z-scores"] = z_target, z_synthetic
-    return {
+    found = {
         region: {name: metric(*volumes[metric.scale], mask) for name, metric in METRICS.items()}
         for region, mask in (("head", head), ("volume", None))
     }
+    few = {name: metric for name, metric in METRICS.items() if metric.by_tissue}
+    for region, mask in (tissues or {}).items():
+        found[region] = {name: metric(*volumes[metric.scale], mask) for name, metric in few.items()}
+    return found
 
 
 def case_constants(images: Images, constants: Constants) -> tuple[float, float]:
@@ -71,7 +83,7 @@ def score_case(
     mean, std = case_constants(images, constants)
     for arm, image in images.arms.items():
         try:
-            regions = score(images.target, image, images.head, mean=mean, std=std)
+            regions = score(images.target, image, images.head, mean=mean, std=std, tissues=images.tissues)
             rows = [_slice_errors(pair, arm, images, std, axis) for axis in range(len(PLANES))]
         except Exception as error:
             failures.append(Failure(case=pair.case, arm=arm, reason=str(of_one(error, where=f"{pair.case}, {arm}"))))

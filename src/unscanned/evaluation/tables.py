@@ -7,12 +7,13 @@ import io
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from unscanned.evaluation.cases import BASELINES
+from unscanned.display import html_table
+from unscanned.evaluation.cases import BASELINES, CEILINGS
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.statistics import compare, subject_means, summarize
-from unscanned.formats.evaluation import Comparison, Failure, Score, SliceErrors, Summary
+from unscanned.formats.evaluation import Comparison, Difference, EvaluationRecord, Failure, Score, SliceErrors, Summary
 
-__all__ = ["comparisons", "mean_sd", "scores_csv", "slices_csv", "summaries"]
+__all__ = ["comparisons", "html_scores", "mean_interval", "mean_sd", "scores_csv", "slices_csv", "summaries"]
 
 
 def summaries(
@@ -25,36 +26,36 @@ def summaries(
         scores: All scores.
         subjects: Subjects that should have been scored.
     """
-    regions = list(dict.fromkeys(row.region for row in scores))
+    regions = _metrics(scores)
     return {
         arm: {
             region: {
                 metric: summarize(_by_subject(scores, arm, region, metric).values(), len(subjects))
-                for metric in METRICS
+                for metric in metrics
             }
-            for region in regions
+            for region, metrics in regions.items()
         }
         for arm in arms
     }
 
 
 def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[Comparison]:
-    """Return the paired difference of every arm from the first arm and from each baseline, per region and metric.
+    """Return the paired difference of each arm from the first, the baselines and ceilings, by region and metric.
 
     A difference is that of `arm` minus `against`, over the subjects that both have.
 
     Args:
-        arms: Arms in order, baselines included.
+        arms: Arms in order, baselines and ceilings included.
         first: The arm that the others are compared with.
         scores: All scores.
     """
     rows = []
-    for region in dict.fromkeys(row.region for row in scores):
-        for metric in METRICS:
+    for region, metrics in _metrics(scores).items():
+        for metric in metrics:
             values = {arm: _by_subject(scores, arm, region, metric) for arm in arms}
-            for against in (first, *(baseline for baseline in BASELINES if baseline in arms)):
+            for against in (first, *(known for known in (*BASELINES, *CEILINGS) if known in arms)):
                 for arm in arms:
-                    if arm != against and (arm not in BASELINES or against == "source"):
+                    if arm not in (against, *CEILINGS) and (arm not in BASELINES or against == "source"):
                         found = dict(compare(values[against], values[arm]))
                         rows.append(Comparison(arm=arm, against=against, region=region, metric=metric, **found))
     return rows
@@ -67,15 +68,70 @@ def mean_sd(summary: Summary, digits: int) -> str:
     return f"{summary.mean:.{digits}f}" + ("" if summary.sd is None else f" ({summary.sd:.{digits}f})")
 
 
+def mean_interval(difference: Difference, digits: int) -> str:
+    """Return a paired difference with its interval as text, such as "+1.20 [+0.31, +2.09]"; a hyphen where none is."""
+    if difference.difference is None:
+        return "-"
+    ends = [] if difference.low is None or difference.high is None else [difference.low, difference.high]
+    interval = f" [{', '.join(f'{end:+.{digits}f}' for end in ends)}]" if ends else ""
+    return f"{difference.difference:+.{digits}f}{interval}"
+
+
+def html_scores(content: EvaluationRecord) -> str:
+    """Return the scores inside the head for a notebook: mean (SD) of each arm, paired differences, and failures."""
+    metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
+    headings = [f"{metric.heading}\n{metric.unit}" for metric in metrics.values()]
+    arms = [
+        [
+            arm,
+            *(mean_sd(regions["head"][name], metric.digits) for name, metric in metrics.items()),
+            next(iter(regions["head"].values())).n,
+        ]
+        for arm, regions in content.arms.items()
+    ]
+    found = {(row.arm, row.against, row.metric): row for row in content.comparisons if row.region == "head"}
+    pairs = dict.fromkeys((arm, against) for arm, against, _ in found)
+    differences = [
+        [
+            f"{arm} minus {against}",
+            *(mean_interval(found[arm, against, name], metric.digits) for name, metric in metrics.items()),
+            found[arm, against, next(iter(metrics))].n,
+        ]
+        for arm, against in pairs
+    ]
+    share = next((f"{100 * row.confidence:g} %" for row in found.values()), "")
+    tables = [
+        html_table(
+            arms,
+            header=["arm", *headings, "n"],
+            caption=f"{content.source} -> {content.target}: mean (SD) over test subjects, inside the head",
+        ),
+        html_table(
+            differences,
+            header=["paired difference", *headings, "n"],
+            caption=f"mean over the subjects of both, inside the head [{share} interval, from two subjects on]",
+        ),
+    ]
+    if content.failures:
+        failed = [[failure.case, failure.arm, failure.reason] for failure in content.failures]
+        tables.append(html_table(failed, header=["case", "arm", "why it was not scored"]))
+    return "\n".join(tables)
+
+
 def scores_csv(scores: Iterable[Score], failures: Iterable[Failure]) -> str:
-    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead."""
+    """Return one line for each case, arm and region with a column for each metric; a failure has its reason instead.
+
+    An evaluation of an older release has no columns of metrics that came later.
+    """
+    scores = list(scores)
+    metrics = [name for name in METRICS if not scores or any(name in row.values for row in scores)]
     rows: list[Sequence[Any]] = [
-        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values[m] for m in METRICS), None)
+        (row.case, row.subject, row.session, row.arm, row.region, "ok", *(row.values.get(m) for m in metrics), None)
         for row in scores
     ]
-    blank = (None,) * len(METRICS)
+    blank = (None,) * len(metrics)
     rows += [(row.case, None, None, row.arm, None, "failed", *blank, row.reason) for row in failures]
-    return _csv(("case", "subject", "session", "arm", "region", "status", *METRICS, "reason"), rows)
+    return _csv(("case", "subject", "session", "arm", "region", "status", *metrics, "reason"), rows)
 
 
 def slices_csv(slices: Iterable[SliceErrors]) -> str:
@@ -88,11 +144,19 @@ def slices_csv(slices: Iterable[SliceErrors]) -> str:
     return _csv(("case", "arm", "plane", "index", "mse_head", "mse_volume"), rows)
 
 
+def _metrics(scores: Iterable[Score]) -> dict[str, list[str]]:
+    """Return the metrics that each region has, in the order of `METRICS`."""
+    found: dict[str, set[str]] = {}
+    for row in scores:
+        found.setdefault(row.region, set()).update(row.values)
+    return {region: [name for name in METRICS if name in names] for region, names in found.items()}
+
+
 def _by_subject(scores: Iterable[Score], arm: str, region: str, metric: str) -> dict[str, float]:
     return subject_means(
         (row.subject, value)
         for row in scores
-        if row.arm == arm and row.region == region and (value := row.values[metric]) is not None
+        if row.arm == arm and row.region == region and (value := row.values.get(metric)) is not None
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from unscanned.errors import UnscannedError
+from unscanned.errors import UnscannedError, quoted
 from unscanned.schema import Schema, read
 
 __all__ = ["Record"]
@@ -49,7 +49,7 @@ class Record(Schema):
             raise error(
                 f"another format of {cls.kind}",
                 where=where,
-                found=f"{found!r}" + (f", written by unscanned {writer}" if writer else ""),
+                found=quoted(found) + (f", written by unscanned {writer}" if writer else ""),
                 expected=" or ".join(map(str, cls.readable)),
                 do="Use the release that made it, or make it again with this one.",
             )

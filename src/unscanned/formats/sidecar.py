@@ -10,11 +10,9 @@ from pydantic.alias_generators import to_pascal
 from unscanned.formats.record import Record
 from unscanned.schema import Schema
 from unscanned.settings import Precision
+from unscanned.volumes.nifti import STAMP
 
 __all__ = ["STAMP", "InputContrast", "Intensity", "ModelFacts", "Sidecar", "SourceScan", "SynthesisFacts", "Tool"]
-
-STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
-"What every synthetic volume, picture and page says of itself."
 
 _PASCAL = ConfigDict(extra="ignore", alias_generator=to_pascal, populate_by_name=True)
 
@@ -75,6 +73,8 @@ class Intensity(Schema):
     mean: float
     "Of the training targets in unit scale."
     std: float = Field(gt=0)
+    minimum: float | None = None
+    "Smallest voxel of the training targets in unit scale; None where the model does not say."
     percentile: float | None = Field(None, gt=0, le=100)
     "Inside the head, of the training targets, that became 1; None where the sidecar does not say."
     source_scale: float | None = None
@@ -91,6 +91,10 @@ class SynthesisFacts(Schema):
     "Older volumes were not cropped."
     stride: int | None = None
     "In mode patches."
+    clip: Literal["none", "minimum"] = "none"
+    "Older volumes were not clipped."
+    blend: Literal["equal", "gaussian"] = "equal"
+    "Older volumes were blended with equal weights."
     precision: Precision
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-__all__ = ["is_out_of_memory", "keep_freed_memory_in_process", "largest_that_fits", "machine_bytes"]
+__all__ = ["high_water_mib", "is_out_of_memory", "keep_freed_memory_in_process", "largest_that_fits", "machine_bytes"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
@@ -31,6 +32,18 @@ def keep_freed_memory_in_process() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(MMAP_THRESHOLD, 1 << 30) and mallopt(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def high_water_mib() -> float | None:
+    """Return the most memory that this process has had; None where the system does not tell.
+
+    `getrusage` would count what the parent had when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    peak = re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)
+    return int(peak[1]) / 2**10 if peak else None
 
 
 @functools.cache

@@ -63,7 +63,14 @@ class GeneratorBase(NetworkBase):
 
     @property
     def reach(self) -> int | None:
-        """Voxels on each side that can change an output voxel; None: the output depends on where a window starts."""
+        """Voxels on each side that can change an output voxel, where a window starts at a multiple of `multiple`.
+
+        None: the output depends on where else a window starts, or on all of it, as behind a norm of each patch.
+        """
+        return None
+
+    def bytes_a_voxel(self) -> int | None:
+        """Return what a pass holds at once for each voxel, in float32; None: it is estimated from the layers."""
         return None
 
     def fast(self) -> Callable[[Tensor], Tensor]:

@@ -16,12 +16,18 @@ from unscanned.errors import SettingsError
 from unscanned.models.base import CONVOLUTIONS, GeneratorBase, check_edge, check_name, own_options, with_margin
 from unscanned.models.initialization import initialize
 from unscanned.models.nie import NieGenerator, SmallGenerator
+from unscanned.models.segresnet import SegResNetGenerator
 from unscanned.models.unet import UNetGenerator
 from unscanned.models.wrappers import OUTPUTS, Output, Residual, finish, inner
 
 __all__ = ["GENERATORS", "FastGenerator", "build", "check_patch", "evaluating"]
 
-GENERATORS: dict[str, type[GeneratorBase]] = {"nie": NieGenerator, "small": SmallGenerator, "unet": UNetGenerator}
+GENERATORS: dict[str, type[GeneratorBase]] = {
+    "nie": NieGenerator,
+    "small": SmallGenerator,
+    "unet": UNetGenerator,
+    "segresnet": SegResNetGenerator,
+}
 
 
 def build(

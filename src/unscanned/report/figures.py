@@ -17,8 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.errors import DatasetError
-from unscanned.formats.sidecar import STAMP
+from unscanned.volumes.nifti import STAMP
 from unscanned.volumes.patches import cut
+from unscanned.volumes.planes import LETTERS, PLANES, slice_image, stamp
 
 __all__ = [
     "Strip",
@@ -35,26 +36,7 @@ __all__ = [
 
 Spacing = tuple[float, float, float]
 
-_PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
-_LETTERS = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
-"Letters at the left, right, top and bottom of a picture."
 _COLUMN_INCHES = 1.9
-
-
-def slice_image(volume: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """Return one slice as an image with row 0 on top, in radiological orientation.
-
-    Args:
-        volume: (i, j, k) in RAS+.
-        plane: "axial", "coronal" or "sagittal".
-        index: Slice along the plane's axis.
-
-    Returns:
-        Rows run from superior (axial: anterior) to inferior (posterior), columns from the patient's right (sagittal:
-        anterior) to left (posterior).
-    """
-    # In RAS+ both remaining axes point away from where a picture begins, whichever the plane.
-    return volume[(slice(None),) * _PLANES[plane] + (index,)].T[::-1, ::-1]
 
 
 def case_figure(
@@ -95,17 +77,17 @@ def case_figure(
     limit = difference_limit(np.abs(image - target)[head] / std for image in arms.values())
     difference = Normalize(-limit, limit)
 
-    heights = [_COLUMN_INCHES * _aspect(plane, box, spacing_mm) for plane in _PLANES for _ in range(2)]
+    heights = [_COLUMN_INCHES * _aspect(plane, box, spacing_mm) for plane in PLANES for _ in range(2)]
     width, height = _COLUMN_INCHES * len(columns) + 0.9, sum(heights) + 0.22 * len(heights) + 0.35
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     top = height - 0.3
-    for row, (plane, is_difference) in enumerate((plane, kind) for plane in _PLANES for kind in (False, True)):
+    for row, (plane, is_difference) in enumerate((plane, kind) for plane in PLANES for kind in (False, True)):
         for column, (name, image, synthetic) in enumerate(columns):
             place = (column * _COLUMN_INCHES / width, (top - heights[row]) / height, (_COLUMN_INCHES - 0.05) / width)
             axes = figure.add_axes((*place, heights[row] / height))
             axes.set(xticks=[], yticks=[])
             axes.axis("off")
-            index = centre[_PLANES[plane]]
+            index = centre[PLANES[plane]]
             if row == 0:
                 axes.set_title(_shorten(name), fontsize=9, fontweight="bold", pad=4)
             if not is_difference:
@@ -117,7 +99,7 @@ def case_figure(
                 error = slice_image(wrong, plane, index)[slice_image(head, plane, index)]
                 _write(axes, 0.5, -0.02, f"MSE {np.mean(np.square(error)):.3f}", fontsize=8, ha="center", va="top")
             elif column == 0:
-                where = f"{plane}\nslice {index + 1} of {target.shape[_PLANES[plane]]}"
+                where = f"{plane}\nslice {index + 1} of {target.shape[PLANES[plane]]}"
                 text = f"{where}\n\ndifference:\nsynthetic − acquired"
                 _write(axes, 0.06, 0.5, text, fontsize=8, va="center", color="#444")
             if synthetic:
@@ -142,17 +124,17 @@ def planes_figure(volumes: Sequence[tuple[str, np.ndarray, Spacing, tuple[float,
     whole = [tuple(slice(0, length) for length in array.shape) for _, array, _, _, _ in volumes]
     heights = [
         _COLUMN_INCHES * max(_aspect(plane, box, each[2]) for box, each in zip(whole, volumes, strict=True))
-        for plane in _PLANES
+        for plane in PLANES
     ]
     width, height = _COLUMN_INCHES * len(volumes), sum(heights) + 0.4
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     for column, (name, array, spacing_mm, (low, high), synthetic) in enumerate(volumes):
         top = height - 0.3
-        for plane, tall in zip(_PLANES, heights, strict=True):
+        for plane, tall in zip(PLANES, heights, strict=True):
             place = (column * _COLUMN_INCHES / width, (top - tall) / height, (_COLUMN_INCHES - 0.05) / width)
             axes = figure.add_axes((*place, tall / height))
             axes.axis("off")
-            image = slice_image(array, plane, array.shape[_PLANES[plane]] // 2)
+            image = slice_image(array, plane, array.shape[PLANES[plane]] // 2)
             _draw(axes, image, plane, spacing_mm, cmap="gray", vmin=low, vmax=high)
             _letters(axes, plane)
             if plane == "axial":
@@ -274,7 +256,7 @@ def strip(
         width: Width of one slice in pixels.
         synthetic: Whether every slice gets the stamp.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     box, _ = _head_box(head)
     height = max(1, round(width * _aspect("axial", box, spacing_mm)))
@@ -282,15 +264,11 @@ def strip(
     columns = math.ceil(math.sqrt(count * height / width))
     rows = math.ceil(count / columns)
     mosaic = Image.new("L", (columns * width, rows * height))
-    size = 0.94 * width / (ImageFont.load_default(100).getlength(STAMP) / 100)
-    font = ImageFont.load_default(size)
     for index in range(count):
         image = np.clip(_crop(volume, "axial", index, box) / white, 0, 1)
         tile = Image.fromarray((image * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
         if synthetic:
-            draw = ImageDraw.Draw(tile)
-            draw.rectangle((0, height - size - 4, width, height), fill=0)
-            draw.text((width / 2, height - 3), STAMP, fill=255, font=font, anchor="md")
+            stamp(tile)
         mosaic.paste(tile, (index % columns * width, index // columns * height))
     content = io.BytesIO()
     mosaic.save(content, format="WEBP", quality=75)
@@ -311,12 +289,12 @@ def _head_box(head: np.ndarray) -> tuple[tuple[slice, slice, slice], tuple[int, 
 
 
 def _crop(volume: np.ndarray, plane: str, index: int, box: Sequence[slice]) -> np.ndarray:
-    kept = [span if axis != _PLANES[plane] else slice(None) for axis, span in enumerate(box)]
+    kept = [span if axis != PLANES[plane] else slice(None) for axis, span in enumerate(box)]
     return slice_image(volume[tuple(kept)], plane, index)
 
 
 def _axes_of(plane: str) -> tuple[int, int]:
-    across, up = (axis for axis in range(3) if axis != _PLANES[plane])
+    across, up = (axis for axis in range(3) if axis != PLANES[plane])
     return across, up
 
 
@@ -332,7 +310,7 @@ def _draw(axes: Any, image: np.ndarray, plane: str, spacing_mm: Spacing, **style
 
 
 def _letters(axes: Any, plane: str) -> None:
-    left, right, top, bottom = _LETTERS[plane]
+    left, right, top, bottom = LETTERS[plane]
     for letter, x, y, ha, va in (
         (left, 0.02, 0.5, "left", "center"),
         (right, 0.98, 0.5, "right", "center"),

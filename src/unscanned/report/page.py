@@ -12,6 +12,7 @@ import numpy as np
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.datasets.pairs import Pair
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, listed
 from unscanned.evaluation.baselines import Regression
 from unscanned.evaluation.cases import BASELINES, Images, load_images
@@ -31,6 +32,7 @@ from unscanned.report.viewer import Viewer, case_viewer, licences, niivue, viewe
 __all__ = ["claim_report", "data_uri", "environment", "write_report"]
 
 
+@draws_progress
 def write_report(
     evaluation: str | Path,
     out: str | Path,
@@ -39,7 +41,7 @@ def write_report(
     details: Mapping[str, Any] | None = None,
     cases: Sequence[str] = (),
     limit_mb: float = LIMIT_MB,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
 ) -> Path:
     """Write the report of an evaluation as one self-contained HTML file.
 
@@ -54,7 +56,7 @@ def write_report(
         cases: Cases or subjects whose volumes are put into the file; the first that can be read when there is none.
         limit_mb: Room for the volumes of each of these cases, MB. The precision follows from it; what has no room even
             at the coarsest is left out, and the page says so.
-        progress: Called with (done, total, case).
+        progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Returns:
         `out`.

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.simulation.anatomy import Anatomy, draw_warp, smooth_field
-from unscanned.simulation.tissues import SpinEcho, Tissue, draw_sequences, draw_tissues, spin_echo
+from unscanned.simulation.tissues import TISSUES, SpinEcho, Tissue, draw_sequences, draw_tissues, spin_echo
 
 __all__ = ["CONTRASTS", "Grid", "Scan", "add_rician_noise", "scan"]
 
@@ -74,6 +74,10 @@ class Scan:
     "The images' units per unit of proton density."
     shading: float
     "Standard deviation of the logarithm of the receive field."
+    clean: Mapping[str, np.ndarray]
+    "The images without noise, float32; empty where they were not asked for."
+    typical: Mapping[str, np.ndarray]
+    "The images of the same anatomy and scanner with the tissue values of `TISSUES`, without noise; likewise."
 
 
 def scan(
@@ -86,6 +90,7 @@ def scan(
     noise: tuple[float, float],
     shading: tuple[float, float],
     deformation_mm: float,
+    clean: bool = False,
 ) -> Scan:
     """Simulate one subject: all contrasts on one grid, with one deformation and one receive field.
 
@@ -98,6 +103,7 @@ def scan(
         noise: As in `simulate`.
         shading: As in `simulate`.
         deformation_mm: As in `simulate`.
+        clean: As in `simulate`.
     """
     rng = np.random.default_rng([seed, _SUBJECT, subject])
     tissues, sequences = draw_tissues(rng), draw_sequences(rng)
@@ -108,16 +114,19 @@ def scan(
     extra_decay_hz = _DECAY_VARIATION_HZ * smooth_field(rng, grid.axes_mm, 15.0)
     gain = float(rng.uniform(500, 1500))
     sigma = gain * float(rng.uniform(*noise)) * spin_echo(tissues["white matter"], sequences["PD"])
-    signals = []
-    for contrast in contrasts:
-        values = {name: spin_echo(tissue, sequences[contrast]) for name, tissue in tissues.items()}
-        signals.append(_blur(anatomy.mix(values), anatomy, grid))
-    images = {}
+    signals = _paint(anatomy, grid, tissues, [sequences[contrast] for contrast in contrasts])
+    images, without, typical = {}, {}, {}
+    if clean:
+        known = _paint(anatomy, grid, TISSUES, [sequences[contrast] for contrast in contrasts])
+        for contrast, signal in zip(contrasts, _sample(known, anatomy, warp, grid), strict=True):
+            typical[contrast] = signal * np.float32(gain) * receive
     for contrast, signal in zip(contrasts, _sample(signals, anatomy, warp, grid), strict=True):
         signal *= gain * receive * density * np.exp(-sequences[contrast].te_ms / 1000 * extra_decay_hz)
+        if clean:
+            without[contrast] = signal
         noise_rng = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         images[contrast] = np.round(add_rician_noise(signal, sigma, noise_rng))
-    return Scan(images, {name: sequences[name] for name in contrasts}, tissues, sigma, gain, strength)
+    return Scan(images, {name: sequences[name] for name in contrasts}, tissues, sigma, gain, strength, without, typical)
 
 
 def add_rician_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -132,6 +141,14 @@ def add_rician_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator)
     real = rng.standard_normal(signal.shape, np.float32)
     imaginary = rng.standard_normal(signal.shape, np.float32)
     return np.hypot(signal + np.float32(sigma) * real, np.float32(sigma) * imaginary)
+
+
+def _paint(
+    anatomy: Anatomy, grid: Grid, tissues: Mapping[str, Tissue], sequences: Sequence[SpinEcho]
+) -> list[np.ndarray]:
+    """Return the signal of each sequence on the anatomy's own grid, averaged over the target's voxel."""
+    values = ({name: spin_echo(tissue, sequence) for name, tissue in tissues.items()} for sequence in sequences)
+    return [_blur(anatomy.mix(signals), anatomy, grid) for signals in values]
 
 
 def _blur(image: np.ndarray, anatomy: Anatomy, grid: Grid) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Simulated datasets: aligned PD, T2 and T1 scans of heads, written as BIDS.
+"""Simulated datasets: aligned scans of heads, written as BIDS.
 
 The heads are label maps, or the package's own. A subject is an anatomy with a deformation, tissues, sequences, a
-receive field and noise drawn for it; several subjects may share an anatomy.
+receive field and noise drawn for it; several subjects may share an anatomy. With narrow physics all come from one kind
+of scanner; with wide physics from the spread of real ones, with labels of the tissues beside the images.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from unscanned import files
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
+from unscanned.simulation import truth
 from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
+from unscanned.simulation.heads import draw_built_in, read_head
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
+from unscanned.simulation.sequences import CONTRASTS as WIDE_CONTRASTS
+from unscanned.simulation.stream import contrast_name
+from unscanned.simulation.wide import Spread, draw_subject
 from unscanned.volumes.nifti import LIMIT_BYTES, read_volume, write_volume
 
 __all__ = ["simulate"]
@@ -41,7 +49,20 @@ one sequence. What was drawn for a subject stands under "Simulation" in the JSON
 Subjects with the same anatomy in participants.tsv are not independent: keep them on one side of a split.
 """
 
+_README_WIDE = """Simulated MR scans of heads, made by unscanned. No person was scanned for them.
 
+Each subject is an anatomy ({source}) that was bent smoothly and drawn from the spread of real scanners: field
+strength, tissue values, lesions, sequences, slices, receive field, noise, and what of the head is covered. What was
+drawn for a subject stands under "Simulation" in the JSON file beside each image. derivatives/truth holds the tissue of
+each voxel (numbers in dseg.tsv) and, where asked for, the images without noise.
+
+Subjects with the same anatomy in participants.tsv are not independent: keep them on one side of a split.
+"""
+
+Physics = Literal["narrow", "wide"]
+
+
+@draws_progress
 def simulate(
     out: str | Path,
     *,
@@ -55,7 +76,11 @@ def simulate(
     noise: tuple[float, float] = (0.008, 0.016),
     shading: tuple[float, float] = (0.03, 0.10),
     deformation_mm: float = 2.0,
-    progress: Progress | None = None,
+    physics: Physics = "narrow",
+    target: str | None = None,
+    spread: Spread | None = None,
+    clean: bool = False,
+    progress: Progress | None = AUTOMATIC,
 ) -> Path:
     """Write simulated subjects as a BIDS raw dataset.
 
@@ -68,16 +93,24 @@ def simulate(
         subjects: Number of subjects, sub-001 and on.
         per_anatomy: Consecutive subjects that share an anatomy, each with a deformation, tissues and scanner of its
             own. The column `anatomy` of participants.tsv says which, so that a split can keep anatomies apart.
-        contrasts: Any of PD, T2 and T1. PD and T2 are two echoes of one sequence.
+        contrasts: Any of PD, T2 and T1, and FLAIR with wide physics. PD and T2 are two echoes of one sequence.
         seed: Seed of everything, 0 or more.
         shape: Voxels along i, j, k. By default 256 x 256 x 130 for label maps, as in IXI, and 96 x 112 x 96 for
             built-in heads; with `spacing_mm` alone, what covers the default field of view.
         spacing_mm: Voxel size, mm. By default 0.9375 x 0.9375 x 1.25 mm and 2 mm; with `shape` alone, what covers the
             default field of view.
-        noise: Range of the standard deviation of the noise, relative to white matter in the first echo.
-        shading: Range of the standard deviation of the logarithm of the receive field.
-        deformation_mm: Standard deviation of the smooth displacement along each axis, mm.
-        progress: Called with (subjects done, subjects, label).
+        noise: Range of the standard deviation of the noise, relative to white matter in the first echo; narrow only.
+        shading: Range of the standard deviation of the logarithm of the receive field; narrow only.
+        deformation_mm: Standard deviation of the smooth displacement along each axis, mm; narrow only.
+        physics: One kind of scanner ("narrow"), or the spread of real ones ("wide"), which also writes the labels of
+            the tissues below derivatives/truth.
+        target: With wide physics, the contrast whose sequence is the same in all subjects, as echo times differ
+            between scanners and no source tells them; the last of `contrasts` by default.
+        spread: With wide physics, what scanners are drawn from; the default is that of docs/simulation.md.
+        clean: Write two more images of each contrast, below derivatives/truth: without noise, and with the
+            literature's values of the subject's tissues. `evaluate` scores them as limits.
+        progress: Called with (subjects done, subjects, label). Without it a bar, in a terminal and in Jupyter; None
+            draws none.
 
     Returns:
         The dataset's folder.
@@ -99,31 +132,94 @@ def simulate(
     """
     out = Path(out)
     ranges = {"noise": noise, "shading": shading}
-    contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, deformation_mm, ranges)
+    wide = _check_physics(physics, target, spread, {**ranges, "deformation_mm": deformation_mm})
+    contrasts = _check_arguments(contrasts, subjects, per_anatomy, seed, deformation_mm, ranges, wide=wide is not None)
     grid = _grid(_IXI_GRID if labels else _BUILT_IN_GRID, shape, spacing_mm)
     maps = _choose_maps(labels, subjects, per_anatomy) if labels else None
+    settings: dict[str, Any] = {"seed": seed, "per_anatomy": per_anatomy}
+    if wide is None:
+        settings |= {"deformation_mm": deformation_mm, **ranges}
+    else:
+        fixed = contrast_name(target or contrasts[-1])
+        if fixed not in contrasts:
+            raise SettingsError(
+                "the target is not among the contrasts", where="target", found=target, expected=", ".join(contrasts)
+            )
+        settings |= {"physics": physics, "target": fixed, "contrasts": list(contrasts), "spread": asdict(wide)}
+    without_noise = contrasts if clean else ()
     with files.lock(out):
         files.remove_partials(out)
-        _check_folder(out, subjects, contrasts)
-        settings = {"seed": seed, "per_anatomy": per_anatomy, "deformation_mm": deformation_mm, **ranges}
+        _check_folder(out, subjects, contrasts, without_noise, wide=wide is not None)
         _claim(out, grid, settings)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
-            anatomy: Anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
-            origin = {"Anatomy": _anatomy_name(maps, group_index), "Seed": seed}
+            name = _anatomy_name(maps, group_index)
+            origin = {"Anatomy": name, "Seed": seed}
+            anatomy: Anatomy
+            if wide is not None:
+                head = read_head(maps[group_index], rng) if maps else draw_built_in(name, rng)
+            else:
+                anatomy = read_label_map(maps[group_index], rng) if maps else draw_head(rng)
             for index in group:
                 if progress:
                     progress(index, subjects, _subject(index))
-                result = scan(
-                    anatomy, grid, contrasts, seed=seed, subject=index, deformation_mm=deformation_mm, **ranges
-                )
-                _write_subject(out, _subject(index), result, grid, origin)
+                if wide is not None:
+                    drawn = draw_subject(
+                        head,
+                        grid.shape,
+                        grid.spacing_mm,
+                        contrasts,
+                        target=fixed,
+                        seed=seed,
+                        subject=index,
+                        spread=wide,
+                        clean=without_noise,
+                    )
+                    truth.write_drawn(out, _subject(index), drawn, grid, origin, index)
+                else:
+                    result = scan(
+                        anatomy,
+                        grid,
+                        contrasts,
+                        seed=seed,
+                        subject=index,
+                        deformation_mm=deformation_mm,
+                        clean=clean,
+                        **ranges,
+                    )
+                    _write_subject(out, _subject(index), result, grid, origin)
         anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
-        _write_description(out, anatomies, source, settings)
+        if wide is not None or clean:
+            truth.write_description(out, settings, wide=wide is not None)
+        _write_description(out, anatomies, source, settings, wide=wide is not None)
     if progress:
         progress(subjects, subjects, "done")
     return out
+
+
+def _check_physics(physics: str, target: str | None, spread: Spread | None, narrow: dict[str, Any]) -> Spread | None:
+    """Return what wide physics draws from, None for narrow; refuse what belongs to the other one."""
+    if physics not in get_args(Physics):
+        raise SettingsError(
+            "no such physics", where="physics", found=physics, expected=f"one of {', '.join(get_args(Physics))}"
+        )
+    if physics == "wide":
+        defaults = signature(simulate).parameters
+        for name, value in narrow.items():
+            if value != defaults[name].default:
+                raise SettingsError(
+                    "belongs to narrow physics",
+                    where=name,
+                    found=value,
+                    expected="the default, with physics = wide",
+                    do=f"Set spread.{'receive' if name == 'shading' else name} instead.",
+                )
+        return spread or Spread()
+    for name, given in (("target", target), ("spread", spread)):
+        if given is not None:
+            raise SettingsError("belongs to wide physics", where=name, found=given, do='Set physics to "wide".')
+    return None
 
 
 def _check_arguments(
@@ -133,15 +229,22 @@ def _check_arguments(
     seed: int,
     deformation_mm: float,
     ranges: dict[str, tuple[float, float]],
+    *,
+    wide: bool,
 ) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.removesuffix("w").upper() for name in contrasts))
+    known = WIDE_CONTRASTS if wide else CONTRASTS
     for name in names:
-        if name not in CONTRASTS:
+        if name not in known:
             raise SettingsError(
-                "a contrast that cannot be simulated", where="contrasts", found=name, expected=", ".join(CONTRASTS)
+                "a contrast that cannot be simulated",
+                where="contrasts",
+                found=name,
+                expected=", ".join(known),
+                do="FLAIR needs wide physics." if name == "FLAIR" else None,
             )
     if not names:
-        raise SettingsError("no contrast", where="contrasts", expected=f"some of {', '.join(CONTRASTS)}")
+        raise SettingsError("no contrast", where="contrasts", expected=f"some of {', '.join(known)}")
     for name, value, least, most in (
         ("subjects", subjects, 1, 100_000),
         ("per_anatomy", per_anatomy, 1, 100_000),
@@ -194,12 +297,15 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
     return maps[:needed]
 
 
-def _check_folder(out: Path, subjects: int, contrasts: Sequence[str]) -> None:
+def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Sequence[str], *, wide: bool) -> None:
     """Refuse to mix datasets: what an earlier simulation left must be what this one writes over."""
     wanted = {_subject(index) for index in range(subjects)}
-    images = {f"{subject}_{contrast}w" for subject in wanted for contrast in contrasts}
-    others = [path.name for path in sorted(out.glob("sub-*")) if path.name not in wanted]
-    others += [path.name for path in sorted(out.glob("sub-*/anat/*")) if path.name.split(".")[0] not in images]
+    images = {f"{subject}_{truth.suffix(contrast)}" for subject in wanted for contrast in contrasts}
+    truths = {name for subject in wanted for name in truth.names(subject, clean, wide=wide)}
+    others = []
+    for root, names in ((out, images), (out / truth.TRUTH, truths)):
+        others += [path.name for path in sorted(root.glob("sub-*")) if path.name not in wanted]
+        others += [path.name for path in sorted(root.glob("sub-*/anat/*")) if path.name.split(".")[0] not in names]
     if others:
         raise DatasetError(
             "the folder holds files that this simulation would not write",
@@ -229,11 +335,14 @@ def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
         return image.shape == grid.shape and np.allclose(image.affine, grid.affine, atol=1e-3)
 
     claim(out / "dataset_description.json", is_description, same, do=do)
+    claim(out / truth.TRUTH / "dataset_description.json", is_description, same, do=do)
+    claim(out / truth.TRUTH / "dseg.tsv", begins_with("index\tname\n"), same, do=do)
     claim(out / "README", begins_with(_README[:40]), same, do=do)
     claim(out / "participants.tsv", begins_with("participant_id\tanatomy\n"), same, do=do)
     claim(out / "participants.json", json_with("anatomy"), same, do=do)
-    for path in sorted(out.glob("sub-*/anat/*")):
-        claim(path, is_image, same, do=do)
+    for root in (out, out / truth.TRUTH):
+        for path in sorted(root.glob("sub-*/anat/*")):
+            claim(path, is_image, same, do=do)
 
 
 def _subject(index: int) -> str:
@@ -266,11 +375,13 @@ def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: di
         }
         files.write_json(stem.with_name(stem.name + ".json"), sidecar)
         write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
+    for kind, images in zip(truth.KINDS, (result.clean, result.typical), strict=True):
+        truth.write_known(out, subject, kind, images, grid.affine, origin)
 
 
-def _write_description(out: Path, anatomies: list[str], source: str, settings: dict[str, Any]) -> None:
+def _write_description(out: Path, anatomies: list[str], source: str, settings: dict[str, Any], *, wide: bool) -> None:
     description = {
-        "Name": "Simulated PD, T2 and T1 scans of heads",
+        "Name": "Simulated scans of heads" if wide else "Simulated PD, T2 and T1 scans of heads",
         "BIDSVersion": "1.10.0",
         "DatasetType": "raw",
         "Authors": ["unscanned"],
@@ -278,7 +389,7 @@ def _write_description(out: Path, anatomies: list[str], source: str, settings: d
     }
     columns = {"anatomy": {"Description": "The head that the subject was made of; split by it, not by subject"}}
     rows = [f"{_subject(index)}\t{anatomy}" for index, anatomy in enumerate(anatomies)]
-    files.write_text(out / "README", _README.format(source=source))
+    files.write_text(out / "README", (_README_WIDE if wide else _README).format(source=source))
     files.write_text(out / "participants.tsv", "\n".join(["participant_id\tanatomy", *rows]) + "\n")
     files.write_json(out / "participants.json", columns)
     files.write_json(out / "dataset_description.json", description)

@@ -86,7 +86,7 @@ def chain(
     count = len(stages)
     for number, stage in enumerate(stages):
         volume = source[None] if earlier is None else np.stack([source, earlier])
-        label = str if count == 1 else f"{{}}, stage {number + 1}/{count}".format
+        label = str if count == 1 else f"stage {number + 1} of {count}, {{}}".format
         report = within(progress, number, count, label)
         if how.mode == "volume":
             earlier = map_volume(volume, stage, memory_mib=how.memory_mib, device=device, progress=report)
@@ -96,6 +96,7 @@ def chain(
                 stage,
                 patch=patch,
                 stride=how.stride,
+                blend=how.blend,
                 batch=how.batch,
                 device=device,
                 progress=report,

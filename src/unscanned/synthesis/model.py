@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.display import AUTOMATIC, draws_progress, html_table, in_a_line
 from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, check_precision
 from unscanned.progress import Progress
 from unscanned.schema import read
 from unscanned.settings import Settings, Synthesis
+from unscanned.synthesis.card import card
 from unscanned.synthesis.context import chain
 from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.whole_volume import check_network
@@ -28,9 +30,9 @@ from unscanned.volumes.nifti import Volume
 __all__ = ["Model"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A chain of trained generators that makes one contrast from another.
+    """A chain of trained generators that makes one contrast from another. A notebook shows its card.
 
     Attributes:
         generators: In evaluation mode, on one device.
@@ -51,6 +53,15 @@ class Model:
     path: Path | None = None
     profile: ContrastProfile | None = None
     weights_sha256: str = ""
+
+    def __repr__(self) -> str:
+        stages = f" x {len(self.generators)}" if len(self.generators) > 1 else ""
+        place = f", {in_a_line(str(self.path))}" if self.path else ""
+        return f"Model({self.source} -> {self.target}, {self.settings.generator.name}{stages}, {self.device}{place})"
+
+    def _repr_html_(self) -> str:
+        """Return the card that a notebook shows."""
+        return html_table(card(self), caption=f"Model {self.source} -> {self.target}")
 
     @property
     def source(self) -> str:
@@ -92,12 +103,13 @@ class Model:
         check_precision(how.precision, self.device, convolution=self.settings.generator.convolution)
         return how
 
+    @draws_progress
     def synthesize(
         self,
         volume: Volume,
         how: Synthesis | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Progress | None = AUTOMATIC,
         **changes: Any,
     ) -> Volume:
         """Make the target contrast of a scan, on the scan's own grid.
@@ -105,6 +117,8 @@ class Model:
         As in training, no more than the model's grid around the head is mapped, and the rest is 0; where the head does
         not fit into it, the whole scan is mapped, so that nothing of the head is left out (`crop`). Intensities come
         out on the median scale of the training targets, since the scale of a target that was never scanned is unknown.
+        A network may go below what a scanner measures: `clip` says whether such voxels become the smallest value of the
+        training targets, which is 0 in magnitude images.
 
         Where memory is short, fewer patches are mapped at a time, and at last on the CPU: the same function, which the
         warnings of the result then tell.
@@ -112,7 +126,8 @@ class Model:
         Args:
             volume: A scan of the source contrast.
             how: As `how` returned it; None takes the model's own settings with the changes.
-            progress: Called with (patches done, all patches, label).
+            progress: Called with (patches done, all patches, label). Without it a bar, in a terminal and in Jupyter;
+                None draws none.
             **changes: As for `how`, such as `stride=4`.
 
         Returns:
@@ -153,7 +168,9 @@ class Model:
                 self.to(device)
         target = self.normalization.target
         array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
-        return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes))
+        if how.clip == "minimum":
+            array = np.maximum(array, np.float32((target.minimum or 0.0) * target.scale))
+        return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes), synthetic=True)
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
         """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""

@@ -78,9 +78,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
         CheckpointError: No model there, damaged weights or facts, or another format; pickles are never read.
     """
     folder = Path(path)
-    if not (folder / "model.json").is_file():
-        folder = folder / "model"
     try:
+        if not (folder / "model.json").is_file():
+            folder = folder / "model"
         record, identity = read_model_record(folder)
         settings = read_settings(record.settings, where=str(folder / "model.json"), error=CheckpointError)
         content = (folder / "model.safetensors").read_bytes()  # once: what is hashed is what is loaded

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from unscanned.contrast.check import THRESHOLD, ContrastCheck
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, VolumeError
@@ -23,19 +25,34 @@ from unscanned.settings import Synthesis, decisive, to_dict
 from unscanned.synthesis.model import Model
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
+from unscanned.volumes.skull import looks_skull_stripped
 
 __all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "relative", "synthesis_facts"]
 
 
+_BEFORE = {"blend": "equal", "clip": "none"}
+"What older volumes were made with, before there was a choice."
+
+
 def synthesis_facts(how: Synthesis) -> SynthesisFacts:
-    """Return what of the settings of synthesis decides the result; in mode volume there is no stride."""
-    stride = how.stride if how.mode == "patches" else None
-    return SynthesisFacts(mode=how.mode, crop=how.crop, stride=stride, precision=how.precision)
+    """Return what of the settings of synthesis decides the result; in mode volume nothing overlaps."""
+    overlaps = how.mode == "patches"
+    return SynthesisFacts(
+        mode=how.mode,
+        crop=how.crop,
+        stride=how.stride if overlaps else None,
+        blend=how.blend if overlaps else "equal",
+        clip=how.clip,
+        precision=how.precision,
+    )
 
 
 def output_key(volume: Volume, model: Model, how: Synthesis) -> str:
     """Return 16 digits of all that decides a synthetic volume: the scan, the model and the settings of synthesis."""
     facts = synthesis_facts(how).model_dump(exclude_none=True)
+    for name, before in _BEFORE.items():  # so that older volumes are not made again
+        if facts[name] == before:
+            del facts[name]
     return short_digest({"input": volume.sha256, "model": model.sha256, **facts})
 
 
@@ -59,13 +76,14 @@ def describe(
         scale=target.scale,
         mean=target.mean,
         std=target.std,
+        minimum=target.minimum,
         percentile=constants.percentile,
         source_scale=head_scale(volume.array, head, constants.percentile),
     )
     return Sidecar(
         contrast=model.target,
         generated_by=[Tool(name=NAME, version=version())],
-        skull_stripped=_is_skull_stripped(scan),
+        skull_stripped=_is_skull_stripped(volume, head),
         source_scans=[
             SourceScan(
                 name=scan.name,
@@ -159,9 +177,10 @@ def relative(path: Path | None, folder: Path) -> str | None:
     return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def _is_skull_stripped(scan: Path) -> bool:
-    """Return what the scan's own sidecar says; BIDS asks every derivative, and a raw scan without a word is whole."""
+def _is_skull_stripped(volume: Volume, head: np.ndarray) -> bool:
+    """Return what the scan's own JSON file says, which BIDS asks every derivative to have; else what the scan shows."""
     try:
-        return bool(read_json(sidecar_path(scan))["SkullStripped"])
+        said = read_json(sidecar_path(Path(volume.path or "")))["SkullStripped"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        said = None
+    return said if isinstance(said, bool) else looks_skull_stripped(volume.array, volume.affine, head)

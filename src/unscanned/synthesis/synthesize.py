@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,10 +14,11 @@ from urllib.parse import quote
 import nibabel as nib
 
 from unscanned.contrast.check import check_contrast
-from unscanned.datasets.layout import bids_suffix, identify, sidecar_path, stem
+from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
-from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError
-from unscanned.files import atomic_path, lock, read_json, remove_partials, sha256, write_json
+from unscanned.display import AUTOMATIC, draws_progress, in_a_line
+from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words, listed
+from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
 from unscanned.outputs import claim
@@ -24,15 +26,15 @@ from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
-from unscanned.volumes.nifti import read_volume, write_volume
+from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
 __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 
-_DESCRIPTION = "SYNTHETIC"
-"How the header of a synthetic volume describes it."
+_ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
+"What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
 
 
-@dataclass
+@dataclass(repr=False)
 class Synthesized:
     """What became of each input.
 
@@ -45,6 +47,11 @@ class Synthesized:
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failures: dict[str, UnscannedError] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        first = in_a_line(f", the first: {next(iter(self.failures.values()))}") if self.failures else ""
+        counts = f"{len(self.written)} written, {len(self.skipped)} skipped, {len(self.failures)} failed"
+        return f"Synthesized({counts}{first})"
 
 
 def list_inputs(
@@ -61,6 +68,9 @@ def list_inputs(
         (scan, case) in the order given, where the case is None for a single file, whose own name then counts; and the
         errors by dataset and case.
 
+    Warns:
+        UserWarning: Files of a dataset were passed over.
+
     Raises:
         DatasetError: A dataset cannot be read, or has no scan of the source contrast.
     """
@@ -71,6 +81,9 @@ def list_inputs(
             found = select_pairs(entry, source=source, target=target, require_target=False)
             scans += [(pair.source, pair.case) for pair in found.pairs]
             failures |= {str(error.where): error for error in found.refused.values()}
+            for why in dict.fromkeys(found.passed_over.values()):
+                names = listed([path.name for path, other in found.passed_over.items() if other == why])
+                warnings.warn(f"{entry}: passed over {names}: {why}", stacklevel=2)
         else:
             scans.append((entry, None))
     return scans, failures
@@ -84,15 +97,27 @@ def output_path(out: str | Path, scan: Path, target: str, case: str | None = Non
         'out/sub-IXI012/anat/sub-IXI012_desc-synthetic_T2w.nii.gz'
     """
     ending = f"_desc-synthetic_{bids_suffix(target)}.nii.gz"
+    entities = ""
     if case is None:
         known = identify(scan)
         if known is None:
-            return Path(out) / (stem(scan) + ending)
-        case = f"sub-{known.subject}" + (f"_ses-{known.session}" if known.session else "")
-        return Path(out).joinpath(*case.split("_"), "anat", case + known.entities + ending)
-    return Path(out).joinpath(*case.split("_"), "anat", case + ending)
+            case = f"sub-{bids_label(stem(scan).removeprefix('sub-'))}"
+        else:
+            case = f"sub-{bids_label(known.subject)}" + (f"_ses-{bids_label(known.session)}" if known.session else "")
+            entities = _entities(known.entities)
+    return Path(out).joinpath(*case.split("_"), "anat", case + entities + ending)
 
 
+def _entities(named: str) -> str:
+    """Return the entities of a scan's name as its derivative may have them, in their order; the others go into acq."""
+    found = [(name, bids_label(label)) for name, _, label in (part.partition("-") for part in named.split("_")[1:])]
+    kept = {name: label for name, label in found if name in _ENTITIES}
+    if others := "".join(name + label for name, label in found if name not in _ENTITIES):
+        kept["acq"] = kept.get("acq", "") + others
+    return "".join(f"_{name}-{kept[name]}" for name in _ENTITIES if name in kept)
+
+
+@draws_progress
 def synthesize(
     model: Model,
     scans: Sequence[tuple[Path, str | None]],
@@ -101,7 +126,7 @@ def synthesize(
     overwrite: bool = False,
     renew: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     **changes: Any,
 ) -> Synthesized:
     """Synthesize the target contrast of scans, each on its own grid, with a sidecar.
@@ -116,7 +141,8 @@ def synthesize(
         overwrite: Make volumes again that are there already, and replace whatever has their names.
         renew: Replace the synthetic volumes of other models too.
         force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
-        progress: Called with (done, total, label), in thousandths of a scan.
+        progress: Called with (done, total, label), in thousandths of a scan. Without it a bar, in a terminal and in
+            Jupyter; None draws none.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
 
     Raises:
@@ -131,13 +157,16 @@ def synthesize(
     result = Synthesized()
     with lock(out):
         remove_partials(out)
-        _describe_dataset(Path(out), scans)
+        _describe_dataset(Path(out), scans, model.target)
         for number, (scan, case) in enumerate(scans):
             path = output_path(out, scan, model.target, case)
             try:
-                report = within(progress, number, len(scans), partial("{}, {}".format, scan.name), unit=1000)
+                place = f"scan {number + 1} of {len(scans)}, {scan.name}"
+                report = within(progress, number, len(scans), partial("{}, {}".format, place), unit=1000)
                 made = _one(model, scan, path, how, overwrite, renew, force, report)
-            except (ResourceError, Interrupted):
+            except Interrupted as error:
+                raise error.but(found=f"{number} of {len(scans)} scans done") from error
+            except ResourceError:
                 raise
             except Exception as error:
                 result.failures[str(scan)] = of_one(error, where=scan)
@@ -169,7 +198,7 @@ def _one(
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
         write_volume(
-            content, synthetic.array, volume.affine, description=f"{_DESCRIPTION} {model.target} {NAME} {version()}"
+            content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
         )
         facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
@@ -219,12 +248,12 @@ def _claim(path: Path, model: Model | None) -> None:
 
 def _says_synthetic(path: Path) -> bool:
     try:
-        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(_DESCRIPTION.encode()))
+        return bool(nib.Nifti1Image.from_filename(path).header["descrip"].tobytes().startswith(SYNTHETIC.encode()))
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return False
 
 
-def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> None:
+def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]], target: str) -> None:
     """Write dataset_description.json, which names the datasets that all volumes here were made from."""
     found = _own_description(out)
     sources = {f"file:{quote(str(relative(_dataset_of(scan), out)), errors='surrogateescape')}" for scan, _ in scans}
@@ -239,6 +268,16 @@ def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]]) -> No
     }
     if found != content:
         write_json(out / "dataset_description.json", content)
+    if not has_bids_suffix(target):
+        _ignore(out, f"*_{bids_suffix(target)}.*")
+
+
+def _ignore(out: Path, pattern: str) -> None:
+    """Tell validators of BIDS to pass over names that BIDS has no suffix for."""
+    path = out / ".bidsignore"
+    lines = read_text(path).splitlines() if path.exists() else []
+    if pattern not in lines:
+        write_text(path, "\n".join([*lines, pattern]) + "\n")
 
 
 def _own_description(out: Path) -> dict[str, Any] | None:
@@ -253,7 +292,7 @@ def _own_description(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_words(error)
     raise SettingsError(
         "the output folder holds another dataset",
         where=path,

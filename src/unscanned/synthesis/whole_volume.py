@@ -88,12 +88,19 @@ def map_volume(
     keep_freed_memory_in_process()
     try:
         with evaluating(network):
-            source = torch.as_tensor(np.ascontiguousarray(volume))
+            original, source = volume.shape[1:], torch.as_tensor(_padded(volume, generator.multiple))
             shape: Shape = tuple(source.shape[1:])  # type: ignore[assignment]
             stream = generator.stream(source.new_zeros((1, source.shape[0], 2, 2, 2), device=device))
             if tile is None or (stream is not None and brick is None):
                 chosen = plan(network, shape, source.shape[0], memory_mib=memory_mib, stream=stream, device=device)
                 tile, brick = tile or chosen.tile, brick or chosen.brick
+            if any(t % generator.multiple for t in tile):
+                raise SettingsError(
+                    "tiles start where the network's levels have no voxel",
+                    where="tile",
+                    found=tile,
+                    expected=f"multiples of {generator.multiple}",
+                )
             out = source.new_empty(shape)
             done = 0
             for where, values in _pieces(network, stream, source, tile, brick, device):
@@ -110,19 +117,27 @@ def map_volume(
             found=f"tiles of {tile} voxels, bricks of {brick}" if brick else f"tiles of {tile} voxels",
             do="Set synthesis.memory_mib lower.",
         ) from error
-    return out.numpy()
+    return out[tuple(slice(n) for n in original)].contiguous().numpy()
+
+
+def _padded(volume: np.ndarray, multiple: int) -> np.ndarray:
+    """Return a volume whose far ends were continued by its outermost voxels to multiples of a number."""
+    padding = [(0, -n % multiple) for n in volume.shape[1:]]
+    if any(after for _, after in padding):
+        volume = np.pad(volume, [(0, 0), *padding], mode="edge")
+    return np.ascontiguousarray(volume)
 
 
 def check_network(network: nn.Module) -> GeneratorBase:
     """Refuse a network that has no whole-volume pass, and return the generator inside of any other.
 
     Raises:
-        SettingsError: Its output depends on where a window starts, as behind strided convolutions.
+        SettingsError: Its output depends on where or how large a window is, as behind norms of each patch.
     """
     generator = inner(network)
     if not isinstance(generator, GeneratorBase) or generator.reach is None:
         raise SettingsError(
-            "this generator cannot map a volume in exact tiles: its strided layers see where a tile starts",
+            "this generator cannot map a volume in exact tiles: its layers see where a tile starts",
             where="synthesis.mode",
             found=f"volume with {type(generator).__name__}",
             expected="patches",
@@ -159,10 +174,12 @@ def plan(
         allowed = 2**20 * (memory_mib or DEFAULT_MEMORY_MIB)
     threads = min(torch.get_num_threads(), LARGEST) if device.type == "cpu" else 1
     fixed = 2**20 * (LIBRARIES_MIB + THREAD_MIB * (threads - 1)) + 4 * (channels + 1) * math.prod(shape)
-    reach = cast(int, check_network(network).reach)
+    generator = check_network(network)
+    reach = cast(int, generator.reach)
     plans: list[tuple[int, float, Plan]] = []
     bricks: Sequence[Brick | None] = [None] if stream is None else BRICKS
-    for tile, brick in itertools.product(_candidates(shape, reach, stream is not None), bricks):
+    tiles = _candidates(shape, reach, generator.multiple, stream is not None)
+    for tile, brick in itertools.product(tiles, bricks):
         extents: Shape = tuple(min(n, t + 2 * reach) for n, t in zip(shape, tile, strict=True))  # type: ignore[assignment]
         count = math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
         if stream is not None and brick is not None:
@@ -183,12 +200,12 @@ def plan(
     return min(possible, key=lambda each: each[0])[1]
 
 
-def _candidates(shape: Shape, reach: int, streams: bool) -> Iterator[Shape]:
+def _candidates(shape: Shape, reach: int, multiple: int, streams: bool) -> Iterator[Shape]:
     """Yield tiles from the whole volume down to a few voxels; whole along i where bricks pass through them."""
     lengths = []
     for n in shape:
         counts = range(1, max(2, -(-n // max(8, reach // 2)) + 1))
-        lengths.append(sorted({-(-n // count) for count in counts}))
+        lengths.append(sorted({multiple * -(-n // (count * multiple)) for count in counts}))
     if streams:
         lengths[0] = [shape[0]]
     yield from itertools.product(*lengths)  # type: ignore[misc]
@@ -196,6 +213,9 @@ def _candidates(shape: Shape, reach: int, streams: bool) -> Iterator[Shape]:
 
 def _tile_bytes(network: nn.Module, extents: Shape, least_rows: int) -> int:
     """Return what the network takes for a tile of that size, the smallest of which has so many rows along k."""
+    declared = check_network(network).bytes_a_voxel()
+    if declared is not None:
+        return declared * math.prod(extents)
     convolutions = [c for c in network.modules() if isinstance(c, nn.Conv3d)]
     width = max(c.out_channels for c in convolutions)
     if width * least_rows > ONEDNN_ROWS:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unscanned.losses import CRITERIA, Criterion
+from unscanned.losses import CRITERIA, Criterion, gradient_penalty
 from unscanned.machine.precision import autocast
 from unscanned.training.health import check_finite
+from unscanned.training.optimizers import clip
 
 __all__ = ["Adversary"]
 
@@ -22,6 +23,11 @@ class Adversary:
             oneDNN's bfloat16 gradient of 3^3 weights on 2^3 voxels, where the last convolution is for 16^3 patches, is
             now and then not a number.
         criterion: What both networks' losses are.
+        clip_norm: Norm that the discriminator's gradient is cut to; None leaves it.
+        penalty: Weight of the squared gradient of the logits at acquired patches.
+
+    Attributes:
+        takes_part: Whether steps train the discriminator and give the generator its term.
     """
 
     def __init__(
@@ -30,9 +36,13 @@ class Adversary:
         optimizer: torch.optim.Optimizer,
         precision: str = "float32",
         criterion: Criterion = CRITERIA["cross_entropy"],
+        *,
+        clip_norm: float | None = None,
+        penalty: float = 0.0,
     ) -> None:
         self.discriminator, self.optimizer = discriminator, optimizer
-        self.precision, self.criterion = precision, criterion
+        self.precision, self.criterion, self.clip_norm, self.penalty = precision, criterion, clip_norm, penalty
+        self.takes_part = True
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """Return what the discriminator says, (batch, 1)."""
@@ -50,10 +60,14 @@ class Adversary:
         Raises:
             TrainingError: The loss or its gradient is not finite; no step is taken.
         """
-        loss = self.criterion.discriminator(self.logits(source, target), self.logits(source, synthetic.detach()))
+        acquired = target.detach().requires_grad_(self.penalty > 0)
+        real = self.logits(source, acquired)
+        loss = self.criterion.discriminator(real, self.logits(source, synthetic.detach()))
+        if self.penalty > 0:
+            loss = loss + self.penalty * gradient_penalty(real, acquired)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        check_finite(loss, self.discriminator, "discriminator")
+        clip(self.discriminator, check_finite(loss, self.discriminator, "discriminator"), self.clip_norm)
         self.optimizer.step()
         return loss.detach()
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from unscanned.errors import CheckpointError, DatasetError
+from unscanned.progress import labelled
 from unscanned.settings import decisive, difference
 from unscanned.synthesis.model_file import load_model
 from unscanned.training.context_volumes import context_volumes
@@ -57,8 +58,7 @@ class Chain:
         volumes: dict[str, np.ndarray] = {}
         for number in range(1, count + 1):
             folder = self.run.folder if count == 1 else self.run.folder / f"stage-{number}"
-            label = f"stage {number}, " if count > 1 else ""
-            stage = self._stage(number, folder, [*self.run.training], volumes, label)
+            stage = self._stage(number, folder, [*self.run.training], volumes)
             try:
                 trained = self._given(first_stage) if number == 1 and first_stage is not None else stage.train(self.run)
             except StageFailed as error:
@@ -75,11 +75,15 @@ class Chain:
         self.results.append(result)
 
     def _stage(
-        self, number: int, folder: Path, cases: list[Case], volumes: dict[str, np.ndarray], label: str, fold: int = 0
+        self, number: int, folder: Path, cases: list[Case], volumes: dict[str, np.ndarray], fold: int = 0
     ) -> Stage:
         earlier = self.networks[: number - 1] if self.context.input == "patch" else ()
         seed = self.run.settings.training.seed + 100 * fold
-        return Stage(number, folder, cases, seed, volumes, earlier, label)
+        part, count = f"stage {number}" + (f", fold {fold}" if fold else ""), self.context.stages
+        label = f"stage {number} of {count}, " if count > 1 else ""
+        label += f"fold {fold} of {self.context.folds}, " if fold else ""
+        progress = labelled(self.run.progress.get(part), label)
+        return Stage(number, folder, cases, seed, volumes, earlier, progress)
 
     def _given(self, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         """Return the generator of a model that was trained as the first stage would be."""
@@ -109,9 +113,8 @@ class Chain:
         if self.context.training_input == "out_of_fold":
             for fold, held_out in enumerate(self._folds(), 1):
                 inside = [case for case in self.run.training if case.subject not in held_out]
-                label = f"stage {stage.number}, fold {fold}, "
                 folder = stage.folder / f"fold-{fold}"
-                maker, _ = self._stage(stage.number, folder, inside, {**stage.volumes}, label, fold).train(self.run)
+                maker, _ = self._stage(stage.number, folder, inside, {**stage.volumes}, fold).train(self.run)
                 makers |= {case.name: maker for case in self.run.training if case.subject in held_out}
         return makers
 

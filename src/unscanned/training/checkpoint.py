@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from unscanned.errors import CheckpointError
+from unscanned.errors import CheckpointError, in_words
 from unscanned.files import read_sealed, sha256, write_bytes, write_sealed
 from unscanned.formats.checkpoint import CheckpointRecord, comparable
 from unscanned.settings import difference
@@ -134,7 +134,7 @@ def load_checkpoint(folder: str | Path, identity: Mapping[str, Any], *, last: in
                 raise _other(manifest, facts.identity, wanted)
             return Checkpoint(facts.step, safetensors.torch.load(content), facts, tuple(warnings))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            warnings.append(f"{manifest.stem} passed over: {error}")
+            warnings.append(f"{manifest.stem} passed over: {in_words(error)}")
     _refuse_pickles(folder)
     if warnings:
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,11 @@ def context_volumes(
     """
     made, kept = {}, set()
     cases = [*run.training, *run.validation]
+    part = f"context of stage {number + 1}"
+    progress = run.progress.get(part)
     for index, case in enumerate(cases):
-        if run.progress:
-            run.progress(index, len(cases), f"context of stage {number + 1}")
+        if progress:
+            progress(index, len(cases), f"{part}, {case.name}")
         maker = makers[case.name]
         path = folder / f"{case.name}_{_made_from(run, maker, case, volumes)}.npy"
         if not path.exists():
@@ -57,7 +58,7 @@ def _made_from(run: TrainingRun, network: nn.Module, case: Case, volumes: Mappin
     given: dict[str, Any] = {
         "source": case.facts.source.sha256,
         "frame": case.facts.frame,
-        "intensities": dataclasses.asdict(run.normalization),
+        "intensities": run.normalization.of_z_scores(),
         "weights": weights_digest(network),
     }
     if case.name in volumes:

@@ -23,6 +23,7 @@ __all__ = [
     "FATAL_STEPS",
     "SIGNS",
     "WARN_AFTER",
+    "AdversaryCollapsed",
     "Sign",
     "check_collapse",
     "check_finite",
@@ -40,6 +41,10 @@ FATAL_AFTER = 6
 FATAL_STEPS = 500
 "Steps before which no training is called collapsed."
 PATCHES = 8
+
+
+class AdversaryCollapsed(TrainingError):
+    """A collapse after which the training goes on with its other terms."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ patches that the discriminator judges rightly. Beside a strong L1 term the last 
 """
 
 
-def check_finite(loss: Tensor, network: nn.Module, name: str) -> None:
+def check_finite(loss: Tensor, network: nn.Module, name: str) -> Tensor:
     """Refuse to take a step that would write NaN or infinity into every weight.
 
     Adam turns one such gradient into a network that is lost, with gradient clipping or without.
@@ -82,6 +87,9 @@ def check_finite(loss: Tensor, network: nn.Module, name: str) -> None:
         loss: Scalar, after its backward pass.
         network: Whose gradients are looked at.
         name: Of the network.
+
+    Returns:
+        The norm of the whole gradient, a scalar.
 
     Raises:
         TrainingError: The loss or a gradient is not finite.
@@ -95,6 +103,7 @@ def check_finite(loss: Tensor, network: nn.Module, name: str) -> None:
             expected="finite numbers",
             do="Check these scans, or lower training.learning_rate.",
         )
+    return norm
 
 
 def fixed_patches(head: np.ndarray, patch: int) -> list[tuple[int, int, int]]:
@@ -177,24 +186,30 @@ def sign_warnings(scores: Mapping[str, float], counts: Mapping[str, int]) -> lis
     ]
 
 
-def check_collapse(scores: Mapping[str, float], counts: Mapping[str, int], step: int) -> None:
-    """End a training from which nothing useful can come any more.
+def check_collapse(scores: Mapping[str, float], counts: Mapping[str, int], step: int, *, goes_on: bool = False) -> None:
+    """End a training from which nothing useful can come any more, or its adversary alone.
 
     Args:
         scores: Of the last validation.
         counts: As `count_signs` returned them.
         step: Steps taken.
+        goes_on: Whether the adversary alone ends, which then also a discriminator does that is always right or no
+            better than chance: the generator learns nothing from it.
 
     Raises:
         TrainingError: A sign of collapse has been there for `FATAL_AFTER` validations in a row.
+        AdversaryCollapsed: Likewise, with `goes_on`.
     """
     for name, count in counts.items():
-        if SIGNS[name].is_collapse and count >= FATAL_AFTER and step >= FATAL_STEPS:
+        if (SIGNS[name].is_collapse or goes_on) and count >= FATAL_AFTER and step >= FATAL_STEPS:
+            found = f"{name} {scores[name]:.3f}, {count} validations in a row, step {step}"
+            if goes_on:
+                raise AdversaryCollapsed(SIGNS[name].meaning, found=found)
             raise TrainingError(
                 f"the training has collapsed: {SIGNS[name].meaning}",
-                found=f"{name} {scores[name]:.3f}, {count} validations in a row, step {step}",
+                found=found,
                 do="The best epoch is kept. Try another training.seed, a lower training.learning_rate, or a smaller "
-                "loss.adversarial.",
+                "loss.adversarial; loss.on_collapse = regression goes on without the adversary.",
             )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from unscanned.progress import Progress
 from unscanned.settings import Settings
 from unscanned.training.prepare import Case
+from unscanned.training.simulated import SimulatedPairs
 from unscanned.volumes.intensity import Normalization
 
 __all__ = ["TrainingRun"]
@@ -27,8 +28,9 @@ class TrainingRun:
         validation: Cases to choose the epoch with.
         normalization: Intensity constants of all training cases, those that a fold leaves out included.
         device: Where the networks are.
-        progress: Called with (done, total, label).
+        progress: For each part of the run by its name, as `run_costs` has them, called with (done, total, label).
         should_stop: Asked after each step.
+        simulated: Pairs that some patches come from beside the training cases; None: there are none.
     """
 
     folder: Path
@@ -37,5 +39,6 @@ class TrainingRun:
     validation: Sequence[Case]
     normalization: Normalization
     device: torch.device
-    progress: Progress | None = None
+    progress: Mapping[str, Progress | None] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
+    simulated: SimulatedPairs | None = None

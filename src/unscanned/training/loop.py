@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unscanned.display import warn
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
 from unscanned.machine.memory import is_out_of_memory, largest_that_fits
 from unscanned.progress import Progress
 from unscanned.settings import Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.feed import Feed
-from unscanned.training.health import check_collapse, count_signs, sign_warnings
+from unscanned.training.health import AdversaryCollapsed, check_collapse, count_signs, sign_warnings
 from unscanned.training.log import RunLog
+from unscanned.training.optimizers import rate, set_rate
 from unscanned.training.state import TrainingState
 from unscanned.training.step import Step
 
@@ -51,9 +52,9 @@ def train_stage(
         folder: Gets log.jsonl, tensorboard/, checkpoints/ and best/.
         take_step: Fresh networks and optimizers; its generator holds the best epoch's weights at the end.
         batches: The batch of each step.
-        validate: Scores the generator after each epoch; `psnr`, in dB, chooses the best, and `health.SIGNS` are
-            watched. Without validation subjects it returns an empty dict, and the last epoch is kept. May raise
-            `Interrupted`.
+        validate: Scores the generator, or the average of its weights, after each epoch; `psnr`, in dB, chooses the
+            best, and `health.SIGNS` are watched. Without validation subjects it returns an empty dict, and the last
+            epoch is kept. May raise `Interrupted`.
         settings: How long, the seed of what is random within a step, and the processes that cut patches.
         device: Where the networks are.
         identity: Settings and data, table by table; a checkpoint with another one is refused.
@@ -93,8 +94,11 @@ def train_stage(
     saved_at = time.monotonic()
     take_step.generator.train()
     while True:
+        _admit(take_step, state)
         epoch_start = state.step - state.step % steps_per_epoch
         if state.step == epoch_start > record.validated:
+            if progress:
+                progress(state.step, total, f"epoch {epoch_start // steps_per_epoch} of {settings.epochs}, validation")
             try:
                 _validate(state, epoch_start // steps_per_epoch, validate, log)
             except Interrupted as error:
@@ -102,22 +106,29 @@ def train_stage(
                 state.save(keep=state.step)
                 raise _interrupted(state, total) from error
             saved_at = time.monotonic()
-        check_collapse(record.scores, record.signs, state.step)
+        try:
+            check_collapse(record.scores, record.signs, state.step, goes_on=_goes_on(take_step, state))
+        except AdversaryCollapsed as error:
+            record.adversary_left, record.signs = state.step, {}
+            state.save(keep=state.step)
+            _warn(log, state.step, f"goes on without its adversary: {error}")
+            _admit(take_step, state)
         if state.step == total:
             break
 
         began = time.monotonic()
         try:
-            source, target = next(feed)
+            batch = next(feed)
         except UnscannedError as error:
             state.save(keep=epoch_start)
             if should_stop():
                 raise _interrupted(state, total) from error
             raise error.at(_place(batches, state)) from error
         waiting = time.monotonic() - began
+        set_rate(state.optimizers.values(), rate(settings, state.step, total))
         torch.manual_seed(_step_seed(settings.seed, state.step))
         try:
-            losses = take_step(source.to(device), target.to(device))
+            losses = take_step(*(part.to(device) for part in batch))
         except TrainingError as error:
             failure = error.at(_place(batches, state))
             log.close()
@@ -132,16 +143,18 @@ def train_stage(
                 raise
             losses = None
         if losses is None:  # outside the handler, whose traceback would hold on to the memory
-            raise _too_large(take_step, source, target, device)
+            raise _too_large(take_step, batch, device)
 
         state.step += 1
+        if take_step.average is not None:
+            take_step.average.update(state.step)
         elapsed = time.monotonic() - began
         record.seconds += elapsed
         record.waited += waiting
         epoch = -(-state.step // steps_per_epoch)
         log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
-            progress(state.step, total, f"epoch {epoch}/{settings.epochs}, L1 {losses['l1']:.3f}")
+            progress(state.step, total, f"epoch {epoch} of {settings.epochs}, L1 {losses['l1']:.3f}")
         stop = should_stop()
         if stop or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
             state.save(keep=state.step - state.step % steps_per_epoch)
@@ -161,6 +174,18 @@ def train_stage(
     }
 
 
+def _admit(take_step: Step, state: TrainingState) -> None:
+    """Let the adversary take part in the next step if it has joined and was not given up, whatever came before."""
+    if take_step.adversary is not None:
+        is_in = state.step >= take_step.adversarial_after and state.record.adversary_left is None
+        take_step.adversary.takes_part = is_in
+
+
+def _goes_on(take_step: Step, state: TrainingState) -> bool:
+    """Whether a collapse would be the adversary's, which the training can do without."""
+    return take_step.goes_on and take_step.adversary is not None and take_step.adversary.takes_part
+
+
 def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int) -> Feed:
     """Return the batches from here on, in the order that the record asks for."""
     batches.order = 0 if state.record.rolled_back_from is None else 1
@@ -169,8 +194,8 @@ def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int)
 
 def _validate(state: TrainingState, epoch: int, validate: Callable[[nn.Module], dict[str, float]], log: RunLog) -> None:
     """Score the generator, keep it if it is the best so far, and save."""
-    record, generator = state.record, state.modules["generator"]
-    scores = validate(generator)
+    record = state.record
+    scores = validate(state.chosen)
     is_best = record.best is None or not scores or scores["psnr"] > record.best["psnr"]
     log.write("validation", step=state.step, epoch=epoch, **scores, best=is_best)
     record.validated, record.scores, record.signs = state.step, scores, count_signs(scores, record.signs)
@@ -196,10 +221,10 @@ def _place(batches: PatchBatches, state: TrainingState) -> str:
     return f"step {state.step}, {batches.describe(state.step)}"
 
 
-def _too_large(take_step: Step, source: Tensor, target: Tensor, device: torch.device | str) -> ResourceError:
+def _too_large(take_step: Step, batch: tuple[Tensor, ...], device: torch.device | str) -> ResourceError:
     """Return what to say of a batch that memory does not hold. The networks are of no use after this."""
-    size = len(source)
-    fits = largest_that_fits(lambda n: take_step(source[:n].to(device), target[:n].to(device)), size // 2)
+    source, size = batch[0], len(batch[0])
+    fits = largest_that_fits(lambda n: take_step(*(part[:n].to(device) for part in batch)), size // 2)
     return ResourceError(
         "memory does not hold a training step",
         where=device,
@@ -220,7 +245,7 @@ def _interrupted(state: TrainingState, total: int) -> Interrupted:
 
 def _warn(log: RunLog, step: int, message: str) -> None:
     log.write("warning", step=step, message=message)
-    warnings.warn(f"{log.path.parent}: {message}", stacklevel=3)
+    warn(f"{log.path.parent}: {message}")
 
 
 def _step_seed(seed: int, step: int) -> int:

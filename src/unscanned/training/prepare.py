@@ -6,7 +6,6 @@ Prepared volumes are read through memory maps, so that training memory does not 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,8 @@ import numpy as np
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError
+from unscanned.display import warn
+from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
 from unscanned.files import atomic_path, read_sealed, sha256, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.machine.crash import of_one
@@ -225,6 +225,7 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
     """
     sums = {"source": np.zeros(3), "target": np.zeros(3)}
     scales: dict[str, list[float]] = {"source": [], "target": []}
+    minima: dict[str, list[float]] = {"source": [], "target": []}
     for case in cases:
         for name, total in sums.items():
             array = np.asarray(getattr(case, name), np.float64)
@@ -237,13 +238,14 @@ def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normali
                 )
             total += [array.size, array.sum(), np.square(array).sum()]
             scales[name].append(getattr(case.facts, f"{name}_scale"))
+            minima[name].append(float(array.min()))
     if not scales["source"]:
         raise DatasetError("no training case to take the intensity constants from")
     contrasts = {}
     for name, (n, first, second) in sums.items():
         mean = first / n
         std = float(np.sqrt(max(second / n - mean**2, 0.0)))
-        contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std)
+        contrasts[name] = Contrast(float(np.median(scales[name])), float(mean), std, min(minima[name]))
     return Normalization(percentile, contrasts["source"], contrasts["target"])
 
 
@@ -269,10 +271,9 @@ def _warn_of_crops(cases: Sequence[Case]) -> None:
     if cut:
         worst = max(cut, key=shares.__getitem__)
         shape = " x ".join(map(str, worst.source.shape))
-        warnings.warn(
+        warn(
             f"the model's grid of {shape} voxels leaves out part of the head in {len(cut)} of {len(cases)} cases, "
-            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it.",
-            stacklevel=3,
+            f"most in {worst.name}: {shares[worst]:.0%}. A larger prepare.shape keeps it."
         )
 
 
@@ -288,9 +289,8 @@ def _stamp(path: Path) -> str:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise VolumeError(
-            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {in_words(error)}", where=path, do="Check the path and its permissions."
         ) from error
     return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 

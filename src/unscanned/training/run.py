@@ -12,6 +12,7 @@ import torch
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
 from unscanned.files import lock, remove_partials
 from unscanned.machine.device import choose_device
@@ -22,13 +23,15 @@ from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
 from unscanned.outputs import check_apart
-from unscanned.progress import Progress, interruptible
+from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.settings import Settings, check, resolve, to_dict
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
+from unscanned.training.effort import run_costs
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
+from unscanned.training.simulated import simulated_pairs
 
 __all__ = ["Trained", "check_settings", "train"]
 
@@ -36,7 +39,7 @@ _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """What a run made.
 
@@ -52,6 +55,11 @@ class Trained:
     failures: dict[str, UnscannedError]
     incomplete: dict[str, str]
 
+    def __repr__(self) -> str:
+        left_out = len(self.failures) + len(self.incomplete)
+        stages = f", {len(self.stages)} stages" if len(self.stages) > 1 else ""
+        return f"Trained({self.model}{stages}" + (f", {left_out} cases left out)" if left_out else ")")
+
 
 def check_settings(settings: Settings) -> torch.device:
     """Refuse settings that no run can have: networks that cannot be built, a device or a precision that is not there.
@@ -61,7 +69,8 @@ def check_settings(settings: Settings) -> torch.device:
 
     Raises:
         SettingsError: As for `check`; a network's name is not known, a network does not take patches of this size, the
-            device lacks the precision, or the generator the mode of synthesis or the way to convolve.
+            device lacks the precision, the generator the mode of synthesis or the way to convolve, or contrasts or
+            grid cannot be simulated.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = choose_device(settings.training.device)
@@ -77,9 +86,11 @@ def check_settings(settings: Settings) -> torch.device:
     if settings.synthesis.mode == "volume":
         check_network(generator)
     check(settings)
+    simulated_pairs(settings)
     return device
 
 
+@draws_progress
 def train(
     dataset: str | Path,
     folder: str | Path,
@@ -89,7 +100,7 @@ def train(
     file: str | Path | None = None,
     cache: str | Path | None = None,
     first_stage: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
     **overrides: dict[str, Any],
 ) -> Trained:
@@ -104,7 +115,7 @@ def train(
         file: TOML settings that override the preset.
         cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
         first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.
-        progress: Called with (done, total, label).
+        progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each step.
         **overrides: Tables of `Settings` that override both, such as `training={"epochs": 3}`.
 
@@ -120,6 +131,9 @@ def train(
     folder = Path(folder)
     settings = settings or resolve(preset, file, overrides)
     device = check_settings(settings)
+    simulated = simulated_pairs(settings)
+    if simulated is not None:
+        simulated.stream.check()
     set_process_threads(settings.training.threads)
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
@@ -130,12 +144,15 @@ def train(
         split = split_subjects(found.pairs, **to_dict(settings.split))
         claim_settings(folder, settings)
         claim_split(folder, split)
+        counts = [sum(pair.subject in split[part] for pair in found.pairs) for part in ("train", "validation")]
+        costs = run_costs(settings, *counts, has_first_stage=first_stage is not None)
+        parts = dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
         used = [pair for pair in found.pairs if pair.subject in {*split["train"], *split["validation"]}]
         prepared, refused = prepare(
             used,
             cache or folder / "prepared",
             settings.prepare,
-            progress=interruptible(progress, should_stop, folder),
+            progress=labelled(interruptible(parts["prepare"], should_stop, folder), "prepare: "),
         )
         failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
@@ -154,7 +171,7 @@ def train(
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
         constants = normalization(training, percentile=settings.prepare.percentile)
-        run = TrainingRun(folder, settings, training, validation, constants, device, progress, should_stop)
+        run = TrainingRun(folder, settings, training, validation, constants, device, parts, should_stop, simulated)
         chain = Chain(run)
         try:
             chain.train(first_stage)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unscanned.contrast.check import ContrastProfile
-from unscanned.errors import CheckpointError, UnscannedError
+from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
@@ -71,7 +71,7 @@ def claim_split(folder: Path, split: dict[str, list[str]]) -> None:
             raise CheckpointError(
                 "the folder holds a run on other subjects",
                 where=folder,
-                found="; ".join(f"{part}: {found.get(part)}, now {split[part]}" for part in other),
+                found="; ".join(f"{part}: {quoted(found.get(part))}, now {quoted(split[part])}" for part in other),
                 do=f"Choose another folder, or set split.file to {path}.",
             )
     write_json(path, split)
@@ -81,7 +81,7 @@ def save_run_model(
     run: TrainingRun, chain: Chain, failures: Mapping[str, UnscannedError], incomplete: Mapping[str, str]
 ) -> Path:
     """Write the model of a run, unless it is there already, and return its folder."""
-    provenance = {
+    provenance: dict[str, Any] = {
         "made": utc_now(),
         "training_cases": [case.scans for case in run.training],
         "validation_cases": [case.name for case in run.validation],
@@ -90,6 +90,8 @@ def save_run_model(
         "stages": chain.results,
         "environment": environment(run.device),
     }
+    if run.simulated is not None:
+        provenance["label_maps"] = run.simulated.identity()
     profile = ContrastProfile.of([case.facts.appearance for case in run.training])
     model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
     folder = run.folder / "model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ import torch
 from torch import nn
 
 from unscanned.errors import TrainingError
-from unscanned.losses import CRITERIA, TERMS, GeneratorLoss
+from unscanned.losses import CRITERIA, TERMS, UNIT_TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
-from unscanned.progress import labelled
-from unscanned.settings import Settings, decisive, to_dict
+from unscanned.progress import Progress
+from unscanned.settings import Settings, Training, decisive, to_dict
 from unscanned.synthesis.context import PatchChain
 from unscanned.training import optimizers
 from unscanned.training.adversary import Adversary
+from unscanned.training.average import Average
 from unscanned.training.batches import PatchBatches
 from unscanned.training.checkpoint import load_checkpoint, restore
 from unscanned.training.inputs import TrainingRun
@@ -29,6 +29,7 @@ from unscanned.training.loop import train_stage
 from unscanned.training.prepare import Case
 from unscanned.training.step import Step
 from unscanned.training.validation import validate
+from unscanned.volumes.intensity import Contrast
 
 __all__ = ["Stage", "StageFailed", "build_generator", "build_step", "digest_of", "weights_digest"]
 
@@ -54,7 +55,7 @@ class Stage:
         seed: Of the weights, the batches and the steps.
         volumes: What the stage before made of each case, by name, (i, j, k) z-scores; empty where there is none.
         earlier: The generators before this one, where its context is their output on the same patch.
-        label: What progress shows in front.
+        progress: Called with (steps done, all steps, label).
     """
 
     number: int
@@ -63,7 +64,7 @@ class Stage:
     seed: int
     volumes: Mapping[str, np.ndarray] = field(default_factory=dict)
     earlier: Sequence[nn.Module] = ()
-    label: str = ""
+    progress: Progress | None = None
 
     @cached_property
     def previous(self) -> PatchChain | None:
@@ -82,20 +83,19 @@ class Stage:
         """
         seed = 1000 * self.seed + self.number
         torch.manual_seed(seed)
-        step = build_step(run.settings, self.number, run.device, self.previous)
+        step = build_step(run.settings, self.number, run.device, self.previous, run.normalization.target)
         settings = run.settings.training.model_copy(update={"seed": seed})
-        earlier = [self.volumes[case.name] for case in self.cases] if self.volumes else None
         identity = self.identity(run)
         try:
             result = train_stage(
                 self.folder,
                 step,
-                PatchBatches(self.cases, run.normalization, settings, earlier),
+                self._batches(run, settings),
                 partial(validate, run, self.volumes, self.previous, step.adversary),
                 settings,
                 device=run.device,
                 identity=identity,
-                progress=labelled(run.progress, self.label),
+                progress=self.progress,
                 should_stop=run.should_stop,
             )
         except TrainingError as error:
@@ -107,6 +107,17 @@ class Stage:
             raise failed from error
         return step.generator, result
 
+    def _batches(self, run: TrainingRun, settings: Training) -> PatchBatches:
+        return PatchBatches(
+            self.cases,
+            run.normalization,
+            settings,
+            [self.volumes[case.name] for case in self.cases] if self.volumes else None,
+            augmentation=run.settings.augmentation,
+            gives_head=run.settings.loss.outside < 1,
+            simulated=run.simulated,
+        )
+
     def identity(self, run: TrainingRun) -> dict[str, Any]:
         """Return what a checkpoint of this stage depends on, table by table."""
         all_cases = [*self.cases, *run.validation]
@@ -116,8 +127,10 @@ class Stage:
             "training subjects": {"cases": [case.name for case in self.cases]},
             "validation subjects": {"cases": [case.name for case in run.validation]},
             "scans of": {case.name: _hashes(case) for case in all_cases},
-            "intensities": dataclasses.asdict(run.normalization),
+            "intensities": run.normalization.of_z_scores(),
         }
+        if run.simulated is not None:
+            identity["label maps"] = run.simulated.identity()
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if self.volumes:
             identity["earlier stages' volume of"] = {
@@ -133,7 +146,13 @@ def build_generator(settings: Settings, stage: int, device: torch.device | str) 
     return generators.build(in_channels=1 if stage == 1 else 2, **to_dict(settings.generator)).to(device)
 
 
-def build_step(settings: Settings, stage: int, device: torch.device | str, previous: nn.Module | None = None) -> Step:
+def build_step(
+    settings: Settings,
+    stage: int,
+    device: torch.device | str,
+    previous: nn.Module | None = None,
+    target: Contrast | None = None,
+) -> Step:
     """Return fresh networks with their losses and optimizers, from torch's global random state: what a step needs.
 
     Args:
@@ -141,22 +160,36 @@ def build_step(settings: Settings, stage: int, device: torch.device | str, previ
         stage: Place in the chain, from 1; a later one has two input channels.
         device: Where to put the networks.
         previous: The earlier stages, where the context is their output on the same patch.
+        target: The target's constants, for terms of the loss in unit scale; None takes z-scores for it.
     """
     loss, training = settings.loss, settings.training
     generator, adversary = build_generator(settings, stage, device), None
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
         optimizer = optimizers.build(network, training)
-        adversary = Adversary(network, optimizer, training.precision, CRITERIA[loss.criterion])
+        criterion, clip_norm = CRITERIA[loss.criterion], training.clip_norm
+        adversary = Adversary(
+            network, optimizer, training.precision, criterion, clip_norm=clip_norm, penalty=loss.gradient_penalty
+        )
     return Step(
         generator,
         optimizers.build(generator, training),
-        GeneratorLoss({name: getattr(loss, name) for name in TERMS}, loss.reduction),
+        GeneratorLoss(
+            {name: getattr(loss, name) for name in (*TERMS, *UNIT_TERMS)},
+            loss.reduction,
+            mean=target.mean if target else 0.0,
+            std=target.std if target else 1.0,
+        ),
         adversary,
         adversarial=loss.adversarial,
         previous=previous,
         precision=training.precision,
         order=training.order,
+        average=Average(generator, training.average) if training.average > 0 else None,
+        clip_norm=training.clip_norm,
+        outside=loss.outside,
+        adversarial_after=loss.adversarial_after,
+        goes_on=loss.on_collapse == "regression",
     )
 
 

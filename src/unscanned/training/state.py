@@ -28,6 +28,7 @@ class Record:
         scores: Of the last validation.
         rolled_back_from: The step that was not finite, if there was one; then the patches come in another order.
         signs: For each sign of a training that goes wrong, the validations in a row that showed it.
+        adversary_left: Steps taken when the adversary was given up; None where it was not.
     """
 
     best: dict[str, Any] | None = None
@@ -37,6 +38,7 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     rolled_back_from: int | None = None
     signs: dict[str, int] = field(default_factory=dict)
+    adversary_left: int | None = None
 
 
 class TrainingState:
@@ -62,6 +64,11 @@ class TrainingState:
         made_with = environment(device)
         self.environment = {key: made_with[key] for key in ("device", "torch", "threads")}
         self.step, self.record = 0, Record()
+
+    @property
+    def chosen(self) -> nn.Module:
+        """The network that is validated and kept: the average of the generator's weights where there is one."""
+        return self.modules.get("average", self.modules["generator"])
 
     def load(self, *, last: int | None = None) -> list[str] | None:
         """Take back the newest checkpoint.
@@ -93,12 +100,12 @@ class TrainingState:
         save_checkpoint(self.folder / "checkpoints", self.step, tensors, facts, identity=self.identity, keep={keep})
 
     def save_best(self) -> None:
-        """Write the generator as the best one.
+        """Write the chosen network as the best generator.
 
         Raises:
             ResourceError: The disk is full.
         """
-        tensors = state({"generator": self.modules["generator"]}, {})
+        tensors = state({"generator": self.chosen}, {})
         save_checkpoint(self.folder / "best", self.step, tensors, {"best": self.record.best}, identity=self.identity)
 
     def load_best(self) -> bool:

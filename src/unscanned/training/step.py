@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from unscanned.losses import GeneratorLoss
 from unscanned.machine.precision import autocast
 from unscanned.training.adversary import Adversary
+from unscanned.training.average import Average
 from unscanned.training.health import check_finite
+from unscanned.training.optimizers import clip
 
 __all__ = ["Step"]
 
@@ -28,6 +30,11 @@ class Step:
         previous: For an auto-context stage whose context is the previous output on the same patch: the earlier stages.
         precision: Of the networks' forward and backward passes.
         order: Which network takes its step first: discriminator_first or generator_first.
+        average: Of the generator's weights; None keeps none.
+        clip_norm: Norm that the generator's gradient is cut to; None leaves it.
+        outside: What is left of the error outside the head, for batches that say where that is.
+        adversarial_after: Steps without the adversary at the beginning.
+        goes_on: Whether training goes on without the adversary when it has collapsed.
     """
 
     generator: nn.Module
@@ -38,12 +45,21 @@ class Step:
     previous: nn.Module | None = None
     precision: str = "float32"
     order: str = "discriminator_first"
+    average: Average | None = None
+    clip_norm: float | None = None
+    outside: float = 1.0
+    adversarial_after: int = 0
+    goes_on: bool = False
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What it trains, by name."""
-        generator = {"generator": self.generator}
-        return generator if self.adversary is None else {**generator, "discriminator": self.adversary.discriminator}
+        """What a step changes, by name."""
+        networks = {"generator": self.generator}
+        if self.adversary is not None:
+            networks["discriminator"] = self.adversary.discriminator
+        if self.average is not None:
+            networks["average"] = self.average.network
+        return networks
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -51,12 +67,13 @@ class Step:
         own = {"generator_optimizer": self.optimizer}
         return own if self.adversary is None else {**own, "discriminator_optimizer": self.adversary.optimizer}
 
-    def __call__(self, source: Tensor, target: Tensor) -> dict[str, float]:
+    def __call__(self, source: Tensor, target: Tensor, head: Tensor | None = None) -> dict[str, float]:
         """Return the losses before the step; the terms of `GeneratorLoss` are given per voxel.
 
         Args:
             source: (batch, 1 or 2, i, j, k), z-scores; may be wider than the target by a margin on each side.
             target: (batch, 1, i, j, k), z-scores.
+            head: As the target, bool; where it is false, `outside` of the error is left. None: inside everywhere.
 
         Raises:
             TrainingError: A loss or gradient is not finite; the network that it belongs to has not taken the step.
@@ -67,20 +84,23 @@ class Step:
                     source = torch.cat([source[:, :1], self.previous(source[:, :1])], 1)
             synthetic = self.generator(source).to(target.dtype)
         condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
+        if head is not None:
+            synthetic = torch.where(head, synthetic, target + self.outside * (synthetic - target))
+        adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
         losses: dict[str, float] = {}
-        if self.adversary is not None and self.order == "discriminator_first":
-            losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
+        if adversary is not None and self.order == "discriminator_first":
+            losses["d_loss"] = float(adversary.train(condition, target, synthetic))
         loss, terms = self.loss(synthetic, target)
-        if self.adversary is not None:
-            adversarial_term = self.adversary.generator_loss(condition, synthetic)
+        if adversary is not None:
+            adversarial_term = adversary.generator_loss(condition, synthetic)
             losses["adversarial"] = float(adversarial_term.detach())
             loss = loss + self.adversarial * adversarial_term
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        check_finite(loss, self.generator, "generator")
+        clip(self.generator, check_finite(loss, self.generator, "generator"), self.clip_norm)
         self.optimizer.step()
-        if self.adversary is not None and self.order == "generator_first":
-            losses["d_loss"] = float(self.adversary.train(condition, target, synthetic))
+        if adversary is not None and self.order == "generator_first":
+            losses["d_loss"] = float(adversary.train(condition, target, synthetic))
         return {**losses, "g_loss": float(loss.detach()), **terms}
 
 

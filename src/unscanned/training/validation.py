@@ -64,7 +64,7 @@ def validate(
         run: The run.
         volumes: As for `map_case`, and so is the next.
         previous: See there.
-        adversary: Whose judgement is watched; None where there is none.
+        adversary: Whose judgement is watched while it takes part; None where there is none.
         network: The generator.
     """
     contrasts, training = run.normalization, run.settings.training
@@ -74,7 +74,7 @@ def validate(
         target, head = contrasts.target.standardize(case.target), np.asarray(case.head)
         signs = output_signs(synthetic, target, head, training.patch)
         places = fixed_patches(head, training.patch)
-        if adversary is not None and places:
+        if adversary is not None and adversary.takes_part and places:
             source = contrasts.source.standardize(case.source)
             signs["d_accuracy"] = discriminator_accuracy(
                 adversary.discriminator,

@@ -107,7 +107,7 @@ class Series:
                 raise DatasetError(
                     "the voxels of the series cannot be read",
                     where=path,
-                    found=f"{type(error).__name__}: {error}",
+                    found=error,
                     do="Compressed files: pip install python-gdcm. Damaged ones: get them again.",
                 ) from error
         return np.stack(planes, -1)

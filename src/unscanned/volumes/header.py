@@ -43,6 +43,7 @@ class Header:
         intercept: Added after the factor; 0 where the file states none.
         affine: float64 (4, 4), voxel to world, mm, RAS+.
         unit: The unit that the header states where that is not millimetres.
+        description: What the header says of the volume, in its own words.
         warnings: What is odd and was accepted.
     """
 
@@ -53,6 +54,7 @@ class Header:
     intercept: float
     affine: np.ndarray
     unit: str | None = None
+    description: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -79,7 +81,8 @@ def parse_header(block: bytes) -> Header:
     unit = _UNITS.get(int(fields["xyzt_units"]) & 7)
     if unit:
         warnings += (f"the header says {unit}; its numbers are taken as millimetres, as other software does",)
-    return Header(shape, _dtype(fields), _offset(fields), slope, intercept, affine, unit, warnings)
+    description = bytes(fields["descrip"]).partition(b"\0")[0].decode("ascii", "replace")
+    return Header(shape, _dtype(fields), _offset(fields), slope, intercept, affine, unit, description, warnings)
 
 
 def check_size(header: Header) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -86,11 +87,14 @@ class Contrast:
         scale: Median over the training scans of the intensity that became 1, in the scans' own units.
         mean: Mean of the training volumes in unit scale.
         std: Their standard deviation in unit scale.
+        minimum: Their smallest voxel in unit scale: 0 for magnitude images. None where it is not known, as in models of
+            older versions.
     """
 
     scale: float
     mean: float
     std: float
+    minimum: float | None = None
 
     def standardize(self, unit: np.ndarray) -> np.ndarray:
         """Return z-scores of an array in unit scale."""
@@ -108,3 +112,10 @@ class Normalization:
     percentile: float
     source: Contrast
     target: Contrast
+
+    def of_z_scores(self) -> dict[str, Any]:
+        """Return the constants that z-scores depend on, as JSON values: what a training step sees of these."""
+        content = asdict(self)
+        for contrast in ("source", "target"):
+            del content[contrast]["minimum"]
+        return content

@@ -21,14 +21,31 @@ import nibabel
 import numpy as np
 
 from unscanned import files
-from unscanned.errors import ResourceError, VolumeError
+from unscanned.display import in_a_line
+from unscanned.errors import ResourceError, VolumeError, in_words
 from unscanned.volumes.bytestream import SLACK_BYTES, ByteStream, open_stream
 from unscanned.volumes.header import HEADER_BYTES, Header, check_size, corner_distance_mm, parse_header
 from unscanned.volumes.orientation import orientation, ras_grid
 
-__all__ = ["CONSTANT", "FOUR_D", "LIMIT_BYTES", "NONFINITE", "Volume", "grid_difference", "read_volume", "write_volume"]
+__all__ = [
+    "CONSTANT",
+    "FOUR_D",
+    "LIMIT_BYTES",
+    "NONFINITE",
+    "STAMP",
+    "SYNTHETIC",
+    "Volume",
+    "grid_difference",
+    "read_volume",
+    "write_volume",
+]
 
 LIMIT_BYTES = 512 * 2**20
+
+STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
+"What every synthetic volume, picture and page says of itself."
+SYNTHETIC = "SYNTHETIC"
+"How the header's description of a synthetic volume begins."
 
 NONFINITE = "some voxels are not finite numbers"
 CONSTANT = "the volume has no contrast"
@@ -38,9 +55,9 @@ _SUFFIXES = (".nii", ".nii.gz")
 _DAMAGED = "Get the file again from where it came from; this copy cannot be trusted."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
-    """One 3D image on its grid.
+    """One 3D image on its grid. A notebook shows three planes of it.
 
     Attributes:
         array: float32 (i, j, k), true intensities, axes in the file's own order.
@@ -48,6 +65,7 @@ class Volume:
         path: The file it came from.
         sha256: Hash of that file's bytes.
         warnings: What was odd about the file and was accepted.
+        synthetic: Whether a generator made it; False where that is not known.
     """
 
     array: np.ndarray
@@ -55,6 +73,32 @@ class Volume:
     path: Path | None = None
     sha256: str | None = None
     warnings: tuple[str, ...] = ()
+    synthetic: bool = False
+
+    def __repr__(self) -> str:
+        kind = "synthetic, " if self.synthetic else ""
+        return f"Volume({kind}{self._place})"
+
+    def _repr_png_(self) -> bytes:
+        """Return three planes as a notebook shows them."""
+        from unscanned.volumes.planes import three_planes  # with SciPy, which a reader does not need
+
+        return three_planes(self.array, self.affine, caption=self._place, synthetic=self.synthetic)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as `write_volume` does; the header of a synthetic volume says that it is one.
+
+        Raises:
+            VolumeError: As for `write_volume`.
+            ResourceError: The disk is full.
+        """
+        write_volume(path, self.array, self.affine, description=STAMP if self.synthetic else "")
+
+    @property
+    def _place(self) -> str:
+        voxels, edges = (" x ".join(f"{value:.4g}" for value in values) for values in (self.shape, self.spacing_mm))
+        name = f", {in_a_line(self.path.name)}" if self.path else ""
+        return f"{voxels} voxels of {edges} mm, {self.orientation}{name}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +160,8 @@ def read_volume(
         warnings += _check_intensities(
             array, path.name, replace_nonfinite=replace_nonfinite, allow_constant=allow_constant
         )
-    return Volume(array, header.affine, path, stream.sha256(), tuple(warnings))
+    synthetic = header.description.startswith(SYNTHETIC)
+    return Volume(array, header.affine, path, stream.sha256(), tuple(warnings), synthetic)
 
 
 def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, *, description: str = "") -> None:
@@ -187,9 +232,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     except VolumeError as error:
         raise error.at(path) from error.__cause__
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise VolumeError(
-            f"the file cannot be read: {reason}", where=path, do="Check the path and its permissions."
+            f"the file cannot be read: {in_words(error)}", where=path, do="Check the path and its permissions."
         ) from error
     except zlib.error as error:
         raise VolumeError(

@@ -1,0 +1,118 @@
+"""How a subject of wide physics is written, and what is known of every simulated one: tissues and noise-free images.
+
+That stands below derivatives/truth, where nothing is taken for a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unscanned import files
+from unscanned.simulation.relaxation import LESION, NAMES
+from unscanned.simulation.scanner import Grid
+from unscanned.simulation.wide import Drawn
+from unscanned.volumes.nifti import write_volume
+
+__all__ = ["KINDS", "TRUTH", "names", "suffix", "write_description", "write_drawn", "write_known"]
+
+TRUTH = Path("derivatives") / "truth"
+KINDS = ("noisefree", "tissues")
+"Images that are known of a simulated subject: without noise, and with the literature's values of its tissues."
+_GAIN = 6
+
+
+def suffix(contrast: str) -> str:
+    """Return the BIDS suffix of a contrast's key."""
+    return contrast if contrast == "FLAIR" else f"{contrast}w"
+
+
+def names(subject: str, clean: Sequence[str], *, wide: bool) -> list[str]:
+    """Return the names, without endings, of what stands below derivatives/truth for a subject."""
+    labels = [f"{subject}_dseg"] if wide else []
+    return [*labels, *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in KINDS)]
+
+
+def write_known(
+    out: Path, subject: str, kind: str, images: Mapping[str, np.ndarray], affine: np.ndarray, origin: dict[str, Any]
+) -> None:
+    """Write images of one of the `KINDS`, by contrast, in the units of the images with noise."""
+    for contrast, image in images.items():
+        _write(_stem(out, subject, f"desc-{kind}_{suffix(contrast)}"), image, affine, _told(origin))
+
+
+def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int) -> None:
+    """Write the images, the labels and the noise-free images of a subject, each with a sidecar.
+
+    Args:
+        out: Folder of the dataset.
+        subject: Such as sub-001.
+        drawn: The subject.
+        grid: Where its images lie.
+        origin: Anatomy and seed, for the sidecars.
+        number: The subject's number, which with the seed decides the gain.
+    """
+    gain = float(np.random.default_rng([origin["Seed"], _GAIN, number]).uniform(300, 1500))
+    affine = grid.affine
+    values = zip(NAMES, *(column.tolist() for column in vars(drawn.values).values()), strict=True)
+    tissues = {name: {"proton_density": pd, "t1_ms": t1, "t2_ms": t2} for name, pd, t1, t2, _ in values}
+    for contrast, image in drawn.images.items():
+        facts = {
+            **origin,
+            "NoiseSigma": gain * drawn.noise_sigma[contrast],
+            "Gain": gain,
+            "FatLeft": drawn.fat_left[contrast],
+            "Coverage": drawn.coverage,
+            "SliceAxis": "xyz"[drawn.geometry.slice_axis],
+            "Sequence": {"kind": type(drawn.protocols[contrast]).__name__, **asdict(drawn.protocols[contrast])},  # type: ignore[call-overload]
+            "Tissues": tissues,
+        }
+        sidecar = {
+            **drawn.protocols[contrast].sidecar(),
+            "MagneticFieldStrength": drawn.field_t,
+            "SliceThickness": round(drawn.geometry.width_mm[drawn.geometry.slice_axis], 3),
+            "Simulated": True,
+            "Simulation": facts,
+        }
+        stem = out / subject / "anat" / f"{subject}_{suffix(contrast)}"
+        _write(stem, np.round(gain * _turned(image)), affine, sidecar)
+    _write(_stem(out, subject, "dseg"), np.minimum(_turned(drawn.tissues), LESION), affine, _told(origin))
+    for kind, images in zip(KINDS, (drawn.clean, drawn.typical), strict=True):
+        turned = {contrast: gain * _turned(image) for contrast, image in images.items()}
+        write_known(out, subject, kind, turned, affine, origin)
+
+
+def write_description(out: Path, parameters: dict[str, Any], *, wide: bool) -> None:
+    """Write the description of the derivatives and, with wide physics, the table of labels."""
+    description = {
+        "Name": "Tissues and noise-free images of simulated heads",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "unscanned", "Description": "simulate", "Parameters": parameters}],
+    }
+    if wide:
+        rows = [f"{number}\t{name}" for number, name in enumerate([*NAMES[:LESION], "white-matter lesion"])]
+        files.write_text(out / TRUTH / "dseg.tsv", "\n".join(["index\tname", *rows]) + "\n")
+    files.write_json(out / TRUTH / "dataset_description.json", description)
+
+
+def _stem(out: Path, subject: str, name: str) -> Path:
+    return out / TRUTH / subject / "anat" / f"{subject}_{name}"
+
+
+def _told(origin: dict[str, Any]) -> dict[str, Any]:
+    return {"Simulated": True, "Simulation": origin}
+
+
+def _turned(array: np.ndarray) -> np.ndarray:
+    """Turn the axes of a drawn subject, to the right and to the front, into those of a `Grid`."""
+    return np.ascontiguousarray(array[::-1, ::-1])
+
+
+def _write(stem: Path, array: np.ndarray, affine: np.ndarray, sidecar: dict[str, Any]) -> None:
+    files.write_json(stem.with_name(stem.name + ".json"), sidecar)
+    write_volume(stem.with_name(stem.name + ".nii.gz"), array, affine, description="simulated by unscanned")

@@ -1,0 +1,99 @@
+"""The card of a model: what it makes, from what it was trained, how good it was, and what it may be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from unscanned.errors import listed
+from unscanned.settings import Settings
+
+if TYPE_CHECKING:
+    from unscanned.synthesis.model import Model
+
+__all__ = ["card"]
+
+_USE = "For research only, not for diagnosis. The licence of the training scans holds for the weights too."
+_SCORES = {"psnr": "PSNR {:.2f} dB", "mae": "MAE {:.3f} z-scores"}
+_UNKNOWN = "not known"
+
+
+def card(model: Model) -> list[tuple[str, str]]:
+    """Return the rows of a model's card: heading and text.
+
+    What the model's file does not say is called not known.
+    """
+    settings, provenance = model.settings, model.provenance
+    environment, stages = provenance.get("environment", {}), provenance.get("stages", [])
+    training = [case["case"] for case in provenance.get("training_cases", [])]
+    return [
+        ("makes", f"{model.target} from {model.source}"),
+        ("network", _network(model)),
+        ("loss", _loss(settings)),
+        ("training", _training(settings)),
+        ("took", "; ".join(map(_took, stages)) or _UNKNOWN),
+        ("grid", _grid(settings)),
+        ("synthesis", _synthesis(settings)),
+        ("training subjects", f"{len(training)}: {listed(training)}" if training else _UNKNOWN),
+        ("validation subjects", listed(provenance.get("validation_cases", [])) or "none"),
+        ("best epoch", "; ".join(_best(stage.get("best")) for stage in stages) or _UNKNOWN),
+        ("made", _made(provenance, environment)),
+        ("commit", environment.get("commit") or _UNKNOWN),
+        ("sha256", model.sha256 or _UNKNOWN),
+        ("folder", str(model.path) if model.path else _UNKNOWN),
+        ("use", _USE),
+    ]
+
+
+def _network(model: Model) -> str:
+    generator, count = model.settings.generator, len(model.generators)
+    weights = sum(weight.numel() for network in model.generators for weight in network.parameters())
+    kind = f"{generator.name}, residual" if generator.residual else generator.name
+    chain = f", a chain of {count}" if count > 1 else ""
+    return f"{kind}{chain}, {weights:,} weights, preset {model.settings.preset}"
+
+
+def _loss(settings: Settings) -> str:
+    """The terms that count, with their weights."""
+    values = settings.loss.model_dump()
+    terms = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, float) and value]
+    return f"{', '.join(terms)} ({settings.loss.reduction} over voxels)"
+
+
+def _training(settings: Settings) -> str:
+    training = settings.training
+    return (
+        f"{training.epochs} epochs, {training.batch} patches of {training.patch}³ voxels a step, "
+        f"{training.optimizer}, learning rate {training.learning_rate:g}, seed {training.seed}"
+    )
+
+
+def _took(stage: Mapping[str, Any]) -> str:
+    if "steps" not in stage:  # it diverged, or the model of another run was taken
+        return stage.get("ended", _UNKNOWN)
+    return f"{stage['steps']:,} steps, {stage['patches']:,} patches, {stage['seconds']:,.0f} s"
+
+
+def _grid(settings: Settings) -> str:
+    prepare = settings.prepare
+    size = "the scan's own size" if prepare.spacing_mm is None else f"{prepare.spacing_mm:g} mm"
+    return f"{' x '.join(map(str, prepare.shape))} voxels of {size}"
+
+
+def _synthesis(settings: Settings) -> str:
+    synthesis = settings.synthesis
+    return f"patches at stride {synthesis.stride}" if synthesis.mode == "patches" else f"mode {synthesis.mode}"
+
+
+def _best(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return _UNKNOWN
+    scores = [text.format(best[name]) for name, text in _SCORES.items() if name in best]
+    return f"epoch {best['epoch']}: {', '.join(scores) or 'the last, as there were no validation subjects'}"
+
+
+def _made(provenance: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    if not environment:
+        return _UNKNOWN
+    software = ", ".join(f"{name} {environment[name]}" for name in ("unscanned", "torch") if name in environment)
+    return f"{provenance.get('made', _UNKNOWN)}, {software}, {environment.get('device', _UNKNOWN)}"

@@ -1,0 +1,304 @@
+"""What each part of the recipe brings at equal processor time: named variants, scored on the same test subjects.
+
+python studies/ablate_recipe.py data/heads runs/ablation --settings docs/experiments/ablation.toml --seconds 1200
+
+The budget is processor time of all threads together. A schedule needs its length before it begins, so each variant
+takes a few steps first, on the training patches, and the budget is divided by what they took. Validation is not
+counted. Called again, it goes on where it was: finished trainings, volumes and measurements are not made again.
+
+OUT gets log.txt, a run, its volumes and steps.json for each variant and seed, and two tables: scores.csv has a row for
+each variant, seed and test subject; ablation.csv has one for each variant and metric, with the mean over subjects (each
+the mean over its seeds) and the paired difference to the reference variant with its 95 % t-interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unscanned.datasets.pairs import select_pairs
+from unscanned.datasets.split import split_subjects
+from unscanned.evaluation.evaluate import evaluate
+from unscanned.evaluation.statistics import compare, subject_means, summarize
+from unscanned.files import read_json, write_json, write_text
+from unscanned.formats.evaluation import EvaluationRecord
+from unscanned.machine.device import choose_device
+from unscanned.machine.provenance import environment, utc_now
+from unscanned.settings import Settings, resolve, to_dict
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.batches import PatchBatches
+from unscanned.training.prepare import Case, normalization, prepare
+from unscanned.training.run import train
+from unscanned.training.stage import build_step
+
+REPORT = {"batch": 4, "min_head": 0.1, "learning_rate": 5e-4}
+"What docs/results.md trained the report's arms and `unet` with."
+
+RECIPE = {
+    "training": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 50,
+        "final_rate": 0.02,
+        "average": 0.998,
+    },
+    "augmentation": {"shift": 0.5, "flip": 0.5},
+}
+"The recipe on another arm, which keeps its own losses and momentum."
+
+
+def _resgan() -> dict[str, Any]:
+    recipe = copy.deepcopy(RECIPE)
+    recipe["training"] |= {"batch": 4, "min_head": 0.1}
+    return recipe
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "strong": ("strong", {}),
+    "today": ("unet", {"training": REPORT}),
+    "unet-recipe": ("strong", {"generator": {"name": "unet", "options": {}}}),
+    "constant-rate": ("strong", {"training": {"schedule": "constant", "learning_rate": 5e-4}}),
+    "no-average": ("strong", {"training": {"average": 0.0}}),
+    "no-flip": ("strong", {"augmentation": {"flip": 0.0}}),
+    "no-shift": ("strong", {"augmentation": {"shift": 0.0}}),
+    "instance-norm": ("strong", {"generator": {"options": {"filters": 8, "norm": "instance"}}}),
+    "group-norm": ("strong", {"generator": {"options": {"filters": 8, "norm": "group"}}}),
+    "wide": ("strong", {"generator": {"options": {"filters": 16}}}),
+    "shallow": ("strong", {"generator": {"options": {"filters": 8, "blocks_down": [1, 1, 1, 2]}}}),
+    "patch-48": ("strong", {"training": {"patch": 48, "batch": 1}}),
+    "patch-64": ("strong", {"training": {"patch": 64, "batch": 1}}),
+    "batch-8": ("strong", {"training": {"batch": 8}}),
+    "residual": ("strong", {"generator": {"residual": True}}),
+    "gdl": ("strong", {"loss": {"gdl": 1.0}}),
+    "ssim": ("strong", {"loss": {"ssim": 0.2}}),
+    "inside": ("strong", {"loss": {"outside": 0.1}}),
+    "intensity": ("strong", {"augmentation": {"intensity": 0.2}}),
+    "field": ("strong", {"augmentation": {"field": 0.3}}),
+    "noise": ("strong", {"augmentation": {"noise": 0.03}}),
+    "blur": ("strong", {"augmentation": {"blur": 0.7}}),
+    "resolution": ("strong", {"augmentation": {"resolution": 2.0}}),
+    "clip": ("strong", {"training": {"clip_norm": 1.0}}),
+    "strong-gan": ("strong-gan", {}),
+    "gan-no-penalty": ("strong-gan", {"loss": {"gradient_penalty": 0.0}}),
+    "gan-from-the-start": ("strong-gan", {"loss": {"adversarial_after": 0}}),
+    "resgan": ("resgan", {"training": REPORT}),
+    "resgan-recipe": ("resgan", _resgan()),
+}
+"Preset and what is changed in it; the first is the reference. `strong` with one part changed each, and other arms."
+
+EPOCHS = 20
+"Validations of a training."
+
+WARM_UP, MEASURED = 3, 9
+"Steps before and while the clock runs."
+
+
+def settings_of(variant: str, file: Path | None, common: Mapping[str, Any]) -> Settings:
+    """Return the settings of a variant: its preset, the file that all share, what it changes, what the call gives."""
+    preset, changes = VARIANTS[variant]
+    own = {table: {**values} for table, values in changes.items()}
+    for table, values in common.items():
+        own[table] = {**own.get(table, {}), **values}
+    return resolve(preset, file, own)
+
+
+def seconds_a_step(settings: Settings, cases: Sequence[Case]) -> float:
+    """Return the processor time of a training step, all threads together: the median of a few after some others."""
+    device = choose_device(settings.training.device)
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    constants = normalization(cases, percentile=settings.prepare.percentile)
+    torch.manual_seed(0)
+    step = build_step(settings, 1, device, target=constants.target)
+    batches = PatchBatches(
+        cases,
+        constants,
+        settings.training,
+        augmentation=settings.augmentation,
+        gives_head=settings.loss.outside < 1,
+    )
+    taken = []
+    for number in range(WARM_UP + MEASURED):
+        began = time.process_time()
+        step(*(part.to(device) for part in batches(number)))
+        if step.average is not None:
+            step.average.update(number + 1)
+        taken.append(time.process_time() - began)
+    return statistics.median(taken[WARM_UP:])
+
+
+def ablate(
+    dataset: Path,
+    out: Path,
+    variants: Sequence[str],
+    *,
+    seconds: float,
+    file: Path | None = None,
+    seeds: Sequence[int] = (0,),
+    common: Mapping[str, Any] | None = None,
+) -> EvaluationRecord:
+    """Train the variants at equal processor time, score them, and write both tables.
+
+    Args:
+        dataset: Aligned pairs.
+        out: Folder for everything; see the module.
+        variants: Names of `VARIANTS`; the first is what the others are compared with.
+        seconds: Processor time of each training.
+        file: TOML settings that all share, over their presets: data, grid and split.
+        seeds: Of the trainings.
+        common: Settings over all else, such as `{"training": {"threads": 1}}`.
+
+    Raises:
+        UnscannedError: As for `train` and `evaluate`.
+    """
+    common = common or {}
+    out.mkdir(parents=True, exist_ok=True)
+    first = settings_of(variants[0], file, common)
+    found = select_pairs(dataset, **to_dict(first.data))
+    split = split_subjects(found.pairs, **to_dict(first.split))
+    pairs = [pair for pair in found.pairs if pair.subject in split["train"]]
+    cases, _ = prepare(pairs, out / "prepared", first.prepare)
+    scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
+    arms = {f"{variant}_seed-{seed}": (variant, seed) for seed in seeds for variant in variants}
+    steps = {}
+    for arm, (variant, seed) in arms.items():
+        settings = settings_of(variant, file, common).change(training={"seed": seed})
+        steps[arm] = _train(dataset, out / arm, settings, cases, seconds, out)
+        model = load_model(out / arm / "run" / "model", choose_device(settings.training.device))
+        synthesize(model, scans, out / arm / "synthetic", renew=True, force=True)
+        _say(out, f"{arm}: synthesized")
+    record = evaluate(
+        dataset,
+        {arm: out / arm / "synthetic" for arm in arms},
+        out / "evaluation",
+        source=first.data.source,
+        target=first.data.target,
+        layout=first.data.layout,
+        subjects=split["test"],
+        training=split["train"],
+        percentile=first.prepare.percentile,
+        resample=first.prepare.resample,
+    ).content
+    _write_tables(record, out, arms, steps, variants[0])
+    _say(out, f"wrote {out / 'ablation.csv'}")
+    return record
+
+
+def _train(
+    dataset: Path, folder: Path, settings: Settings, cases: Sequence[Case], seconds: float, out: Path
+) -> dict[str, Any]:
+    """Train a variant for its budget, and return how long that was."""
+    path = folder / "steps.json"
+    if path.exists():
+        length = read_json(path)
+    else:
+        each = seconds_a_step(settings, cases)
+        count = max(1, round(seconds / each / EPOCHS))
+        length = {"seconds_a_step": each, "steps": EPOCHS * count, "budget_s": seconds, "environment": environment()}
+        write_json(path, length)
+    _say(out, f"{folder.name}: {length['steps']} steps of {length['seconds_a_step']:.3f} s of processor time")
+    counted = {"epochs": EPOCHS, "steps_per_epoch": length["steps"] // EPOCHS}
+    if settings.loss.adversarial_after >= length["steps"]:
+        _say(out, f"{folder.name}: its adversary joins after {settings.loss.adversarial_after} steps, so it never does")
+    began = time.process_time()
+    trained = train(dataset, folder / "run", settings.change(training=counted), cache=out / "prepared")
+    best = trained.stages[0]["best"]
+    _say(
+        out, f"{folder.name}: trained, {time.process_time() - began:.0f} s of processor time in this call, best {best}"
+    )
+    return length
+
+
+def _write_tables(
+    record: EvaluationRecord,
+    out: Path,
+    arms: Mapping[str, tuple[str, int]],
+    steps: Mapping[str, Mapping[str, Any]],
+    reference: str,
+) -> None:
+    """Write scores.csv and ablation.csv: the baselines are variants too, with no seed."""
+    inside = [score for score in record.scores if score.region == "head"]
+    metrics = list(record.definitions)
+    rows: list[list[Any]] = [["variant", "seed", "subject", "case", "steps", "seconds_a_step", *metrics]]
+    values: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    for score in inside:
+        variant, seed = arms.get(score.arm, (score.arm, ""))
+        length = steps.get(score.arm, {})
+        told = [score.values[name] for name in metrics]
+        rows.append(
+            [variant, seed, score.subject, score.case, length.get("steps", ""), length.get("seconds_a_step", ""), *told]
+        )
+        for name, value in zip(metrics, told, strict=True):
+            if value is not None:
+                values.setdefault(variant, {}).setdefault(name, []).append((score.subject, value))
+    write_text(out / "scores.csv", _csv(rows))
+    table: list[list[Any]] = [
+        ["variant", "metric", "mean", "sd", "subjects", f"minus {reference}", "low", "high", "steps", "seconds_a_step"]
+    ]
+    for variant, of_metric in values.items():
+        lengths = [steps[arm] for arm, (name, _) in arms.items() if name == variant]
+        taken = [
+            statistics.mean(length[key] for length in lengths) if lengths else "" for key in ("steps", "seconds_a_step")
+        ]
+        for name, each in of_metric.items():
+            means = subject_means(each)
+            summary = summarize(means.values(), len(means))
+            against = compare(subject_means(values[reference][name]), means)
+            difference = [against.difference, against.low, against.high] if variant != reference else ["", "", ""]
+            table.append([variant, name, summary.mean, summary.sd, summary.n, *difference, *taken])
+    write_text(out / "ablation.csv", _csv(table))
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [[f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    )
+    return text.getvalue()
+
+
+def _say(out: Path, message: str) -> None:
+    line = f"{utc_now()} {message}"
+    print(line, file=sys.stderr, flush=True)
+    with open(out / "log.txt", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def main() -> None:
+    """Run the ablation and print the table of `psnr`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=1200.0, help="processor time of each training")
+    parser.add_argument("--settings", type=Path, help="TOML settings that all share: data, grid and split")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    ablate(
+        given.dataset,
+        given.out,
+        given.variants,
+        seconds=given.seconds,
+        file=given.settings,
+        seeds=given.seeds,
+        common={"training": {"threads": given.threads, "device": "cpu"}},
+    )
+    print((given.out / "ablation.csv").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

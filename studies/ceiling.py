@@ -1,0 +1,43 @@
+"""What noise and tissues allow: the limits of the datasets of `simulate --clean`, scored against their targets.
+
+Run: python studies/ceiling.py DATASET [DATASET ...] [--source PD] [--target T2]
+
+Scored as `evaluate` scores its arms `noise-free` and `tissues`: inside the target's head, in unit scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from unscanned.datasets.pairs import select_pairs
+from unscanned.evaluation.cases import CEILINGS, find_ceilings, load_images
+from unscanned.evaluation.metrics import METRICS
+
+
+def main() -> None:
+    """Score and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+", type=Path)
+    parser.add_argument("--source", default="PD")
+    parser.add_argument("--target", default="T2")
+    given = parser.parse_args()
+    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | SSIM |")
+    print("| --- | --- | --- | --- | --- |")
+    for dataset in given.datasets:
+        scores: dict[str, list[tuple[float, float]]] = {"source": []} | {arm: [] for arm in CEILINGS}
+        for pair in select_pairs(dataset, source=given.source, target=given.target).pairs:
+            images = load_images(pair, {}, ceilings=find_ceilings(dataset, pair.case, given.target))
+            for arm, image in images.arms.items():
+                psnr, ssim = (METRICS[name](images.target, image, images.head) for name in ("psnr", "ssim"))
+                scores[arm].append((psnr, ssim))
+        for arm, seen in scores.items():
+            mean, sd, low, high = (f(seen, axis=0) for f in (np.mean, np.std, np.min, np.max))
+            spread = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f}"
+            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.3f} |")
+
+
+if __name__ == "__main__":
+    main()

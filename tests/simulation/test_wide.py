@@ -1,0 +1,210 @@
+"""Subjects with the spread of real scanners: what is drawn, that it is a function of its number, and its parts."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unscanned.errors import SettingsError
+from unscanned.simulation import acquisition
+from unscanned.simulation.acquisition import Geometry
+from unscanned.simulation.lesions import draw_lesions
+from unscanned.simulation.relaxation import LESION, NAMES, typical_values
+from unscanned.simulation.stream import Stream
+from unscanned.simulation.wide import Spread, draw_subject
+
+SHAPE, SPACING = (56, 68, 60), (3.0, 3.0, 3.0)
+PLAIN = Spread(noise=(1e-6, 1e-6), receive=(0.0, 0.0), brain=0.0, defaced=0.0, cropped=0.0)
+WHITE, GREY, FLUID = (NAMES.index(name) for name in ("white matter", "grey matter", "cerebrospinal fluid"))
+
+
+def draw(head, subject=0, contrasts=("T1", "T2"), target="T2", **options):
+    return draw_subject(head, SHAPE, SPACING, contrasts, target=target, seed=1, subject=subject, **options)
+
+
+def test_a_subject_is_a_function_of_its_seed_and_number(small_head):
+    first, other = draw(small_head, 3), draw(small_head, 4)
+    again = draw(small_head, 3)
+    for contrast in ("T1", "T2"):
+        np.testing.assert_array_equal(first.images[contrast], again.images[contrast])
+        assert not np.array_equal(first.images[contrast], other.images[contrast])
+    np.testing.assert_array_equal(first.tissues, again.tissues)
+
+
+def test_the_noise_free_image_is_what_many_scans_have_in_common(small_head):
+    spread = Spread(noise=(0.05, 0.05), brain=0.0, defaced=0.0, cropped=0.0, ghosts=0.0)
+    drawn = draw(small_head, 5, spread=spread, clean=("T2",))
+    assert set(drawn.clean) == {"T2"}
+    bright = drawn.clean["T2"] > 1
+    residual = (drawn.images["T2"] - drawn.clean["T2"])[bright]
+    assert abs(residual.mean()) < 0.02
+    assert 0.3 * drawn.noise_sigma["T2"] < residual.std() < 1.3 * drawn.noise_sigma["T2"]
+
+
+def test_the_image_of_the_tissues_alone_has_the_contrast_of_the_literature(small_head):
+    drawn = draw(small_head, 5, spread=PLAIN, clean=("T2",))
+    clean, typical = drawn.clean["T2"], drawn.typical["T2"]
+    white, grey = (float(np.median(typical[ndimage.binary_erosion(drawn.tissues == n)])) for n in (WHITE, GREY))
+    signal = drawn.protocols["T2"].signal(typical_values(drawn.field_t))
+    assert grey / white == pytest.approx(signal[GREY] / signal[WHITE], rel=0.1)
+    assert np.corrcoef(typical[drawn.tissues > 0], clean[drawn.tissues > 0])[0, 1] > 0.95
+    assert not np.allclose(typical, clean, atol=0.02)
+
+
+def test_every_pair_of_contrasts_can_be_drawn(small_head):
+    for source, target in (("PD", "T2"), ("T1", "T2"), ("T2", "T1"), ("T1", "FLAIR"), ("T2", "PD")):
+        drawn = draw(small_head, 1, (source, target), target)
+        assert list(drawn.images) == [source, target]
+        for image in drawn.images.values():
+            assert image.shape == SHAPE
+            assert image.dtype == np.float32
+            assert np.isfinite(image).all()
+            assert 0.5 < np.median(image[drawn.tissues == WHITE]) < 2
+
+
+def test_tissues_are_told_apart_by_the_contrast_that_is_made_for_it(small_head):
+    for subject in range(6):
+        drawn = draw(small_head, subject, ("T2", "T1"), "T1", spread=PLAIN)
+        t1, t2 = (
+            [float(np.median(drawn.images[c][drawn.tissues == n])) for n in (WHITE, GREY, FLUID)] for c in ("T1", "T2")
+        )
+        assert t1[0] > t1[1] > t1[2]
+        assert t2[0] < t2[2]
+
+
+def test_coverage_leaves_what_it_says(small_head):
+    seen = {}
+    for name, spread in (
+        ("whole", Spread(brain=0.0, defaced=0.0, cropped=0.0)),
+        ("defaced", Spread(brain=0.0, defaced=1.0, cropped=0.0)),
+        ("brain", Spread(brain=1.0, defaced=0.0, cropped=0.0)),
+    ):
+        drawn = draw(small_head, 2, spread=spread)
+        assert drawn.coverage == name
+        seen[name] = drawn.tissues
+        cut = drawn.images["T1"] == 0
+        np.testing.assert_array_equal(cut, drawn.images["T2"] == 0)
+    brain = np.isin(seen["whole"], (WHITE, GREY))
+    assert (seen["brain"][brain] > 0).mean() > 0.98
+    assert (seen["defaced"][brain] > 0).mean() > 0.97
+    assert (seen["defaced"] > 0).sum() < 0.98 * (seen["whole"] > 0).sum()
+    assert (seen["brain"] > 0).sum() < 1.5 * brain.sum()
+
+
+def test_a_cropped_field_of_view_cuts_a_box(small_head):
+    spread = Spread(brain=0.0, defaced=0.0, cropped=1.0)
+    kept = [draw(small_head, subject, spread=spread).images["T1"] > 0 for subject in range(4)]
+    assert any(not mask[:, :, 0].any() or not mask[:, :, -1].any() or not mask[0].any() for mask in kept)
+    for mask in kept:
+        box = np.ix_(*(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)))
+        assert mask[box].mean() > 0.99
+
+
+def test_lesions_lie_in_white_matter_and_nowhere_else(small_head):
+    loads = []
+    for seed in range(30):
+        painted = draw_lesions(np.random.default_rng(seed), small_head.tissues, small_head.sites, small_head.spacing_mm)
+        changed = painted != small_head.tissues
+        assert (small_head.tissues[changed] == WHITE).all()
+        assert (painted[changed] >= LESION).all()
+        loads.append(changed.sum() * small_head.spacing_mm**3 / 1000)
+    assert min(loads) == 0
+    assert max(loads) > 10
+    assert len(set(np.round(loads, 2))) > 10
+
+
+def test_thick_slices_keep_the_mean_and_blur_across_themselves_alone():
+    fine = acquisition.axes_of((40, 40, 60), (1.0, 1.0, 1.0))
+    signal = np.zeros((40, 40, 60), np.float32)
+    signal[10:30, 10:30, 20:40] = 1
+    geometry = Geometry(2, (1.0, 1.0, 5.0), (1.0, 1.0, 5.0))
+    at = geometry.axes_mm(np.array([40.0, 40.0, 60.0]))
+    acquired = acquisition.sample(signal, fine, geometry, at)
+    assert acquired.shape == (40, 40, 12)
+    assert acquired.sum() * 5 == pytest.approx(signal.sum(), rel=0.01)
+    np.testing.assert_allclose(acquired[20, 20, 5:7], 1, atol=0.03)
+    back = acquisition.interpolate(acquired, at, fine)
+    across, along = back[20, 20], back[:, 20, 30]
+    assert np.sum((across > 0.05) & (across < 0.95)) >= 2 * np.sum((along > 0.05) & (along < 0.95))
+
+
+def test_a_constant_stays_constant_through_slices_and_interpolation():
+    fine = acquisition.axes_of((50, 50, 50), (1.0, 1.0, 1.0))
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        geometry = acquisition.draw_geometry(rng, (1.5, 1.5, 1.5), (0.8, 6.0), volumetric=0.4)
+        at = geometry.axes_mm(np.full(3, 50.0))
+        acquired = acquisition.sample(np.ones((50, 50, 50), np.float32), fine, geometry, at)
+        inner = tuple(slice(n // 3, n - n // 3) for n in acquired.shape)
+        np.testing.assert_allclose(acquired[inner], 1, atol=0.03)
+        np.testing.assert_allclose(acquisition.interpolate(np.ones_like(acquired), at, fine), 1, rtol=1e-6)
+
+
+def test_slices_run_across_every_axis_and_reach_six_mm():
+    drawn = [
+        acquisition.draw_geometry(np.random.default_rng(seed), (1.0, 1.0, 1.0), (0.8, 6.0), volumetric=0.45)
+        for seed in range(200)
+    ]
+    thickness = [geometry.width_mm[geometry.slice_axis] for geometry in drawn]
+    assert {geometry.slice_axis for geometry in drawn} == {0, 1, 2}
+    assert 0.8 <= min(thickness) < 1.0
+    assert 5.5 < max(thickness) <= 6.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise", (0.2, 0.1)),
+        ("noise", (0.0, 0.1)),
+        ("noise", (float("nan"), 0.1)),
+        ("receive", (-0.1, 0.1)),
+        ("thickness_mm", (2.0, 1.0)),
+        ("thickness_mm", (1.0, float("inf"))),
+        ("deformation_mm", float("nan")),
+        ("deformation_mm", 50.0),
+        ("brain", 1.5),
+        ("cropped", -0.1),
+        ("volumetric", float("nan")),
+    ],
+)
+def test_a_spread_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(SettingsError, match=f"spread.{name}"):
+        Spread(**{name: value})
+
+
+def test_shares_of_more_than_all_subjects_are_refused():
+    with pytest.raises(SettingsError, match="more than all subjects"):
+        Spread(brain=0.7, defaced=0.4)
+
+
+def test_a_streamed_pair_is_prepared_and_does_not_depend_on_what_was_drawn_before(small_head):
+    options = {"source": "T1w", "target": "T2w", "shape": SHAPE, "spacing_mm": 3.0, "built_in": 1, "seed": 4}
+    stream, other = Stream(**options, clean=True), Stream(**options)
+    stream._heads[0] = other._heads[0] = small_head  # drawing one takes seconds
+    stream.draw(1)
+    pair = stream.draw(7)
+    np.testing.assert_array_equal(pair.source, other.draw(7).source)
+    assert (pair.name, pair.subject) == ("wide-000007", "small")
+    assert pair.source.dtype == pair.target.dtype == np.float32
+    assert np.percentile(pair.source[pair.head], 99.9) == pytest.approx(1, rel=1e-3)
+    assert 0.2 < np.corrcoef(pair.target[pair.head], pair.clean[pair.head])[0, 1] <= 1
+    assert set(np.unique(pair.labels)) <= set(range(LESION + 1))
+    assert other.draw(7).clean is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source", "DWI"),
+        ("target", "PDw"),
+        ("seed", -1),
+        ("shape", (4, 64, 64)),
+        ("shape", (10**5, 10**5, 10**5)),
+        ("spacing_mm", float("nan")),
+        ("spacing_mm", 0.0),
+        ("built_in", 0),
+        ("labels", ()),
+    ],
+)
+def test_a_stream_that_cannot_be_is_refused(name, value):
+    with pytest.raises(SettingsError, match=r"contrast|" + name):
+        Stream(**{name: value})

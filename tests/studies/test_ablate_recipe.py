@@ -1,0 +1,50 @@
+import csv
+
+import ablate_recipe
+import pytest
+from ablate_recipe import EPOCHS, VARIANTS, ablate, settings_of
+
+from unscanned.files import read_json
+from unscanned.training.run import check_settings
+
+TINY = {
+    "prepare": {"shape": [32, 32, 32]},
+    "split": {"train": 2, "validation": 1, "test": 1},
+    "training": {"batch": 2, "patch": 16, "validation_stride": 16, "device": "cpu", "threads": 1},
+    "synthesis": {"stride": 16},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_can_be_trained(variant):
+    check_settings(settings_of(variant, None, {"training": {"device": "cpu"}}))
+
+
+def test_every_variant_differs_from_every_other():
+    told = {variant: str(settings_of(variant, None, {})) for variant in VARIANTS}
+    assert len(set(told.values())) == len(told)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(further from the target|always right|next to no contrast|same output)")
+def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes_nothing_again(
+    tiny_dataset, tmp_path, monkeypatch
+):
+    variants = ("today", "strong")
+    ablate(tiny_dataset, tmp_path / "out", variants, seconds=2.0, common=TINY)
+    lengths = {name: read_json(tmp_path / "out" / f"{name}_seed-0" / "steps.json") for name in variants}
+    for length in lengths.values():
+        count = max(1, round(2.0 / length["seconds_a_step"] / EPOCHS))
+        assert length["steps"] == EPOCHS * count
+    with open(tmp_path / "out" / "scores.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["variant"] for row in rows} == {"today", "strong", "source", "regression"}
+    with open(tmp_path / "out" / "ablation.csv", encoding="utf-8") as file:
+        table = {(row["variant"], row["metric"]): row for row in csv.DictReader(file)}
+    difference = float(table["strong", "psnr"]["mean"]) - float(table["today", "psnr"]["mean"])
+    assert float(table["strong", "psnr"]["minus today"]) == pytest.approx(difference, abs=1e-3)
+    models = sorted((tmp_path / "out").glob("*/run/model/*"))
+    before = [path.read_bytes() for path in models]
+    monkeypatch.setattr(ablate_recipe, "seconds_a_step", None)
+    ablate(tiny_dataset, tmp_path / "out", variants, seconds=2.0, common=TINY)
+    assert [path.read_bytes() for path in models] == before
