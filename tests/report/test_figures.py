@@ -7,7 +7,7 @@ from PIL import Image
 
 from unscanned.errors import DatasetError
 from unscanned.formats.sidecar import STAMP
-from unscanned.report.figures import case_figure, patch_sheet, patch_starts, strip
+from unscanned.report.figures import case_figure, patch_sheet, patch_starts, planes_figure, strip
 from unscanned.volumes.intensity import head_mask
 from unscanned.volumes.planes import slice_image
 
@@ -167,3 +167,13 @@ def test_a_small_head_has_as_many_patches_as_it_can(shape):
 def test_an_empty_head_is_refused():
     with pytest.raises(DatasetError, match="empty"):
         patch_starts(np.zeros((40, 40, 40), bool))
+
+
+def test_volumes_on_different_grids_stand_side_by_side_and_only_synthetic_ones_are_stamped():
+    _, target, _ = unit_phantom()
+    shown = [("a scan", target, SPACING_MM, (0.0, 1.0)), ("a part", target[::2], (4.0, 2.0, 3.5), (0.0, 1.0))]
+    plain = pixels(planes_figure([(*each, False) for each in shown]))
+    stamped = pixels(planes_figure([(*each, synthetic) for each, synthetic in zip(shown, (False, True), strict=True)]))
+    half = plain.shape[1] // 2
+    assert np.array_equal(plain[:, :half], stamped[:, :half])
+    assert not np.array_equal(plain[:, half:], stamped[:, half:])

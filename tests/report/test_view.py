@@ -46,7 +46,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(scan, tmp_path):
 
 def test_a_mask_can_be_looked_at(tmp_path):
     write_oriented(tmp_path / "mask.nii.gz", (head_phantom(0)[1] > 100).astype(np.float32))
-    assert "exact for mask" in write_view([tmp_path / "mask.nii.gz"], tmp_path / "view.html").read_text("utf-8")
+    assert "Values are exact." in write_view([tmp_path / "mask.nii.gz"], tmp_path / "view.html").read_text("utf-8")
 
 
 def test_a_volume_that_has_no_room_is_named_and_its_picture_stands(scan, tmp_path):

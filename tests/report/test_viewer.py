@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from browser import chromium, requests, show
 from cohort import SHAPE, STD, head_phantom, write_cohort, write_oriented, write_synthetic
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 import unscanned.report
 from unscanned.datasets.pairs import Pair
@@ -17,7 +19,7 @@ from unscanned.evaluation.cases import load_images
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.report.page import write_report
 from unscanned.report.view import write_view
-from unscanned.volumes.nifti import read_volume
+from unscanned.volumes.nifti import read_volume, write_volume
 
 PANELS = ["PD (source)", "T2 (acquired)", "good", "good − T2", "poor", "poor − T2", "regression", "regression − T2"]
 
@@ -94,6 +96,19 @@ def click(browser, panel, x, y):
     settle(browser)
 
 
+def slide(browser, *voxel):
+    """Move the sliders to a voxel in RAS+, and take the pointer away."""
+    for plane, index in zip(("sagittal", "coronal", "axial"), voxel, strict=True):
+        browser.execute_script(
+            "const slider = document.querySelector(`[data-plane=${arguments[0]}]`); slider.value = arguments[1];"
+            "slider.dispatchEvent(new Event('input'))",
+            plane,
+            index,
+        )
+    browser.execute_script("document.querySelector('.panel canvas').dispatchEvent(new Event('pointerleave'))")
+    settle(browser)
+
+
 def test_every_image_is_drawn_and_every_synthetic_one_is_stamped_inside_its_canvas(browser, report):
     show(browser, report)
     names = browser.execute_script("return [...document.querySelectorAll('.panel b')].map((name) => name.textContent)")
@@ -155,18 +170,28 @@ def test_the_value_of_the_file_stands_beside_that_in_unit_scale(browser, report,
 def test_the_wheel_and_the_sliders_go_through_the_slices(browser, report):
     show(browser, report)
     start = browser.execute_script(VALUES)["voxel"]
+    pointer(browser, 0, 0.17, 0.4, kind="mouseMoved")
     pointer(browser, 0, 0.17, 0.4, kind="mouseWheel", deltaX=0, deltaY=-100)
+    settle(browser)
+    assert browser.execute_script(VALUES)["voxel"][2] == start[2] + 1
     pointer(browser, 0, 0.99, 0.99, kind="mouseMoved")
     settle(browser)
     assert browser.execute_script("return document.querySelector('[data-plane=axial]').value") == str(start[2] + 1)
-    slide = (
-        "const slider = document.querySelector(`[data-plane=${arguments[0]}]`); slider.value = arguments[1];"
-        "slider.dispatchEvent(new Event('input'))"
-    )
-    for plane, index in (("sagittal", 7), ("coronal", 11), ("axial", 5)):
-        browser.execute_script(slide, plane, index)
-    browser.execute_script("document.querySelector('.panel canvas').dispatchEvent(new Event('pointerleave'))")
+    slide(browser, 7, 11, 5)
     assert browser.execute_script(VALUES)["voxel"] == [7, 11, 5]
+
+
+def test_the_picture_lies_where_the_crosshair_says(browser, report):
+    show(browser, report)
+    slide(browser, 8, 24, 12)  # in the block that marks the patient's left
+    grey = (
+        "const canvas = document.querySelectorAll('.panel canvas')[1], wide = canvas.width * 80 / 256;"
+        "const at = [arguments[0] * wide, arguments[1] * wide * 96 / 80];"
+        "return [...canvas.getContext('2d').getImageData(at[0] + 5, at[1] + 5, 1, 1).data].slice(0, 3)"
+    )
+    left = browser.execute_script(grey, 1 - 8.5 / 40, 1 - 24.5 / 48)
+    right = browser.execute_script(grey, 8.5 / 40, 1 - 24.5 / 48)
+    assert min(left) > 240 > 150 > max(right) > 30
 
 
 @pytest.mark.parametrize("control", ["window", "level", "limit", "zoom"])
@@ -273,6 +298,39 @@ def test_files_on_different_grids_are_linked_by_their_place_in_the_world(browser
         at = tuple(np.round(np.linalg.inv(volume.affine) @ mm)[:3].astype(int))
         error = 0.0 if number == 0 else 0.5 * float(np.ptp(volume.array)) / 4095
         assert value == pytest.approx(float(volume.array[at]), abs=1.01 * error)
+
+
+def test_the_grey_under_the_cursor_is_that_of_the_value_told_on_an_oblique_grid(browser, tmp_path):
+    random = np.random.default_rng(0)
+    array = gaussian_filter(random.standard_normal((50, 40, 30)), 3).astype(np.float32)
+    for name, axes in (("lps", np.diag([-1, -1, 1])), ("pir", np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]]))):
+        affine = np.eye(4)
+        turned = Rotation.from_euler("xyz", [17, -12, 23], degrees=True).as_matrix()
+        affine[:3] = np.column_stack([turned @ axes @ np.diag([1.0, 1.5, 2.0]), [5, -7, 9]])
+        write_volume(tmp_path / f"{name}.nii.gz", array, affine)
+    show(browser, write_view([tmp_path / "lps.nii.gz", tmp_path / "pir.nii.gz"], tmp_path / "view.html"))
+    settle(browser)
+    facts = json.loads(browser.execute_script("return document.getElementById('viewer-facts').textContent"))
+    for panel, image in enumerate(facts["cases"][0]["images"]):
+        low, high = image["window"]
+        wrong = []
+        for x, y in random.random((60, 2)):
+            pointer(browser, panel, x, y, kind="mouseMoved")
+            grey, value = browser.execute_script(
+                "const panel = document.querySelectorAll('.panel')[arguments[0]];"
+                "const canvas = panel.querySelector('canvas');"
+                "const at = [arguments[1] * canvas.width, arguments[2] * canvas.height].map(Math.floor);"
+                "const pixel = canvas.getContext('2d').getImageData(...at, 1, 1).data;"
+                "const isGrey = pixel[0] === pixel[1] && pixel[1] === pixel[2] && pixel[0] > 5;"
+                "return [isGrey ? pixel[0] : null, panel.querySelector('output').dataset.value]",
+                panel,
+                x,
+                y,
+            )
+            if grey is not None and value:
+                wrong.append(abs(grey - np.clip(255 * (float(value) - low) / (high - low), 0, 255)))
+        assert len(wrong) > 15
+        assert np.median(wrong) < 6  # the picture is interpolated, the value is that of the nearest voxel
 
 
 def test_the_viewers_software_is_what_its_readme_says():

@@ -70,7 +70,7 @@ def pack(volumes: Mapping[str, np.ndarray], limit_bytes: int, mask: np.ndarray |
     bits. Where that is too much still, volumes are left out, the last ones first.
 
     Args:
-        volumes: By name, in the order of their importance; (i, j, k), finite.
+        volumes: By name, in the order of their importance; (i, j, k) float32, finite.
         limit_bytes: Room for the text of all of them.
         mask: Voxels that matter, for volumes on one grid; the whole grid is kept when unset.
     """
@@ -89,7 +89,10 @@ def pack(volumes: Mapping[str, np.ndarray], limit_bytes: int, mask: np.ndarray |
                 return Packing(packed, bits, inside_only, left_out, wanted)
         bits, inside_only = tries[-1]
         inside = mask if inside_only else None
-        wanted = wanted or sum(len(_pack_one(array, bits, inside).data) for array in kept.values())
+        if not wanted:
+            wanted = sum(_foretold(array, bits, inside) for array in kept.values())
+            if wanted < 2 * limit_bytes:  # near the limit a guess could stand below it
+                wanted = sum(len(_pack_one(array, bits, inside).data) for array in kept.values())
         kept.popitem()
     return Packing({}, 0, False, list(volumes), wanted)
 
@@ -112,7 +115,7 @@ def _levels(array: np.ndarray, bits: int, inside: np.ndarray | None) -> tuple[np
     exact = 2**16 - 1 if bits == _WHOLE_BITS[0] else count
     is_whole = high - low <= exact and bool(np.all(known == np.round(known)))
     step = 1.0 if is_whole or high == low else (high - low) / count
-    levels = np.round((np.asarray(array, np.float64) - low) / step).astype(np.int32)
+    levels = np.round((np.asarray(array, np.float32) - np.float32(low)) / np.float32(step)).astype(np.int32)
     return levels if inside is None else np.where(inside, levels, 0), low, step, 0.0 if is_whole else step / 2
 
 

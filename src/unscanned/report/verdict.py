@@ -74,7 +74,8 @@ def explain_psnr(content: EvaluationRecord) -> str:
     if not {"psnr", "psnr_nie"} <= content.definitions.keys():
         return ""
     means = {}
-    for arm, regions in content.arms.items():
+    for arm in (*BASELINES, *content.folders):
+        regions = content.arms.get(arm, {})
         pair = [regions[_REGION].get(name) for name in ("psnr", "psnr_nie")] if _REGION in regions else []
         if len(pair) == 2 and all(each is not None and each.mean is not None for each in pair):
             means[arm] = [each.mean for each in pair if each is not None and each.mean is not None]

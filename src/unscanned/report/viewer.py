@@ -147,8 +147,9 @@ def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Vie
         return Viewer({}, {}, left_out)
     errors = [(packing.volumes[key].error, volume.name) for key, volume in kept.items()]
     near = ", ".join(f"within ±{error:.2g} for {name}" if error else f"exact for {name}" for error, name in errors)
+    words = f"Values are those of the files: {near}." if any(error for error, _ in errors) else "Values are exact."
     centre = [length // 2 for length in volumes[0].array.shape]
-    return _assemble("", 0, kept, packing, [], centre, f"Values are those of the files: {near}.", left_out)
+    return _assemble("", 0, kept, packing, [], centre, words, left_out)
 
 
 def _left_out(packing: Packing, names: Mapping[str, str], limit_mb: float) -> str:

@@ -216,12 +216,15 @@
         const left = Math.min(place[0], place[0] + place[2]), width = Math.abs(place[2]), [, top, , height] = place;
         const size = Math.max(9, width / 16);
         context.font = `600 ${size}px system-ui, sans-serif`;
-        context.fillStyle = image.isDifference ? "#0b4f6c" : "#8fd3ff";
+        [context.fillStyle, context.strokeStyle] = image.isDifference ? ["#0b4f6c", "#fff"] : ["#8fd3ff", "#000"];
+        context.lineWidth = size / 5;
+        context.lineJoin = "round";
         context.textBaseline = "middle";
         const [west, east, north, south] = letters[axCorSag];
         [[west, "left", 3, height / 2], [east, "right", width - 3, height / 2], [north, "center", width / 2, size * 0.7],
           [south, "right", width - 3, height - size * (image.synthetic ? 2.2 : 0.7)]].forEach(([letter, align, x, y]) => {
           context.textAlign = align;
+          context.strokeText(letter, left + x, top + y);
           context.fillText(letter, left + x, top + y);
         });
         if (image.synthetic) band(context, stamp, left, top + height, width);
@@ -303,6 +306,11 @@
       if (to < 0 || to >= image.shape[along]) return false;
       voxel[along] = to;
       state.mm = toMm(image, voxel);
+      if (state.hover) {
+        const under = toVoxel(image, state.hover);
+        under[along] = to;
+        state.hover = toMm(image, under);
+      }
       redraw();
       return true;
     };
