@@ -74,8 +74,9 @@ def measured(source: Volume, target: Volume) -> Alignment:
 
 def tell(what: str, found: Sequence[Alignment], more: str) -> None:
     """Print a row of the table."""
-    sharp = [each.sharpness for each in found]
-    print(f"| {what} | {len(found)} | {min(sharp):.1f} to {max(sharp):.1f} | {more} |", flush=True)
+    sharp, agree = ([getattr(each, name) for each in found] for name in ("sharpness", "agreement"))
+    ranges = f"{min(sharp):.1f} to {max(sharp):.1f} | {min(agree):.2f} to {max(agree):.2f}"
+    print(f"| {what} | {len(found)} | {ranges} | {more} |", flush=True)
 
 
 def worst(lengths_mm: Sequence[np.ndarray], scans: Sequence[tuple[str, Volume, Volume]]) -> str:

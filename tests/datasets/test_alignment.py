@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unscanned.datasets.alignment import SHARP, measure_alignment
+from unscanned.datasets.alignment import AGREES, SHARP, measure_alignment
 from unscanned.datasets.check import check_dataset
 from unscanned.datasets.pairs import find_pairs
 from unscanned.simulation.simulate import simulate
@@ -69,12 +69,26 @@ def test_the_offset_does_not_depend_on_how_the_target_is_stored(simulated):
     assert measure_alignment(source, stored).offset_mm == measure_alignment(source, target).offset_mm
 
 
-def test_a_target_on_another_grid_is_compared_in_space(simulated):
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_target_of_thicker_slices_is_compared_in_space(simulated, axis):
     source, target = simulated[0]
-    finer = Volume(target.array[:, :, ::2].copy(), target.affine @ np.diag([1.0, 1, 2, 1]))
-    found = measure_alignment(source, finer)
+    pairs = np.moveaxis(target.array, axis, 0).reshape(target.shape[axis] // 2, 2, -1).mean(1)
+    rest = [n for number, n in enumerate(target.shape) if number != axis]
+    thick = np.moveaxis(pairs.reshape(-1, *rest), 0, axis)
+    affine = target.affine.copy()
+    affine[:3, 3] += affine[:3, axis] / 2
+    affine[:3, axis] *= 2
+    found = measure_alignment(source, Volume(thick, affine))
     assert found.is_pair
-    assert not found.is_off
+    assert found.offset_mm == pytest.approx([0, 0, 0], abs=0.3)
+
+
+def test_two_scans_of_one_grid_and_one_twice_as_fine_lie_alike(simulated):
+    source, target = simulated[0]
+    fine = Volume(ndimage.zoom(target.array, 2, order=1, grid_mode=True, mode="nearest"), target.affine.copy())
+    fine.affine[:3, :3] /= 2
+    fine.affine[:3, 3] -= fine.affine[:3, :3] @ [0.5, 0.5, 0.5]
+    assert measure_alignment(source, fine).offset_mm == pytest.approx([0, 0, 0], abs=0.2)
 
 
 def test_the_warning_begins_at_half_a_voxel(simulated):
@@ -123,6 +137,7 @@ def test_no_aligned_pair_of_real_scans_raises_an_alarm(shared_data, name, target
     for pair in find_pairs(shared_data / name, source="T1w", target=target):
         found = measure_alignment(read_volume(pair.source), read_volume(pair.target))
         assert found.sharpness > SHARP + 2, pair.case
+        assert found.agreement > AGREES + 0.2, pair.case
         assert not found.is_off, f"{pair.case}: {found}"
         assert found.mirrored == ()
 
@@ -144,3 +159,4 @@ def test_scans_of_two_persons_are_no_pair(shared_data, one, another):
     pairs = {pair.case: pair for pair in find_pairs(shared_data / REAL[0], source="T1w", target="T2w")}
     found = measure_alignment(read_volume(pairs[one].source), read_volume(pairs[another].target))
     assert not found.is_pair
+    assert min(found.sharpness / SHARP, found.agreement / AGREES) < 0.9

@@ -22,10 +22,12 @@ from scipy.spatial.transform import Rotation
 from unscanned.volumes.nifti import Volume
 from unscanned.volumes.orientation import ras_grid, to_ras
 
-__all__ = ["SHARP", "Alignment", "measure_alignment"]
+__all__ = ["AGREES", "SHARP", "Alignment", "measure_alignment"]
 
 SHARP = 7.0
 "Least sharpness of a pair, see `Alignment.sharpness`; docs/check.md has what pairs and others reach."
+AGREES = 0.2
+"Least agreement of a pair: brains of two persons can fit sharply, but only in few of their edges."
 FAR_MM = 10.0
 "An offset from here on is an error: a patch of 32 mm then shows another part of the head."
 
@@ -78,7 +80,7 @@ class Alignment:
     @property
     def is_pair(self) -> bool:
         """Whether the two show one head in one position, up to a motion and a flip."""
-        return self.sharpness >= SHARP
+        return _is_pair(self.agreement, self.sharpness)
 
     @property
     def is_off(self) -> bool:
@@ -96,7 +98,7 @@ class Alignment:
             f"{abs(mm):.1f} ± {2 * error:.1f} mm ({abs(mm) / size:.1f} voxels) {ends[mm < 0]}"
             for mm, error, size, ends in zip(self.offset_mm, self.uncertainty_mm, self.spacing_mm, _ENDS, strict=True)
         ]
-        return ", ".join(parts) + f", turned by {float(np.linalg.norm(self.rotation_deg)):.1f} degrees"
+        return ", ".join(parts) + f" and is turned by {float(np.linalg.norm(self.rotation_deg)):.1f} degrees"
 
 
 def measure_alignment(source: Volume, target: Volume) -> Alignment | None:
@@ -126,7 +128,11 @@ def measure_alignment(source: Volume, target: Volume) -> Alignment | None:
         _refined(blocks, moving, mirror, start) for mirror, start in _starts(field, moving_field, spacing)
     )
     mirrored = max(others, key=lambda fit: fit.agreement)
-    fit = mirrored if mirrored.sharpness >= SHARP and mirrored.agreement > 1.1 * first.agreement else first
+    fit = (
+        mirrored
+        if _is_pair(mirrored.agreement, mirrored.sharpness) and mirrored.agreement > 1.1 * first.agreement
+        else first
+    )
     _, ras = ras_grid(source.shape, source.affine)
     return Alignment(
         _triple(fit.offset_mm),
@@ -275,13 +281,17 @@ def _refined(blocks: _Blocks, moving: _Scan, mirror: tuple[int, ...], start: np.
     )
 
 
+def _is_pair(agreement: float, sharpness: float) -> bool:
+    return sharpness >= SHARP and agreement >= AGREES
+
+
 def _coarse(volume: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a scan in RAS+ order averaged to about 2 mm, the share of exact zeros in each voxel, and the affine."""
     array, (_, affine) = to_ras(volume.array, volume.affine), ras_grid(volume.shape, volume.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     factor = np.maximum(1, np.floor(_GRID_MM / spacing + 0.45)).astype(int)
     factor = np.minimum(factor, array.shape)
-    affine = affine @ nib.affines.from_matvec(np.diag(factor), (factor - 1) / 2)
+    affine = affine @ nib.affines.from_matvec(np.diag(factor.astype(float)), (factor - 1) / 2)
     return _pooled(array[None], factor)[0], _pooled((array == 0)[None], factor)[0], affine
 
 

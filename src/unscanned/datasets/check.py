@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from unscanned.datasets.aligned import align
-from unscanned.datasets.alignment import SHARP, Alignment, measure_alignment
+from unscanned.datasets.alignment import AGREES, SHARP, Alignment, measure_alignment
 from unscanned.datasets.layout import Layout, Scan, conversion, likely_pair, present, take_inventory
 from unscanned.datasets.pairs import Finding, Pair, case_name, survey
 from unscanned.display import AUTOMATIC, draws_progress
@@ -314,8 +314,8 @@ def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:
     """Tell a target that is no partner, that is mirrored, or that lies off; only the first of these, as it rules."""
     if not found.is_pair:
         message = (
-            f"source and target fit in no position: sharpness {found.sharpness:.1f}, that of a pair is at least "
-            f"{SHARP:g}; another head's, or one much damaged or turned"
+            f"source and target fit in no position: sharpness {found.sharpness:.1f} and agreement {found.agreement:.2f}, "
+            f"where a pair has at least {SHARP:g} and {AGREES:g}; another head's, or one much damaged or turned"
         )
         yield Finding(pair.case, "error", "no-pair", message, pair.target)
     elif found.mirrored:
@@ -323,7 +323,7 @@ def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:
         yield Finding(pair.case, "error", "flip", message, pair.target)
     elif found.is_far or found.is_off:
         severity: Literal["error", "warning"] = "error" if found.is_far else "warning"
-        message = f"the target is not aligned, it lies {found} of the source; register it"
+        message = f"the target is not aligned with the source. It lies {found}; register it"
         yield Finding(pair.case, severity, "offset", message, pair.target)
 
 
