@@ -33,7 +33,7 @@ def test_the_demo_stops_in_its_simulation_too_and_says_how_far_it_is(tmp_path):
 @pytest.mark.slow
 def test_which_subjects_test_is_drawn_from_the_seed(tmp_path):
     with pytest.raises(Interrupted):
-        demo(tmp_path, subjects=7, seed=1, should_stop=(tmp_path / "arms" / "demo" / "log.jsonl").exists)
+        demo(tmp_path, subjects=7, seed=1, should_stop=(tmp_path / "arms" / "strong" / "log.jsonl").exists)
     pairs = find_pairs(tmp_path / "dataset")
     first, second = (split_subjects(pairs, train=5, validation=1, test=1, seed=seed) for seed in (0, 1))
-    assert json.loads((tmp_path / "arms" / "demo" / "split.json").read_text()) == second != first
+    assert json.loads((tmp_path / "arms" / "strong" / "split.json").read_text()) == second != first

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from unscanned.errors import ResourceError
 from unscanned.models.base import GeneratorBase
 from unscanned.schema import Schema
 
@@ -81,14 +80,8 @@ class SegResNetGenerator(GeneratorBase):
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2, **options: Any) -> None:
         super().__init__()
         own = self.Options(**options)
-        try:
-            from monai.networks.nets import SegResNet  # MONAI takes seconds to import
-        except ImportError as error:
-            raise ResourceError(
-                "SegResNet needs MONAI, which is not installed",
-                where="generator.name",
-                do="Run: pip install monai",
-            ) from error
+        from monai.networks.nets import SegResNet  # MONAI takes seconds to import
+
         self.options, self.multiple = own, 2 ** len(own.blocks_up)
         self.network = SegResNet(
             init_filters=own.filters,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unscanned.errors import ResourceError
 from unscanned.models.base import GeneratorBase
 
 __all__ = ["UNetGenerator"]
@@ -24,14 +23,7 @@ class UNetGenerator(GeneratorBase):
 
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2) -> None:
         super().__init__()
-        try:
-            from monai.networks.nets import UNet  # MONAI takes seconds to import
-        except ImportError as error:
-            raise ResourceError(
-                "the U-Net needs MONAI, which is not installed",
-                where="generator.name",
-                do="Run: pip install monai",
-            ) from error
+        from monai.networks.nets import UNet  # MONAI takes seconds to import
 
         self.network = UNet(
             spatial_dims=3,
