@@ -314,8 +314,9 @@ def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:
     """Tell a target that is no partner, that is mirrored, or that lies off; only the first of these, as it rules."""
     if not found.is_pair:
         message = (
-            f"source and target fit in no position: sharpness {found.sharpness:.1f}, agreement {found.agreement:.2f}, "
-            f"where a pair has at least {SHARP:g} and {AGREES:g}; another head's, or one much damaged or turned"
+            f"source and target fit in no position: sharpness {found.sharpness:.1f}, agreement "
+            f"{found.agreement:.2f}, where a pair has at least {SHARP:g} and {AGREES:g}; another head's, or one much "
+            "damaged or turned"
         )
         yield Finding(pair.case, "error", "no-pair", message, pair.target)
     elif found.mirrored:
