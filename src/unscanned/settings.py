@@ -166,6 +166,11 @@ class Loss(Schema):
     on_collapse: Literal["end", "regression"] = "end"
     "What a training does whose adversary collapses: end, or go on with the other terms alone (regression)."
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term by its name."""
+        return {key: value for key, value in self if isinstance(value, float) and key not in _NO_TERMS}
+
 
 class Training(Schema):
     """Adversarial training."""
@@ -460,7 +465,7 @@ def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
 
 
 def _check_loss(loss: Loss) -> None:
-    weights = {key: value for key, value in loss if isinstance(value, float) and key not in _NO_TERMS}
+    weights = loss.weights
     if not any(weights.values()):
         raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
     alone = not any(weight for name, weight in weights.items() if name != "adversarial")

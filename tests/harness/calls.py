@@ -163,7 +163,7 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
     dataset = draw(st.sampled_from(DATASETS))
     match verb:
         case "check":
-            return [dataset]
+            return [dataset, "--measure-s", "0"]
         case "prepare" | "train":
             return [dataset, "-o", out, *TINY]
         case "synthesize":

@@ -125,7 +125,7 @@ def _warm(world: Path, base: Path) -> None:
     out, scan = base / "warm", world / "dataset/sub-001/anat/sub-001_PDw.nii.gz"
     made = next((world / "derived").rglob("*.nii.gz"))
     words: list[list[object]] = [
-        ["check", world / "table.csv", "--json", out / "check.json"],
+        ["check", world / "table.csv", "--json", out / "check.json", "--measure-s", 0],
         ["reproduce", world / "dataset", "-o", out / "r", "--settings", world / "settings.toml", "--arms", "demo"],
         ["verify", made, "--model", world / "run/model", "--scan", world / "scan.nii.gz"],
         ["dicom", made, world / "dicom", "-o", out / "dicom", "--scan", world / "scan.nii.gz"],

@@ -178,6 +178,7 @@ def examine(
     )
 
 
+@draws_progress
 def check_dataset(
     root: str | Path,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unscanned.datasets.layout import sidecar_path
+from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError
 from unscanned.files import read_json, write_text
 from unscanned.formats.sidecar import STAMP
@@ -24,8 +25,9 @@ from unscanned.volumes.orientation import orientation, to_ras
 __all__ = ["write_view"]
 
 
+@draws_progress
 def write_view(
-    files: Sequence[str | Path], out: str | Path, *, limit_mb: float = LIMIT_MB, progress: Progress | None = None
+    files: Sequence[str | Path], out: str | Path, *, limit_mb: float = LIMIT_MB, progress: Progress | None = AUTOMATIC
 ) -> Path:
     """Write a self-contained HTML page in which any volumes can be looked at, linked by their place in the world.
 
@@ -33,7 +35,7 @@ def write_view(
         files: NIfTI files, each on whatever grid.
         out: The HTML file.
         limit_mb: Room for the volumes in the page, MB; the precision follows from it. What has no room is left out.
-        progress: Called with (done, total, file).
+        progress: Called with (done, total, file). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Returns:
         `out`.

@@ -55,8 +55,7 @@ def _network(model: Model) -> str:
 
 def _loss(settings: Settings) -> str:
     """The terms that count, with their weights."""
-    values = settings.loss.model_dump()
-    terms = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, float) and value]
+    terms = [f"{name} {weight:g}" for name, weight in settings.loss.weights.items() if weight]
     return f"{', '.join(terms)} ({settings.loss.reduction} over voxels)"
 
 
