@@ -24,10 +24,12 @@ import hashlib
 import http.server
 import json
 import multiprocessing
+import multiprocessing.synchronize  # another user may not read where it is
 import os
 import sys
 import tempfile
 import time
+import webbrowser  # noqa: F401 - likewise
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
