@@ -54,6 +54,11 @@ def test_the_verdict_names_the_difference_with_its_interval_and_what_is_not_show
     assert [told[arm].side for arm in ("resgan", "unet", "noise")] == ["above", "above", "below"]
 
 
+def test_a_gain_that_may_be_chance_is_not_called_none(content):
+    (verdict, *_) = verdicts(with_psnr(content, [("resgan", "regression", 3.0, -0.1, 6.1)]))
+    assert verdict.text == "is not shown to be better than the voxelwise regression: +3.0 dB [−0.1, +6.1] holds 0."
+
+
 def test_ssim_that_says_the_opposite_is_told(content):
     rows = [("resgan", "regression", 2.0, 1.0, 3.0)]
     opposite = [("resgan", "regression", -0.05, -0.08, -0.02)]

@@ -112,7 +112,8 @@ def _sentence(row: Comparison) -> str:
     if _sides(row) < 0:
         return f"is {-difference:.1f} dB [{-row.high:.1f}, {-row.low:.1f}] below {rival}"
     interval = f"{_signed(difference, 1)} dB [{_signed(row.low, 1)}, {_signed(row.high, 1)}]"
-    return f"is not better than {rival}: {interval} holds 0"
+    shown = "is not shown to be better than" if difference > 0 else "is not better than"
+    return f"{shown} {rival}: {interval} holds 0"
 
 
 def _sides(row: Comparison) -> int:
