@@ -1,4 +1,3 @@
-import os
 import re
 import stat
 
@@ -79,7 +78,11 @@ def test_the_command_opens_the_page_unless_told_not_to_or_without_a_display(cli,
     assert browser.read_text().strip() == page.as_uri()
 
 
-def test_a_limit_that_leaves_no_room_is_refused(cli, scan):
-    done = cli("view", scan, "--limit-mb", "0", "--no-open")
+@pytest.mark.parametrize("limit", ["0", "1e400", "nan", "-1"])
+def test_a_room_that_no_page_can_have_is_refused(cli, scan, tmp_path, limit):
+    done = cli("view", scan, "-o", tmp_path / "view.html", "--limit-mb", limit, "--no-open")
     assert done.returncode == 2
-    assert not os.path.exists("view.html")
+    assert "bug" not in done.stderr
+    assert not (tmp_path / "view.html").exists()
+    with pytest.raises(SettingsError, match="limit_mb"):
+        write_view([scan], tmp_path / "view.html", limit_mb=float(limit))

@@ -16,7 +16,7 @@ from unscanned.errors import UnscannedError
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, begins_with, claim, json_with
 from unscanned.progress import interruptible
-from unscanned.report import LIMIT_MB
+from unscanned.report import LIMIT_MB, MOST_MB
 from unscanned.schema import read
 from unscanned.settings import WRITTEN_BY, Layout, Settings, preset_names
 
@@ -58,7 +58,7 @@ LimitMb = Annotated[
     float,
     Parameter(
         name="--limit-mb",
-        validator=validators.Number(gt=0),
+        validator=validators.Number(gt=0, lte=MOST_MB),
         help="Room for the volumes of each case in the page, MB; the precision follows from it.",
     ),
 ]

@@ -41,7 +41,7 @@ def write_view(
         `out`.
 
     Raises:
-        SettingsError: No file, or something else than such a page is at `out`.
+        SettingsError: No file, a limit that no page can have, or something else than such a page is at `out`.
         VolumeError: A file is refused.
         ResourceError: The disk is full.
 

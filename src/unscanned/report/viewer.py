@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from unscanned.errors import SettingsError
 from unscanned.evaluation.cases import Images
 from unscanned.formats.sidecar import STAMP
-from unscanned.report import LIMIT_MB
+from unscanned.report import LIMIT_MB, MOST_MB
 from unscanned.report.figures import difference_limit, display_white
 from unscanned.report.packed import Packing, pack, pack_mask, text
 
@@ -95,7 +96,7 @@ def case_viewer(
     made = {arm: array for arm, array in images.arms.items() if arm != "source"}
     for arm in sorted(made, key=lambda arm: arm == "regression"):
         volumes[f"arm {arm}"] = shown(arm, made[arm], arm != "regression", arm)
-    packing = pack({key: each.array for key, each in volumes.items()}, int(limit_mb * 1e6), images.head)
+    packing = pack({key: each.array for key, each in volumes.items()}, _bytes(limit_mb), images.head)
     titles = {key: volume.name for key, volume in volumes.items()}
     left_out = _left_out(packing, titles, limit_mb)
     if not packing.volumes:
@@ -140,7 +141,7 @@ def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Vie
         limit_mb: Room for them, MB of text.
     """
     keyed = {str(number): volume for number, volume in enumerate(volumes)}
-    packing = pack({key: volume.array for key, volume in keyed.items()}, int(limit_mb * 1e6))
+    packing = pack({key: volume.array for key, volume in keyed.items()}, _bytes(limit_mb))
     left_out = _left_out(packing, {key: volume.name for key, volume in keyed.items()}, limit_mb)
     kept = {key: volume for key, volume in keyed.items() if key in packing.volumes}
     if not kept:
@@ -150,6 +151,17 @@ def files_viewer(volumes: Sequence[Shown], *, limit_mb: float = LIMIT_MB) -> Vie
     words = f"Values are those of the files: {near}." if any(error for error, _ in errors) else "Values are exact."
     centre = [length // 2 for length in volumes[0].array.shape]
     return _assemble("", 0, kept, packing, [], centre, words, left_out)
+
+
+def _bytes(limit_mb: float) -> int:
+    if not 0 < limit_mb <= MOST_MB:
+        raise SettingsError(
+            "no room that a page can have",
+            where="limit_mb",
+            found=limit_mb,
+            expected=f"above 0, at most {MOST_MB:,} MB",
+        )
+    return int(limit_mb * 1e6)
 
 
 def _left_out(packing: Packing, names: Mapping[str, str], limit_mb: float) -> str:
