@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from unscanned.cli import main
 from unscanned.settings import Settings, resolve, to_toml
+from unscanned.simulation import heads
+from unscanned.simulation.heads import Head
 from unscanned.simulation.simulate import simulate
 from unscanned.training.run import train
 
@@ -35,6 +38,12 @@ def shared_data() -> Path:
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four simulated subjects of 32 x 40 x 32 voxels, PD and T2."""
     return simulate(tmp_path_factory.mktemp("tiny") / "dataset", subjects=4, shape=(32, 40, 32), seed=1)
+
+
+@pytest.fixture(scope="session")
+def small_head() -> Head:
+    """A built-in head with voxels of 2.5 mm, which is quick to draw from."""
+    return heads.draw_built_in("small", np.random.default_rng(3), spacing_mm=2.5)
 
 
 @pytest.fixture(scope="session")
