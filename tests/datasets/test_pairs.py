@@ -121,6 +121,7 @@ def test_a_table_of_sources_alone_is_enough_where_no_target_is_needed(tmp_path):
         ("subject,Subject,PD,T2\n01,02,a.nii,b.nii\n", "one meaning; found subject and Subject"),
         ("subject,PD,T2\n" + 101 * "a" + ",a.nii,b.nii\n", "line 2: a label"),
         (b"\xff\xfe\0", "cannot be read"),
+        ("subject,PD,T2\n01,a\0.nii,b.nii\n", "null character"),
     ],
 )
 def test_a_wrong_table_is_refused_with_the_reason(tmp_path, content, reason):

@@ -135,7 +135,9 @@ def say_examination(found: Any) -> None:
     for name, text in _summary(found):
         say(f"{name:<10} {text}")
     if found.findings:
-        table = Table("case", "file", "severity", "fault", "message")
+        table = Table()
+        for heading in ("case", "file", "severity", "fault", "message"):
+            table.add_column(heading, overflow="fold")  # a name that is cut short names nothing
         for finding in found.findings:
             file = "" if finding.path is None else finding.path.name
             cells = finding.case, file, finding.severity, finding.fault, finding.message

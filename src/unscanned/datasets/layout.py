@@ -357,7 +357,10 @@ def _column(table: Path, columns: Sequence[str], name: str) -> str | None:
 def _read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
     try:
-        reader = csv.DictReader(io.StringIO(read_text(table, encoding="utf-8-sig"), newline=""), delimiter=delimiter)
+        text = read_text(table, encoding="utf-8-sig")
+        if "\0" in text:  # csv reads it, and no path may hold it
+            raise ValueError("a null character")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(reader.line_num, row) for row in reader]
         columns = list(reader.fieldnames or ())
     except (OSError, ValueError, csv.Error) as error:
