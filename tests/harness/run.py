@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
+import monai.networks.nets  # noqa: F401 - likewise
 import torch
 from harness import judge
 from harness.calls import Call, calls
