@@ -869,6 +869,16 @@ def test_a16_a_file_and_a_folder_that_may_not_be_read_are_reported():
         assert as_ordinary_user(see_what_is_wrong) == 0
 
 
+def test_a15_links_in_a_circle_that_would_have_one_output_are_refused_each(tmp_path, capsys, tiny_run):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sub-01_PDw.nii.gz").symlink_to("sub-01_PDw.nii.gz")
+    scans = [str(tmp_path / folder / "sub-01_PDw.nii.gz") for folder in ("one", "two")]
+    for words in (scans, scans[:1], [scans[0], scans[0]]):
+        assert main(["synthesize", str(tiny_run), *words, "-o", str(tmp_path / "out")]) in (2, 3, 4)
+        assert "bug" not in capsys.readouterr().err
+
+
 def test_a_refusal_of_every_scan_still_leaves_a_readable_message(tmp_path):
     write_nifti(tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     with pytest.raises(DatasetError, match="no pair of PD and T2 was found; found 1 problems"):

@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from os.path import basename, realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +143,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
     for entry in entries:
         name, equals, folder = entry.partition("=")
         if not equals:
-            name, folder = Path(entry).resolve().name, entry
+            name, folder = basename(realpath(entry)), entry
         if name in folders:
             raise SettingsError(
                 "two folders have one name",

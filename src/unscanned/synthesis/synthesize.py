@@ -210,7 +210,7 @@ def _refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:
     """Refuse two scans whose outputs have one name: the second would replace the first."""
     seen: dict[Path, Path] = {}
     for scan, path in outputs:
-        if path in seen and scan.resolve() != seen[path].resolve():
+        if path in seen and realpath(scan) != realpath(seen[path]):
             raise SettingsError(
                 "two inputs have one output",
                 where=path,
@@ -304,5 +304,5 @@ def _own_description(out: Path) -> dict[str, Any] | None:
 
 def _dataset_of(scan: Path) -> Path:
     """Return the folder above the subject's folder of a BIDS dataset, else the scan's own folder."""
-    folder = scan.resolve().parent
+    folder = Path(realpath(scan)).parent
     return next((above.parent for above in [folder, *folder.parents] if above.name.startswith("sub-")), folder)
