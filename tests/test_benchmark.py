@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from unscanned.benchmark.inference import CONTENDERS, Network, noise
 from unscanned.benchmark.run import benchmark
 from unscanned.benchmark.show import check_plot, plot, table
 from unscanned.benchmark.workload import Workload
-from unscanned.errors import SettingsError
+from unscanned.errors import ResourceError, SettingsError
 from unscanned.machine.memory import high_water_mib
 from unscanned.machine.precision import available
 from unscanned.models.nie import NieGenerator
@@ -95,6 +96,13 @@ def test_bfloat16_is_not_timed_on_a_processor_without_it_and_the_reason_is_told(
     found = inference_module.inference(Network("small", 0, "cpu"), 32, 1)
     assert list(found["contenders"]) == ["plain PyTorch"]
     assert found["missing"] == {"MONAI sliding window, bfloat16": "cpu has no bfloat16 arithmetic"}
+
+
+def test_a_process_that_cannot_import_pytorch_is_told_and_is_no_bug(monkeypatch) -> None:
+    plain = dataclasses.replace(CONTENDERS["plain PyTorch"], imports=("there_is_no_such_module",))
+    monkeypatch.setattr(inference_module, "CONTENDERS", {"plain PyTorch": plain})
+    with pytest.raises(ResourceError, match=r"cannot import.*there_is_no_such_module"):
+        inference_module.inference(Network("small", 0, "cpu"), 32, 1)
 
 
 @pytest.mark.parametrize(

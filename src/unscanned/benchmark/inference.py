@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unscanned.benchmark.rounds import rounds
 from unscanned.benchmark.worker import Worker
 from unscanned.benchmark.workload import PATCH, STRIDE
+from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, available, set_process_precision
 from unscanned.models import generators
 from unscanned.synthesis.reconstruct import reconstruct
@@ -147,8 +148,11 @@ class Contender:
     imports: tuple[str, ...] = ()
 
 
+PLAIN = "plain PyTorch"
+"What the others are held against."
+
 CONTENDERS: dict[str, Contender] = {
-    "plain PyTorch": Contender(lambda network: _averaged(network, network.build("plain"), batch=1)),
+    PLAIN: Contender(lambda network: _averaged(network, network.build("plain"), batch=1)),
     "unscanned": Contender(lambda network: _averaged(network, network.build("auto"))),
     "MONAI sliding window": Contender(_monai, imports=("monai.inferers",)),
     "MONAI sliding window, bfloat16": Contender(
@@ -169,6 +173,9 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
         network: The generator.
         edge: Of the cubic volume, at least a patch's.
         repeats: Rounds.
+
+    Raises:
+        ResourceError: A process of its own cannot import PyTorch, so there is nothing to compare with.
     """
     volume = noise(network.seed, edge, edge, edge)
     device = torch.device(network.device)
@@ -184,11 +191,15 @@ def inference(network: Network, edge: int, repeats: int) -> dict[str, Any]:
             try:
                 worker = Worker(_mapping, name, network, volume, imports=contender.imports)
             except ImportError as error:
+                if name == PLAIN:
+                    raise ResourceError(
+                        "a process of its own cannot import what it needs", where=name, found=error
+                    ) from error
                 missing[name] = str(error)
             else:
                 workers[name] = stack.enter_context(worker)
         results = {name: worker.run() for name, worker in workers.items()}
-        reference = results["plain PyTorch"]
+        reference = results[PLAIN]
         table = rounds({name: worker.timed for name, worker in workers.items()}, repeats)
         for name, row in table.items():
             row["relative_difference"] = float(np.linalg.norm(results[name] - reference) / np.linalg.norm(reference))
