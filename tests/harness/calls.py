@@ -261,12 +261,15 @@ def calls(draw: Draw, *, is_process: bool = False) -> Call:
     if draw(st.integers(0, 3)) == 0:
         for name, values in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True)):
             environment.append((name, draw(st.sampled_from(values))))
+    other = "powerless" if is_process else "nobody"
+    if verb == "benchmark" and not is_process:  # its own processes need the interpreter, which nobody may not read
+        other = "root"
     return Call(
         words=tuple(words),
         faults=tuple(faults),
         out=kind,
         environment=tuple(environment),
-        user=draw(st.sampled_from(("root", "root", "powerless" if is_process else "nobody"))) if AS_ROOT else "self",
+        user=draw(st.sampled_from(("root", "root", other))) if AS_ROOT else "self",
         stdout=draw(st.sampled_from(("file",) * 6 + (("full", "closed") if is_process else ()))),
         cwd=draw(st.sampled_from(("home",) * 9 + ("gone",))),
         is_process=is_process,
