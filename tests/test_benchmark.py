@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -140,3 +143,18 @@ def test_the_floor_counts_the_operations_that_pytorch_counts(batch: int) -> None
 
 def test_the_plain_operations_of_the_reference_are_those_of_its_layers() -> None:
     assert direct_operations(NieGenerator(), 32) / 1e9 == pytest.approx(238.4, abs=0.1)
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker() -> None:
+    """Where its identifier cannot be kept, its telemetry warns, so silence says that there is none."""
+    pytest.importorskip("onnxruntime")
+
+    def told(code: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+        environment["XDG_CACHE_HOME"] = "/proc/none"
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return run.stderr
+
+    if "telemetry" not in told("import onnxruntime"):
+        pytest.skip("this release of ONNX Runtime has no telemetry here")
+    assert "telemetry" not in told("import unscanned.benchmark.inference, onnxruntime")

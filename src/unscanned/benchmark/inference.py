@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.volumes.patches import starts
 
 __all__ = ["CONTENDERS", "Network", "inference", "noise"]
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports its use to its maker, from its import on
 
 Mapping = Callable[[np.ndarray], np.ndarray]
 
