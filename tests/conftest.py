@@ -20,6 +20,7 @@ from unscanned.settings import Settings, resolve, to_toml
 from unscanned.simulation import heads
 from unscanned.simulation.heads import Head
 from unscanned.simulation.simulate import simulate
+from unscanned.synthesis.shelf import shelve
 from unscanned.training.run import train
 
 torch.set_num_threads(1)  # tests run side by side, and a fixed number of threads makes results the same each time
@@ -131,3 +132,12 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
         pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def shelf(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shelf with the model of `tiny_run` as pd-t2; tests must not change it."""
+    folder = tmp_path_factory.mktemp("shelf") / "models"
+    shutil.copytree(tiny_run / "model", folder / "pd-t2")
+    shelve(folder, "pd-t2")
+    return folder

@@ -31,6 +31,7 @@ from unscanned.training.log import read_log
 VERBS = [
     "demo",
     "fetch",
+    "models",
     "simulate",
     "check",
     "prepare",

@@ -10,8 +10,11 @@ from .report.view import write_view as write_view
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate
+from .synthesis.choice import pick_model as pick_model
+from .synthesis.fetch_model import fetch_model as fetch_model
 from .synthesis.model import Model as Model
 from .synthesis.model_file import load_model as load_model
+from .synthesis.shelf import list_models as list_models
 from .synthesis.synthesize import list_inputs as list_inputs
 from .synthesis.synthesize import synthesize as synthesize
 from .training.run import train as train

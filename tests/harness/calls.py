@@ -80,6 +80,7 @@ ENVIRONMENTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("FORCE_COLOR", ("1",)),
     ("TZ", ("Nowhere/None", "")),
     ("XDG_CACHE_HOME", ("/proc/none",)),
+    ("XDG_DATA_HOME", ("/proc/none", "/dev/null", "", "@/in/run")),
     ("USER", (None, "")),
 )
 """Variables that are read while a verb runs."""
@@ -130,7 +131,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "check": ("--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s"),
     "prepare": (*[name for name in SETTINGS if name.startswith(("--data.", "--prepare."))], "--preset", "--dry-run"),
     "train": (*SETTINGS, "--preset", "--dry-run"),
-    "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force"),
+    "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force", "--to", "--models-in"),
     "verify": ("--model", "--scan", "--device", "--threads"),
     "dicom": ("--scan", "--series", "--echo-time-ms", "--force"),
     "mend": ("--volume-index", "--replace-nonfinite"),
@@ -140,7 +141,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "reproduce": (*SETTINGS, "--arms", "--json", "--dry-run"),
     "demo": ("--subjects", "--seed"),
     "simulate": ("--labels", "--subjects", "--per-anatomy", "--contrasts", "--seed", "--shape", "--spacing-mm"),
-    "fetch": ("--contrasts", "--keep-archive"),
+    "fetch": ("--contrasts", "--keep-archive", "--sha256", "--name"),
+    "models": ("--json", "--models-in"),
     "benchmark": (
         "--device", "--threads", "--network", "--edge", "--repeats", "--batch", "--steps", "--patches", "--volumes",
         "--seed", "--json", "--plot",
@@ -153,7 +155,8 @@ FLAGS = {"--resample", "--dry-run", "--overwrite", "--force", "--replace-nonfini
 
 WEIGHTS = {
     "check": 28, "prepare": 14, "train": 5, "synthesize": 20, "verify": 16, "dicom": 16, "mend": 34, "evaluate": 18,
-    "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "benchmark": 8, "none": 5,
+    "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "models": 4, "benchmark": 8,
+    "none": 5,
 }  # fmt: skip
 """How often each verb is drawn: those that take long less often."""
 
@@ -210,7 +213,7 @@ def _option(draw: Draw, verb: str, out: str) -> list[str]:
     if last in ("json", "plot"):
         kinds = (out, f"{out}.png", f"{out}/a/b.json", "/dev/stdout", "/proc/x", "", "@/in/scan.nii.gz/x", "@/in")
         return [name, draw(st.sampled_from(kinds))]
-    if last in ("model", "scan", "labels", "split", "runs", "file"):
+    if last in ("model", "models-in", "scan", "labels", "split", "runs", "file", "start"):
         return [name, draw(st.sampled_from(ANYTHING))]
     if last == "preset":
         return [name, draw(st.sampled_from(("adv", "adv-gdl", "resgan", "resgan-acm", "unet", "demo", *ODD)))]

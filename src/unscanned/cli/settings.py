@@ -76,7 +76,7 @@ def _options(schema: type[Schema], default: Callable[[str], Default], *, has_val
     for name, field in schema.model_fields.items():
         hint = typing.cast(Any, field.annotation)
         option = Parameter(
-            name=_names(name) if schema is settings.Data else None,
+            name=_names(schema, name),
             help=field.description,
             negative=None if hint is bool else (),
             consume_multiple=Ellipsis in typing.get_args(hint),
@@ -96,9 +96,13 @@ def _tables(*names: str) -> Any:
     return _twin(settings.Settings, fields)
 
 
-def _names(key: str) -> list[str]:
-    """Return both names of a setting of the table `data`, which verbs without the other settings have too."""
-    return [f"--data.{key}", f"--{key}"]
+def _names(schema: type[Schema], key: str) -> list[str] | None:
+    """Return all names of a setting that has a short one; None where the table and the key are its name."""
+    if schema is settings.Data:  # which verbs without the other settings have too
+        return [f"--data.{key}", f"--{key}"]
+    if (schema, key) == (settings.Training, "start"):
+        return ["--training.start", "--from"]
+    return None
 
 
 def _twin(schema: type[Schema], fields: list[tuple[str, Any, Any]]) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.display import in_a_line, shown
-from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, in_words, listed
+from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, UnscannedError, in_words, listed
 from unscanned.files import write_json, write_text
 from unscanned.outputs import claim, json_with
 from unscanned.settings import Settings, to_toml, toml_of
@@ -119,6 +119,107 @@ def say_scores(evaluation: Any) -> None:
         if row.against in allowed and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
             distance, side = abs(row.difference), "below" if row.difference < 0 else "above"
             say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {allowed[row.against]}")
+
+
+def say_models(models: Sequence[Any], file: Path | None) -> None:
+    """Print the table of the models that have a name, and write it to a JSON file where one is given.
+
+    Raises:
+        PartialFailure: Some models cannot be used; the others are shown.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown, failures = [], {}
+    for model in models:
+        try:
+            shown.append(_facts_of_model(model))
+        except UnscannedError as error:
+            failures[model.name] = error
+    if file is not None:
+        write_json(file, {"models": shown})
+    if shown:
+        table = Table()
+        for heading in ("name", "makes", "size", "voxels", "score", "sha256", "where"):
+            table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "sha256"))
+        for facts in shown:
+            table.add_row(*(escape(in_a_line(cell)) for cell in _row_of_model(facts)))
+        Console().print(table)
+        say("next: unscanned models NAME, or unscanned synthesize NAME SCAN -o OUT")
+    elif not failures:
+        say("no models: none comes with this release, and none was fetched")
+        say("unscanned train makes one from your own pairs; unscanned fetch model takes one from an address")
+    raise_partial(failures, len(models))
+
+
+def say_model(model: Any, file: Path | None) -> None:
+    """Print the card of a model, and write it to a JSON file where one is given."""
+    from unscanned.synthesis.card import written_card
+
+    facts = _facts_of_model(model)
+    if file is not None:
+        write_json(file, {"models": [facts]})
+    rows = [*zip(("name", "makes", "size", "voxels", "where"), _first_rows(facts), strict=True), *written_card(model)]
+    width = max(len(heading) for heading, _ in rows)
+    for heading, text in rows:
+        say(f"{heading:<{width}}  {text}")
+
+
+def _facts_of_model(model: Any) -> dict[str, Any]:
+    """Return what is shown of a model, as JSON values; its files are checked."""
+    model.check()
+    card = model.card
+    return {
+        "name": model.name,
+        "source": model.record.source,
+        "target": model.record.target,
+        "bytes": model.size_bytes,
+        "spacing_mm": model.settings.prepare.spacing_mm,
+        "sha256": model.sha256,
+        "where": model.origin,
+        "folder": str(model.folder),
+        "url": model.entry.url,
+        "card": None if card is None else card.to_json(),
+    }
+
+
+def _row_of_model(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    card = facts["card"] or {"scores": []}
+    scores = [f"PSNR {each['mean']:.1f} dB, {each['domain']}" for each in card["scores"] if each["metric"] == "psnr"]
+    return (
+        facts["name"],
+        _makes(facts),
+        _size(facts["bytes"]),
+        _voxels(facts),
+        "; ".join(scores) or "none",
+        facts["sha256"][:8],
+        facts["where"],
+    )
+
+
+def _first_rows(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    where = f"{facts['where']}: {facts['folder']}"
+    return facts["name"], _makes(facts), _size(facts["bytes"]), _voxels(facts), where
+
+
+def _makes(facts: Mapping[str, Any]) -> str:
+    return f"{facts['target']} from {facts['source']}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def _voxels(facts: Mapping[str, Any]) -> str:
+    spacing_mm = facts["spacing_mm"]
+    return "the scan's own" if spacing_mm is None else f"{spacing_mm:g} mm"
+
+
+def say_choice(choice: Any) -> None:
+    """Print on standard error which model was picked for which scans, and why."""
+    scans = listed([scan.name for scan, _ in choice.scans])
+    complain(f"model {choice.model.name} for {scans}: {choice.reason}")
 
 
 def say_examination(found: Any) -> None:

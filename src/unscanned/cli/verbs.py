@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from unscanned.datasets.split import read_split
 from unscanned.errors import UnscannedError
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, begins_with, claim, json_with
-from unscanned.progress import interruptible
+from unscanned.progress import interruptible, shares
 from unscanned.report import LIMIT_MB, MOST_MB
 from unscanned.schema import read
 from unscanned.settings import WRITTEN_BY, Layout, Settings, preset_names
@@ -38,6 +39,14 @@ Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Json = Annotated[Path | None, Parameter(name="--json")]
 Preset = Annotated[
     str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
+]
+TrainPreset = Annotated[
+    str | None,
+    Parameter(
+        name=["--preset", "-p"],
+        help=f"Settings to start from: {', '.join(preset_names())}. Unset: with --from the model's, else "
+        f"{Settings().preset}.",
+    ),
 ]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
 _SETTINGS = Group(
@@ -64,6 +73,13 @@ LimitMb = Annotated[
 ]
 DryRun = Annotated[
     bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings, what they cost here, and stop.")
+]
+ModelsIn = Annotated[
+    Path | None,
+    Parameter(
+        name="--models-in",
+        help="Folder of models with names, as `fetch model -o` makes it, in place of the usual ones.",
+    ),
 ]
 Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Arms = Annotated[
@@ -98,35 +114,85 @@ def demo(*, out: Out = Path("runs/demo"), subjects: int = 8, seed: int = 0) -> N
 
 @app.command
 def fetch(
-    dataset: str,
+    what: str,
+    url: str | None = None,
     *,
-    out: Out,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    sha256: str | None = None,
+    name: str | None = None,
     contrasts: Subset = ("PD", "T2"),
     keep_archive: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Download a public dataset, resumed after a break, verified, and unpacked.
+    """Download a public dataset or a model, resumed after a break, verified, and unpacked.
 
     Example: `unscanned fetch ixi -o data/ixi`
 
+    Example: `unscanned fetch model https://example.org/t1w-t2w.zip --sha256 HEX`
+
     Parameters
     ----------
-    dataset
-        ixi: about 580 subjects, CC BY-SA 3.0, some 4 GB a contrast.
+    what
+        ixi: about 580 subjects, CC BY-SA 3.0, some 4 GB a contrast. model: one that `unscanned models` then lists.
+    url
+        Of the model: a zip or an uncompressed tar archive.
     out
-        Folder for the scans.
+        Folder for the scans. For a model it may be left out: models go to a folder of yours that all verbs look into.
+    sha256
+        Of the model's archive, 64 hexadecimal digits.
+    name
+        To call the model by; unset takes its contrasts, such as t1w-t2w.
     contrasts
-        Any of PD, T2, T1.
+        Of ixi, any of PD, T2, T1.
     keep_archive
-        Keep the .tar files after unpacking.
+        Keep the .tar files of ixi after unpacking.
     """
-    from unscanned.datasets.ixi import fetch_ixi
     from unscanned.errors import SettingsError
 
-    if dataset != "ixi":
-        raise SettingsError("no such dataset", where="fetch", found=dataset, expected="ixi")
+    if what == "model":
+        if url is None or sha256 is None:
+            missing = "URL" if url is None else "--sha256"
+            raise SettingsError("must be given", where=missing, do="See unscanned fetch --help.")
+        from unscanned.synthesis.fetch_model import fetch_model
+
+        with running.progress() as progress:
+            model = fetch_model(url, sha256, out=out, name=name, progress=progress)
+        place = f" --models-in {out}" if out else ""
+        terminal.say(f"model {model.name} is in {model.folder}; next: unscanned models {model.name}{place}")
+        return
+    from unscanned.datasets.ixi import fetch_ixi
+
+    if what != "ixi":
+        raise SettingsError("nothing of this name can be fetched", where="fetch", found=what, expected="ixi or model")
+    for word, given in (("URL", url), ("--sha256", sha256), ("--name", name)):
+        if given is not None:
+            raise SettingsError("only for a model", where=word, do="See unscanned fetch --help.")
+    if out is None:
+        raise SettingsError("must be given", where="--out", do="See unscanned fetch --help.")
     with running.progress() as progress:
         folder = fetch_ixi(out, contrasts=contrasts, keep_archive=keep_archive, progress=progress)
     terminal.say(f"{' and '.join(contrasts)} are in {folder}; next: unscanned check {folder}")
+
+
+@app.command
+def models(name: str | None = None, *, models_in: ModelsIn = None, json: Json = None) -> None:
+    """List the models that there are: those that come with unscanned, and those that were fetched; or show one's card.
+
+    Example: `unscanned models`
+
+    Parameters
+    ----------
+    name
+        Of a model, to show its card.
+    json
+        Also write all that is shown to this file.
+    """
+    from unscanned.synthesis.shelf import find_model, list_models
+
+    _claim_json(json, json_with("models"))
+    if name is None:
+        terminal.say_models(list_models(models_in), json)
+    else:
+        terminal.say_model(find_model(name, models_in), json)
 
 
 @app.command
@@ -336,7 +402,7 @@ def train(
     dataset: Path,
     *,
     out: Out,
-    preset: Preset = "resgan",
+    preset: TrainPreset = None,
     settings: File = None,
     given: Given = None,
     dry_run: DryRun = False,
@@ -344,6 +410,8 @@ def train(
     """Train one arm; called again after an interruption, it goes on where it was, bit for bit.
 
     Example: `unscanned train data/ixi -o runs/resgan --preset resgan`
+
+    Example: `unscanned train my-bids -o runs/mine --from t1w-t2w`
 
     Example: `unscanned train data/bids -o runs/t1-t2 --data.source T1w --data.target T2w --prepare.spacing-mm 1`
 
@@ -354,7 +422,9 @@ def train(
     out
         Folder of the run: settings, logs, checkpoints, and the trained model in its folder `model`.
     """
-    resolved = options.resolve(preset, settings, given)
+    from unscanned.training.start import resolve_run
+
+    resolved = resolve_run(preset, settings, options.overrides(given))
     if dry_run:
         from unscanned.training.cost import estimate_cost
 
@@ -371,10 +441,12 @@ def train(
 
 @app.command
 def synthesize(
-    model: Path,
-    inputs: Annotated[tuple[Path, ...], Parameter(negative="")],
+    model: Path | None = None,
+    inputs: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     *,
     out: Out,
+    to: str | None = None,
+    models_in: ModelsIn = None,
     how: How = None,
     device: str = "auto",
     threads: int | None = None,
@@ -383,18 +455,26 @@ def synthesize(
 ) -> None:
     """Make the target contrast of scans, each on its own grid, with a sidecar that says what made it.
 
+    Give a model and then the scans, or the scans alone and --to: then the model is picked by the contrast of each scan,
+    as its name, its JSON file or its looks tell, and it is said which and why.
+
     Example: `unscanned synthesize runs/resgan/model sub-01_PDw.nii.gz -o synthetic`
+
+    Example: `unscanned synthesize sub-01_T1w.nii.gz --to T2w -o synthetic`
 
     Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic --mode volume --memory-mib 1024`
 
     Parameters
     ----------
     model
-        Folder of a trained model.
+        Folder of a trained model, or a name that `unscanned models` lists; a folder of that name with a model in it
+        goes first. With --to, the first scan.
     inputs
         Scans, BIDS datasets, IXI folders or CSV tables.
     out
         Folder; gets a BIDS derivative tree.
+    to
+        Contrast to make, such as T2w, with a model that is picked for each scan.
     device
         auto, cpu, cuda or cuda:N.
     threads
@@ -404,37 +484,78 @@ def synthesize(
     force
         Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
     """
+    given = [path for path in (model, *inputs) if path is not None]
+    _check_words(given, to, models_in)
     from unscanned.machine.device import choose_device
     from unscanned.machine.threads import set_process_threads
     from unscanned.outputs import check_apart
+    from unscanned.synthesis.choice import choose_models
     from unscanned.synthesis.model_file import load_model
-    from unscanned.synthesis.synthesize import list_inputs
+    from unscanned.synthesis.synthesize import Synthesized, list_inputs, output_path, refuse_collisions
     from unscanned.synthesis.synthesize import synthesize as run
 
-    for dataset in inputs:
+    for dataset in given if to is not None else given[1:]:
         check_apart(dataset, out)
     set_process_threads(threads)
     chosen = choose_device(device)
-    loaded = load_model(model, chosen)
-    scans, failures = list_inputs(inputs, source=loaded.source, target=loaded.target)
-    with running.computing(device) as (progress, stop):
-        result = run(
-            loaded,
-            scans,
-            out,
-            overwrite=overwrite,
-            force=force,
-            progress=interruptible(progress, stop, out),
-            **options.overrides(how),
+    if to is None:
+        loaded = load_model(given[0], chosen, models_in=models_in)
+        scans, failures = list_inputs(given[1:], source=loaded.source, target=loaded.target)
+        work = [(loaded, scans)]
+    else:
+        choices, failures = choose_models(given, to, models_in=models_in)
+        for choice in choices:
+            terminal.say_choice(choice)
+        work = [(load_model(choice.model.name, chosen, models_in=models_in), [*choice.scans]) for choice in choices]
+        refuse_collisions(
+            [(scan, output_path(out, scan, each.target, case)) for each, scans in work for scan, case in scans]
         )
+    result = Synthesized()
+    with running.computing(device) as (progress, stop):
+        parts = shares(interruptible(progress, stop, out), [len(scans) for _, scans in work])
+        for (each, scans), part in zip(work, parts, strict=True):
+            made = run(each, scans, out, overwrite=overwrite, force=force, progress=part, **options.overrides(how))
+            result.written += made.written
+            result.skipped += made.skipped
+            result.failures |= made.failures
     for path in result.written:
         terminal.say(str(path))
     if result.skipped:
         terminal.say(f"{len(result.skipped)} were there already, from the same input, model and settings")
-    count, failures = len(scans) + len(failures), failures | result.failures
+    count = sum(len(scans) for _, scans in work) + len(failures)
+    failures |= result.failures
     if count == 1 and failures:
         raise next(iter(failures.values()))
     terminal.raise_partial(failures, count)
+
+
+def _check_words(given: Sequence[Path], to: str | None, models_in: Path | None) -> None:
+    """Refuse words of which it is not clear which is the model and which are scans, before anything is loaded."""
+    from unscanned.errors import SettingsError
+    from unscanned.synthesis.shelf import list_models
+
+    see = "See unscanned synthesize --help."
+    if not given:
+        raise SettingsError("must be given", where="MODEL" if to is None else "INPUTS", do=see)
+    first = given[0]
+    if to is None and len(given) == 1 and not first.is_file():
+        raise SettingsError("must be given", where="INPUTS", do=see)
+    if to is None and first.is_file():
+        raise SettingsError(
+            "a model is needed before the scans",
+            where=first,
+            found="a file",
+            expected="the folder or the name of a model",
+            do="Or give --to CONTRAST, and a model is picked for each scan.",
+        )
+    if to is not None and not first.exists() and any(str(first).lower() == m.name for m in list_models(models_in)):
+        raise SettingsError(
+            "either a model or the contrast to make",
+            where="--to",
+            found=f"{to} with the model {first}",
+            expected="scans alone",
+            do="Leave out one of them.",
+        )
 
 
 @app.command
@@ -457,7 +578,7 @@ def verify(
     output
         A synthetic volume with its sidecar beside it.
     model
-        Folder of the model, where it is no longer where the sidecar says.
+        Folder or name of the model, where it is no longer where the sidecar says.
     scan
         The source scan, likewise.
     device
@@ -688,11 +809,13 @@ def reproduce(
     from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
+    from unscanned.training.start import resolve_run
 
     _claim_json(json, EVALUATION)
     command = "unscanned " + " ".join(sys.argv[1:])
-    device = options.resolve(arms[0], settings, given).training.device if arms else "cpu"  # no arm is refused below
-    with running.computing(device) as (progress, stop):
+    # Without an arm, which is refused below, there is no device.
+    first = resolve_run(arms[0], settings, options.overrides(given)) if arms else Settings()
+    with running.computing(first.training.device) as (progress, stop):
         result = run(
             dataset,
             out,

@@ -26,6 +26,7 @@ __all__ = [
     "ContrastProfile",
     "check_contrast",
     "named_contrasts",
+    "too_coarse",
 ]
 
 THRESHOLD = 3.6
@@ -140,7 +141,7 @@ def check_contrast(
     Raises:
         VolumeError: The scan's name or JSON file says another contrast, or it does not look like the training scans.
     """
-    coarse = _too_coarse(volume)
+    coarse = too_coarse(volume)
     seen = measure_appearance(volume.array, volume.affine) if profile else None
     score = profile.score(seen) if profile and seen else None
     reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
@@ -166,7 +167,7 @@ def check_contrast(
     return ContrastCheck(not reason, score, reason)
 
 
-def _too_coarse(volume: Volume) -> str:
+def too_coarse(volume: Volume) -> str:
     """Return why the voxels are larger than those that the check was measured for; empty where they are not."""
     if max(volume.spacing_mm) <= LONGEST_EDGE_MM and math.prod(volume.spacing_mm) <= LARGEST_VOXEL_MM3:
         return ""

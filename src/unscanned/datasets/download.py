@@ -16,7 +16,7 @@ from unscanned.errors import DownloadError, SettingsError, in_words
 from unscanned.files import require_room
 from unscanned.progress import Progress
 
-__all__ = ["download", "https_where_served"]
+__all__ = ["check_address", "download", "https_where_served"]
 
 _CHUNK_BYTES = 256 * 1024
 _FURTHER_BYTES = 1024 * 1024
@@ -85,6 +85,15 @@ def download(
             part.give_up(url, failures, reason)
         time.sleep(min(backoff_s * 2 ** (failures - 1), _LONGEST_PAUSE_S))
     part.finish()
+
+
+def check_address(url: str) -> None:
+    """Refuse what is no address to download from.
+
+    Raises:
+        SettingsError: It is not of a known kind.
+    """
+    _split(url)
 
 
 def https_where_served(url: str, *, timeout_s: float = 10.0) -> str:

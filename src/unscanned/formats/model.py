@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.errors import CheckpointError
+from unscanned.files import digest, read_json, unsealed
 from unscanned.formats.record import Record
 from unscanned.volumes.intensity import Normalization
 
-__all__ = ["ModelRecord"]
+__all__ = ["ModelRecord", "read_model_record"]
 
 _TABLES = ("data", "prepare", "generator", "discriminator", "loss", "training", "context", "synthesis")
 
@@ -47,3 +50,18 @@ class ModelRecord(Record):
         if missing:
             raise ValueError(f"tables of the settings are missing: {', '.join(missing)}")
         return settings
+
+
+def read_model_record(folder: Path) -> tuple[ModelRecord, str]:
+    """Return what model.json says, and the hash of all in it that decides what the model makes.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It was changed since it was written.
+        CheckpointError: It is of another format, or a key or value in it is unknown.
+    """
+    content = read_json(folder / "model.json")
+    if isinstance(content, dict) and content.get("format", 1) in ModelRecord.readable:
+        content = unsealed(content)
+    record = ModelRecord.load(content, where=folder, error=CheckpointError)
+    return record, digest({name: value for name, value in content.items() if name != "provenance"})

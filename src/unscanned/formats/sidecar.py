@@ -44,6 +44,8 @@ class ModelFacts(_Table):
 
     path: str | None
     "From the sidecar's folder; only where to look."
+    name: str = ""
+    "That it was loaded by; empty where that was a folder."
     sha256: str
     "Of all that decides what the model makes."
     weights_sha256: str = ""

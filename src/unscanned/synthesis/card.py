@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unscanned.errors import listed
+from unscanned.formats.card import DomainScore
 from unscanned.settings import Settings
 
 if TYPE_CHECKING:
     from unscanned.synthesis.model import Model
+    from unscanned.synthesis.shelf import ShelvedModel
 
-__all__ = ["card"]
+__all__ = ["card", "written_card"]
 
 _USE = "For research only, not for diagnosis. The licence of the training scans holds for the weights too."
 _SCORES = {"psnr": "PSNR {:.2f} dB", "mae": "MAE {:.3f} z-scores"}
@@ -25,12 +27,15 @@ def card(model: Model) -> list[tuple[str, str]]:
     """
     settings, provenance = model.settings, model.provenance
     environment, stages = provenance.get("environment", {}), provenance.get("stages", [])
+    packed = [("weights", _packed(provenance["packed"]))] if "packed" in provenance else []
     training = [case["case"] for case in provenance.get("training_cases", [])]
     return [
         ("makes", f"{model.target} from {model.source}"),
         ("network", _network(model)),
+        *packed,
         ("loss", _loss(settings)),
         ("training", _training(settings)),
+        *_start(provenance.get("started_from")),
         ("took", "; ".join(map(_took, stages)) or _UNKNOWN),
         ("grid", _grid(settings)),
         ("synthesis", _synthesis(settings)),
@@ -43,6 +48,49 @@ def card(model: Model) -> list[tuple[str, str]]:
         ("folder", str(model.path) if model.path else _UNKNOWN),
         ("use", _USE),
     ]
+
+
+def written_card(model: ShelvedModel) -> list[tuple[str, str]]:
+    """Return the rows of the card.json of a model, and of what its model.json says without one: heading and text."""
+    written, provenance = model.card, model.record.provenance
+    rows = [("sha256", model.sha256)]
+    if model.entry.url is not None:
+        rows.append(("fetched from", model.entry.url))
+    rows += _start(provenance.get("started_from"))
+    if "packed" in provenance:
+        rows.append(("weights", _packed(provenance["packed"])))
+    if written is None:
+        return [*rows, ("card", "none: the model has no card.json"), ("use", _USE)]
+    rows += [("for", written.purpose), *(("not for", text) for text in written.not_for)]
+    rows += [("licence", written.licence)]
+    for data in written.data:
+        facts = [data.licence, "" if data.scans is None else f"{data.scans:,} scans", data.note, data.url or ""]
+        rows.append(("data", f"{data.name}: {', '.join(filter(None, facts))}"))
+    rows.append(("training", written.command))
+    rows += [("score", _score(score)) for score in written.scores]
+    rows += [("fails", failure.what) for failure in written.failures]
+    return [*rows, ("use", "For research only, not for diagnosis.")]
+
+
+def _start(facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The model that the training started from, if there is one."""
+    if not facts:
+        return []
+    name = f"{facts['name']}, " if facts["name"] else ""
+    return [("started from", f"{name}{facts['target']} from {facts['source']}, sha256 {facts['sha256']}")]
+
+
+def _packed(facts: Mapping[str, Any]) -> str:
+    return f"{facts['weights']}, which changes a voxel by at most {facts['largest_error']:.1g} of the intensity scale"
+
+
+def _score(score: DomainScore) -> str:
+    sd = "" if score.sd is None else f" (SD {score.sd:.3g})"
+    text = f"{score.domain}: {score.metric} {score.mean:.3g}{' ' * bool(score.unit)}{score.unit}{sd}, n = {score.n}"
+    for gain in score.gains:
+        interval = "" if gain.low is None else f" [{gain.low:+.3g}, {gain.high:+.3g}]"
+        text += f"; minus {gain.against} {gain.difference:+.3g}{interval}"
+    return text
 
 
 def _network(model: Model) -> str:

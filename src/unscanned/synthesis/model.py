@@ -43,6 +43,7 @@ class Model:
         path: Folder that it was read from.
         profile: What the source contrast looked like in training; None where that is unknown.
         weights_sha256: Of the weights file.
+        name: That it was loaded by; empty where that was a folder.
     """
 
     generators: Sequence[nn.Module]
@@ -53,6 +54,7 @@ class Model:
     path: Path | None = None
     profile: ContrastProfile | None = None
     weights_sha256: str = ""
+    name: str = ""
 
     def __repr__(self) -> str:
         stages = f" x {len(self.generators)}" if len(self.generators) > 1 else ""

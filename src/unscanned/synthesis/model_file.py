@@ -11,22 +11,28 @@ import torch
 from torch import nn
 
 from unscanned.errors import CheckpointError
-from unscanned.files import digest, read_json, unsealed, write_bytes, write_sealed
-from unscanned.formats.model import ModelRecord
+from unscanned.files import write_bytes, write_sealed
+from unscanned.formats.model import ModelRecord, read_model_record
 from unscanned.models import generators
 from unscanned.settings import Settings, read_settings, to_dict
 from unscanned.synthesis.model import Model
+from unscanned.synthesis.shelf import ShelvedModel, place_of
 
-__all__ = ["load_model", "read_model_record", "save_model", "weights_bytes"]
+__all__ = ["load_model", "read_generators", "save_model", "weights_bytes"]
 
 
-def save_model(model: Model, folder: str | Path) -> Path:
+def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
     """Write a model: the weights, then the record, which names their hash and holds its own.
+
+    Args:
+        model: What to write.
+        folder: Gets model.safetensors and model.json.
+        dtype: As for `weights_bytes`; `pack` says what a smaller one costs.
 
     Raises:
         ResourceError: The disk is full.
     """
-    folder, weights = Path(folder), weights_bytes(model)
+    folder, weights = Path(folder), weights_bytes(model, dtype)
     write_bytes(folder / "model.safetensors", weights)
     record = ModelRecord(
         source=model.source,
@@ -42,45 +48,49 @@ def save_model(model: Model, folder: str | Path) -> Path:
     return folder
 
 
-def weights_bytes(model: Model) -> bytes:
-    """Return the content of model.safetensors: the tensors of generator n are named n.<name>."""
+def weights_bytes(model: Model, dtype: torch.dtype | None = None) -> bytes:
+    """Return the content of model.safetensors: the tensors of generator n are named n.<name>.
+
+    Args:
+        model: Whose weights.
+        dtype: What to store numbers with a fraction in, such as `torch.float16`; None leaves them as they are.
+    """
     tensors = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        f"{number}.{name}": (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).cpu().contiguous()
         for number, generator in enumerate(model.generators)
         for name, tensor in generator.state_dict().items()
     }
     return safetensors.torch.save(tensors)
 
 
-def read_model_record(folder: Path) -> tuple[ModelRecord, str]:
-    """Return what model.json says, and the hash of all in it that decides what the model makes.
+def read_generators(settings: Settings, stages: int, content: bytes) -> list[nn.Module]:
+    """Return the generators of a chain, in evaluation mode, from the content of model.safetensors.
+
+    Weights are float32, whatever they are stored in.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It was changed since it was written.
-        CheckpointError: It is of another format, or a key or value in it is unknown.
+        ValueError, KeyError, RuntimeError, SafetensorError: It does not hold the weights of these networks.
     """
-    content = read_json(folder / "model.json")
-    if isinstance(content, dict) and content.get("format", 1) in ModelRecord.readable:
-        content = unsealed(content)
-    record = ModelRecord.load(content, where=folder, error=CheckpointError)
-    return record, digest({name: value for name, value in content.items() if name != "provenance"})
+    tensors = safetensors.torch.load(content)
+    return [_generator(settings, number, tensors) for number in range(stages)]
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
-    """Read a model from its folder, or from the run that made it.
+def load_model(path: str | Path, device: torch.device | str = "cpu", *, models_in: str | Path | None = None) -> Model:
+    """Read a model by its name, from its folder, or from the run that made it.
 
     Args:
-        path: A folder with model.json and model.safetensors, or one with such a folder `model` inside.
+        path: A folder with model.json and model.safetensors, or one with such a folder `model` inside; or the name of a
+            model that comes with the package or was fetched, such as t1w-t2w. The folder goes first.
         device: Where to put the weights.
+        models_in: Folder of models to look for the name in, in place of the package's and the fetched ones.
 
     Raises:
-        CheckpointError: No model there, damaged weights or facts, or another format; pickles are never read.
+        CheckpointError: No model there or of that name, damaged weights or facts, another hash than the list of models
+            has, or another format; pickles are never read.
     """
-    folder = Path(path)
     try:
-        if not (folder / "model.json").is_file():
-            folder = folder / "model"
+        place = place_of(path, models_in)
+        folder, name = (place.folder, place.name) if isinstance(place, ShelvedModel) else (place, "")
         record, identity = read_model_record(folder)
         settings = read_settings(record.settings, where=str(folder / "model.json"), error=CheckpointError)
         content = (folder / "model.safetensors").read_bytes()  # once: what is hashed is what is loaded
@@ -93,9 +103,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
                 expected=f"{record.weights_sha256[:12]}…",
                 do="Copy the model again from where it came.",
             )
-        tensors = safetensors.torch.load(content)
         model = Model(
-            [_generator(settings, number, tensors) for number in range(record.stages)],
+            read_generators(settings, record.stages, content),
             settings,
             record.normalization,
             record.provenance,
@@ -103,14 +112,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Model:
             folder,
             record.fingerprint,
             weights,
+            name,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             "not a model",
             where=path,
             found=error,
-            expected="a folder with model.json and model.safetensors",
-            do="Give the folder `model` of a run that unscanned train made.",
+            expected="a folder with model.json and model.safetensors, or the name of a model",
+            do="Give the folder `model` of a run that unscanned train made, or a name that unscanned models lists.",
         ) from error
     return model.to(device)
 

@@ -94,6 +94,7 @@ def describe(
         ],
         model=ModelFacts(
             path=relative(model.path, path.parent),
+            name=model.name,
             sha256=model.sha256,
             weights_sha256=model.weights_sha256,
             preset=model.settings.preset,

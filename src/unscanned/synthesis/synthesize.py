@@ -25,10 +25,11 @@ from unscanned.outputs import claim
 from unscanned.progress import Progress, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
 from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
-__all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
+__all__ = ["Synthesized", "list_inputs", "output_path", "refuse_collisions", "synthesize"]
 
 _ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 "What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
@@ -119,7 +120,7 @@ def _entities(named: str) -> str:
 
 @draws_progress
 def synthesize(
-    model: Model,
+    model: Model | str | Path,
     scans: Sequence[tuple[Path, str | None]],
     out: str | Path,
     *,
@@ -135,7 +136,7 @@ def synthesize(
     it is made again; anything else under its name is refused. A scan that is refused does not stop the others.
 
     Args:
-        model: What to synthesize with.
+        model: What to synthesize with; its name or folder is loaded as `load_model` does.
         scans: As `list_inputs` returns them: (scan, case).
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
         overwrite: Make volumes again that are there already, and replace whatever has their names.
@@ -148,11 +149,13 @@ def synthesize(
     Raises:
         SettingsError: As for `Model.how`, two scans have one output, or `out` is another dataset; nothing was
             written.
+        CheckpointError: As for `load_model`.
         BusyError: Another run writes into `out`.
         ResourceError: The disk is full, or memory is short.
     """
+    model = model if isinstance(model, Model) else load_model(model)
     how = model.how(**changes)
-    _refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
+    refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
     _own_description(Path(out))
     result = Synthesized()
     with lock(out):
@@ -206,8 +209,15 @@ def _one(
     return True
 
 
-def _refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:
-    """Refuse two scans whose outputs have one name: the second would replace the first."""
+def refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:
+    """Refuse two scans whose outputs have one name: the second would replace the first.
+
+    Args:
+        outputs: Each scan with its output.
+
+    Raises:
+        SettingsError: There are two.
+    """
     seen: dict[Path, Path] = {}
     for scan, path in outputs:
         if path in seen and realpath(scan) != realpath(seen[path]):

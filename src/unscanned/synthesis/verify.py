@@ -19,6 +19,7 @@ from unscanned.machine.threads import set_process_threads
 from unscanned.progress import Progress
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.shelf import list_models
 from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
 from unscanned.volumes.nifti import Volume, read_volume
 
@@ -63,7 +64,7 @@ def verify(
 
     Args:
         volume: A file that `synthesize` wrote, with its sidecar beside it.
-        model: The model's folder; None takes the path in the sidecar.
+        model: The model's folder or name; None takes the path in the sidecar, or the name in it where that is gone.
         scan: The source scan; None takes the path in the sidecar.
         device: Where to make it again.
         threads: CPU threads; None takes as many as made the volume.
@@ -81,7 +82,7 @@ def verify(
         set_process_threads(threads or facts.environment.get("threads"))
         chosen = choose_device(device)
         found = read_volume(volume, allow_constant=True)
-        generator = load_model(locate(volume, model, facts.model.path, "model"), chosen)
+        generator = load_model(_locate_model(volume, model, facts), chosen)
         _check_model(generator, facts)
         source = read_source(volume, facts, scan)
         how = generator.how(**facts.synthesis.model_dump(exclude_none=True))
@@ -111,6 +112,16 @@ def _compare(
     if difference <= tolerance and not is_changed:
         verdict = "identical" if np.array_equal(found.array, again.array) else "within tolerance"
     return Verification(volume, verdict, difference, tolerance, tuple(reasons))
+
+
+def _locate_model(volume: Path, given: str | Path | None, facts: Sidecar) -> str | Path:
+    """Return the model's folder; the name of one that has moved, as with another environment of Python."""
+    try:
+        return locate(volume, given, facts.model.path, "model")
+    except CheckpointError:
+        if not any(model.name == facts.model.name for model in list_models()):
+            raise
+        return facts.model.name
 
 
 def _check_model(model: Model, facts: Sidecar) -> None:
