@@ -102,6 +102,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "device": "auto",
             "threads": None,
             "precision": "float32",
+            "start": None,
         },
         "augmentation": {
             "shift": 0.0,

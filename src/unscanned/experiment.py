@@ -21,13 +21,14 @@ from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import check_apart, claim, json_with, nothing
 from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.report.page import claim_report, write_report
-from unscanned.settings import Settings, decisive, difference, resolve, to_dict
+from unscanned.settings import Settings, decisive, difference, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
 from unscanned.training.effort import SCORED, run_costs, synthesis_cost
 from unscanned.training.prepare import refuse_other_cases
 from unscanned.training.run import check_settings, train
+from unscanned.training.start import resolve_run
 
 __all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
 
@@ -195,7 +196,7 @@ def arm_settings(
     """
     if not arms or len(set(arms)) < len(arms):
         raise SettingsError("each arm is to be named once", where="arms", found=", ".join(arms) or "none")
-    settings = {arm: resolve(arm, file, overrides) for arm in arms}
+    settings = {arm: resolve_run(arm, file, overrides) for arm in arms}
     _refuse_twins(settings)
     _refuse_unlike(settings)
     return settings

@@ -41,6 +41,7 @@ __all__ = [
     "decisive",
     "difference",
     "is_contrast",
+    "merge",
     "preset_names",
     "read_settings",
     "resolve",
@@ -225,6 +226,8 @@ class Training(Schema):
     "CPU threads; unset leaves it to PyTorch."
     precision: Precision = "float32"
     "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
+    start: str | None = Field(None, json_schema_extra=INDIFFERENT)
+    "Model whose weights the generator starts from: a name that unscanned models lists, or a folder; unset draws them."
 
 
 class Augmentation(Schema):
@@ -355,6 +358,29 @@ def resolve(
         >>> resolve("adv", overrides={"training": {"epochs": 3}}).training.epochs
         3
     """
+    settings = merge(preset, file, overrides)
+    check(settings)
+    return settings
+
+
+def merge(
+    preset: str = "resgan",
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Return the settings as `resolve` does, but without a look at whether the values exclude each other.
+
+    Args:
+        preset: As for `resolve`.
+        file: As for `resolve`.
+        overrides: As for `resolve`.
+        base: What stands between the preset and the file, such as what belongs to the model that a run starts from.
+
+    Raises:
+        SettingsError: Unknown preset, unreadable file, or as for `read_settings`.
+    """
     names = preset_names()
     if preset not in names:
         raise SettingsError(
@@ -362,12 +388,12 @@ def resolve(
         )
     text = (resources.files("unscanned") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
     layers: list[tuple[str, Mapping[str, Any]]] = [(f"preset {preset}", {"preset": preset, **tomllib.loads(text)})]
+    if base is not None:
+        layers.append(("base", base))
     if file is not None:
         layers.append(_read_toml(Path(file)))
     layers.append(("options", overrides or {}))
-    settings = reduce(lambda below, layer: read_settings(layer[1], where=layer[0], below=below), layers, Settings())
-    check(settings)
-    return settings
+    return reduce(lambda below, layer: read_settings(layer[1], where=layer[0], below=below), layers, Settings())
 
 
 def read_settings(

@@ -95,7 +95,8 @@ class Chain:
         facts = model.provenance
         scans = [case.scans for case in self.run.training]
         validation = [case.name for case in self.run.validation]
-        same = facts["training_cases"] == scans and facts["validation_cases"] == validation
+        start = (facts.get("started_from") or {}).get("sha256"), self.run.start and self.run.start.sha256
+        same = facts["training_cases"] == scans and facts["validation_cases"] == validation and start[0] == start[1]
         if found != wanted or not same:
             names = ", ".join(case["case"] for case in facts["training_cases"])
             raise CheckpointError(

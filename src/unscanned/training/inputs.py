@@ -10,6 +10,7 @@ import torch
 
 from unscanned.progress import Progress
 from unscanned.settings import Settings
+from unscanned.synthesis.model import Model
 from unscanned.training.prepare import Case
 from unscanned.training.simulated import SimulatedPairs
 from unscanned.volumes.intensity import Normalization
@@ -31,6 +32,7 @@ class TrainingRun:
         progress: For each part of the run by its name, as `run_costs` has them, called with (done, total, label).
         should_stop: Asked after each step.
         simulated: Pairs that some patches come from beside the training cases; None: there are none.
+        start: Model whose generators the stages start from; None: their weights are drawn.
     """
 
     folder: Path
@@ -42,3 +44,4 @@ class TrainingRun:
     progress: Mapping[str, Progress | None] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
     simulated: SimulatedPairs | None = None
+    start: Model | None = None

@@ -24,7 +24,7 @@ from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
 from unscanned.outputs import check_apart
 from unscanned.progress import Progress, interruptible, labelled, shares
-from unscanned.settings import Settings, check, resolve, to_dict
+from unscanned.settings import Settings, check, to_dict
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
 from unscanned.training.effort import run_costs
@@ -32,6 +32,7 @@ from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
 from unscanned.training.simulated import simulated_pairs
+from unscanned.training.start import constants_from, load_start, resolve_run, warn_of_seen
 
 __all__ = ["Trained", "check_settings", "train"]
 
@@ -96,7 +97,7 @@ def train(
     folder: str | Path,
     settings: Settings | None = None,
     *,
-    preset: str = "resgan",
+    preset: str | None = None,
     file: str | Path | None = None,
     cache: str | Path | None = None,
     first_stage: str | Path | None = None,
@@ -111,7 +112,8 @@ def train(
         folder: The run. Gets settings.toml first, then split.json, prepared/, the stages' logs and checkpoints, and
             model/.
         settings: What to train, and on what; None takes the preset, the file and the overrides.
-        preset: Settings to start from.
+        preset: Settings to start from; None takes `resgan`, or that of the model whose weights the run starts from
+            (`training={"start": ...}`).
         file: TOML settings that override the preset.
         cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
         first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.
@@ -120,17 +122,19 @@ def train(
         **overrides: Tables of `Settings` that override both, such as `training={"epochs": 3}`.
 
     Raises:
-        SettingsError: As for `resolve`, `check_settings`, or the folder is the dataset; nothing was written.
+        SettingsError: As for `resolve_run`, `check_settings`, or the folder is the dataset; nothing was written.
         BusyError: Another run uses the folder.
-        CheckpointError: The folder holds a run with other settings or subjects, or one that is beyond its epochs.
+        CheckpointError: The folder holds a run with other settings or subjects, or one that is beyond its epochs; or
+            the model to start from cannot be read.
         DatasetError: Too few usable subjects, none to validate on, or one file that stands for two scans.
         TrainingError: Training diverged or collapsed; where an epoch had ended, model/ is the best one.
         Interrupted: `should_stop` said so; the state is saved.
         ResourceError: The disk is full, too many files would be open, or as for `check_settings`.
     """
     folder = Path(folder)
-    settings = settings or resolve(preset, file, overrides)
+    settings = settings or resolve_run(preset, file, overrides)
     device = check_settings(settings)
+    start = load_start(settings)
     simulated = simulated_pairs(settings)
     if simulated is not None:
         simulated.stream.check()
@@ -156,7 +160,8 @@ def train(
         )
         failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
-        refuse_copies([*(content for case in prepared for content in _contents(case)), *contents_of(tested)])
+        test_contents = [*contents_of(tested)]
+        refuse_copies([*(content for case in prepared for content in _contents(case)), *test_contents])
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -171,7 +176,13 @@ def train(
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
         constants = normalization(training, percentile=settings.prepare.percentile)
-        run = TrainingRun(folder, settings, training, validation, constants, device, parts, should_stop, simulated)
+        if start is not None:
+            held_out = [content for case in validation for content in _contents(case)]
+            warn_of_seen([*held_out, *test_contents], start)
+            constants = constants_from(start, constants)
+        run = TrainingRun(
+            folder, settings, training, validation, constants, device, parts, should_stop, simulated, start
+        )
         chain = Chain(run)
         try:
             chain.train(first_stage)

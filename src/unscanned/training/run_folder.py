@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
+from unscanned.formats.model import read_model_record
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
 from unscanned.settings import Settings, decisive, difference, read_settings, to_dict, to_toml
 from unscanned.synthesis.model import Model
-from unscanned.synthesis.model_file import read_model_record, save_model, weights_bytes
+from unscanned.synthesis.model_file import save_model, weights_bytes
 from unscanned.training.chain import Chain
 from unscanned.training.inputs import TrainingRun
+from unscanned.training.start import taken_from
 
 __all__ = ["claim_settings", "claim_split", "save_run_model"]
 
@@ -92,6 +94,8 @@ def save_run_model(
     }
     if run.simulated is not None:
         provenance["label_maps"] = run.simulated.identity()
+    if run.start is not None:
+        provenance["started_from"] = taken_from(run.start)
     profile = ContrastProfile.of([case.facts.appearance for case in run.training])
     model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
     folder = run.folder / "model"

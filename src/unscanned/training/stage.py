@@ -1,4 +1,4 @@
-"""A stage of a run: one generator trained from fresh weights, as a value that says all that it depends on."""
+"""A stage of a run: one generator to train, as a value that says all that it depends on."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class Stage:
         """
         seed = 1000 * self.seed + self.number
         torch.manual_seed(seed)
-        step = build_step(run.settings, self.number, run.device, self.previous, run.normalization.target)
+        start = None if run.start is None else run.start.generators[self.number - 1]
+        step = build_step(run.settings, self.number, run.device, self.previous, run.normalization.target, start)
         settings = run.settings.training.model_copy(update={"seed": seed})
         identity = self.identity(run)
         try:
@@ -131,6 +132,8 @@ class Stage:
         }
         if run.simulated is not None:
             identity["label maps"] = run.simulated.identity()
+        if run.start is not None:
+            identity["start"] = {"weights": weights_digest(run.start.generators[self.number - 1])}
         # An earlier stage that trained on, to another best epoch, makes another input for this one.
         if self.volumes:
             identity["earlier stages' volume of"] = {
@@ -152,6 +155,7 @@ def build_step(
     device: torch.device | str,
     previous: nn.Module | None = None,
     target: Contrast | None = None,
+    start: nn.Module | None = None,
 ) -> Step:
     """Return fresh networks with their losses and optimizers, from torch's global random state: what a step needs.
 
@@ -161,9 +165,12 @@ def build_step(
         device: Where to put the networks.
         previous: The earlier stages, where the context is their output on the same patch.
         target: The target's constants, for terms of the loss in unit scale; None takes z-scores for it.
+        start: A generator of the same kind, whose weights the fresh one gets.
     """
     loss, training = settings.loss, settings.training
     generator, adversary = build_generator(settings, stage, device), None
+    if start is not None:
+        generator.load_state_dict(start.state_dict())
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
         optimizer = optimizers.build(network, training, share=training.discriminator_rate)
