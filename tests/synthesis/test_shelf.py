@@ -185,6 +185,11 @@ def test_the_models_are_listed_and_written_as_json(cli, shelf, tmp_path):
     assert facts["card"] is None
 
 
+def test_a_model_whose_folder_was_removed_is_gone(own):
+    shutil.rmtree(own / "pd-t2")
+    assert list_models(own) == []
+
+
 def test_a_list_of_no_models_says_where_to_get_one(cli, own):
     write_json(own / "models.json", {"format": 1, "models": {}})
     done = cli("models", "--models-in", own)

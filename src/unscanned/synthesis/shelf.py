@@ -312,4 +312,9 @@ def _on_shelf(shelf: Path, origin: str) -> list[ShelvedModel]:
     for name in models:
         if not _NAME.fullmatch(name):
             raise CheckpointError("a name in the list of models", where=shelf / _LIST, found=repr(name), do=_NOT_A_LIST)
-    return [ShelvedModel(name, shelf / name, origin, entry) for name, entry in models.items()]
+    # A model whose folder is gone was removed by the user; one of the package is missing.
+    return [
+        ShelvedModel(name, shelf / name, origin, entry)
+        for name, entry in models.items()
+        if origin == WITH_PACKAGE or (shelf / name).exists()
+    ]
