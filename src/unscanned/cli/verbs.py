@@ -511,13 +511,14 @@ def synthesize(
             [(scan, output_path(out, scan, each.target, case)) for each, scans in work for scan, case in scans]
         )
     result = Synthesized()
-    with running.computing(device) as (progress, stop):
-        parts = shares(interruptible(progress, stop, out), [len(scans) for _, scans in work])
-        for (each, scans), part in zip(work, parts, strict=True):
-            made = run(each, scans, out, overwrite=overwrite, force=force, progress=part, **options.overrides(how))
-            result.written += made.written
-            result.skipped += made.skipped
-            result.failures |= made.failures
+    if work:
+        with running.computing(device) as (progress, stop):
+            parts = shares(interruptible(progress, stop, out), [len(scans) for _, scans in work])
+            for (each, scans), part in zip(work, parts, strict=True):
+                made = run(each, scans, out, overwrite=overwrite, force=force, progress=part, **options.overrides(how))
+                result.written += made.written
+                result.skipped += made.skipped
+                result.failures |= made.failures
     for path in result.written:
         terminal.say(str(path))
     if result.skipped:
