@@ -36,8 +36,13 @@ app = App(
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Json = Annotated[Path | None, Parameter(name="--json")]
+_PRESET = "Settings to start from: " + ", ".join(preset_names())
 Preset = Annotated[
-    str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
+    str | None,
+    Parameter(
+        name=["--preset", "-p"],
+        help=f"{_PRESET}. Unset takes the one that the file of --settings names, else {Settings().preset}.",
+    ),
 ]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
 _SETTINGS = Group(
@@ -205,7 +210,7 @@ def check(
     target: Target = "T2",
     layout: InLayout = "auto",
     resample: Resample = False,
-    preset: Preset = "resgan",
+    preset: Annotated[str, Parameter(name=["--preset", "-p"], help=f"{_PRESET}.")] = "resgan",
     propose: Path | None = None,
     measure_s: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 20.0,
     json: Json = None,
@@ -298,7 +303,7 @@ def prepare(
     dataset: Path,
     *,
     out: Out,
-    preset: Preset = "resgan",
+    preset: Preset = None,
     settings: File = None,
     given: GivenToPrepare = None,
     dry_run: DryRun = False,
@@ -336,7 +341,7 @@ def train(
     dataset: Path,
     *,
     out: Out,
-    preset: Preset = "resgan",
+    preset: Preset = None,
     settings: File = None,
     given: Given = None,
     dry_run: DryRun = False,
