@@ -163,6 +163,18 @@ def test_the_refusal_of_a_key_names_the_file_and_the_key(tmp_path):
     assert "generator.residuel" in str(refusal.value)
 
 
+def test_a_file_may_name_the_preset_where_nothing_else_does(tmp_path):
+    path = write(tmp_path, 'preset = "strong"\n[training]\nepochs = 5\n')
+    settings = resolve(None, path)
+    assert (settings.preset, settings.generator.name, settings.training.epochs) == ("strong", "segresnet", 5)
+    assert resolve("adv", path).generator == resolve("adv").generator
+    assert resolve("adv", path).preset == "adv"
+    assert resolve() == resolve("resgan") == resolve(None, write(tmp_path, ""))
+    for wrong in ('"strog"', '["strong"]', "7"):
+        with pytest.raises(SettingsError, match="no such preset"):
+            resolve(None, write(tmp_path, f"preset = {wrong}\n"))
+
+
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(SettingsError, match=r"resgan-acm, strong, strong-gan, unet\. Did you mean resgan\?"):
         resolve("resgn")
@@ -238,7 +250,9 @@ def test_the_written_settings_are_read_back_the_same(tmp_path, preset):
     settings = resolve(
         preset, overrides={"split": {"file": 'a "split" \\ für 磁共振 🧠.json'}, "training": {"threads": 2}}
     )
-    assert resolve("adv", write(tmp_path, to_toml(settings))) == settings
+    path = write(tmp_path, to_toml(settings))
+    assert resolve(None, path) == settings
+    assert resolve("adv", path) == settings.model_copy(update={"preset": "adv"})  # nothing but the name is adv's
 
 
 def test_the_written_settings_say_what_is_unset():

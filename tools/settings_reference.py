@@ -19,7 +19,8 @@ _HEAD = """\
 
 Written by `python tools/settings_reference.py` from `src/unscanned/settings.py`; a test fails where the two differ.
 
-A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. An unknown
+A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. The file
+may name the preset (`preset = "strong"`), where `--preset` does not. An unknown
 key is an error that names the nearest known one. `--dry-run` prints the result with
 [what it costs](check.md#cost) and stops. The run's folder gets it as `settings.toml`, which can be given as
 `--settings` again.

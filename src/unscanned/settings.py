@@ -342,12 +342,12 @@ def preset_names() -> list[str]:
 
 
 def resolve(
-    preset: str = "resgan", file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    preset: str | None = None, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
     """Return the settings of a preset, overridden by a TOML file, overridden by `overrides`.
 
     Args:
-        preset: One of `preset_names()`.
+        preset: One of `preset_names()`; None takes the one that the file names as `preset`, else resgan.
         file: A TOML file with any of the tables and keys of `Settings`.
         overrides: Nested mapping of the same shape, such as `{"training": {"epochs": 3}}`.
 
@@ -364,10 +364,11 @@ def resolve(
 
 
 def merge(
-    preset: str = "resgan",
+    preset: str | None = None,
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
+    usual: str | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Return the settings as `resolve` does, but without a look at whether the values exclude each other.
@@ -376,22 +377,26 @@ def merge(
         preset: As for `resolve`.
         file: As for `resolve`.
         overrides: As for `resolve`.
+        usual: Preset where none is given and the file names none; None takes resgan.
         base: What stands between the preset and the file, such as what belongs to the model that a run starts from.
 
     Raises:
         SettingsError: Unknown preset, unreadable file, or as for `read_settings`.
     """
+    where, content = ("", {}) if file is None else _read_toml(Path(file))
+    if preset is None:
+        preset = content.get("preset", usual or Settings().preset)
     names = preset_names()
     if preset not in names:
         raise SettingsError(
-            "no such preset", where=preset, expected=f"one of {', '.join(names)}", do=near(preset, names)
+            "no such preset", where=str(preset), expected=f"one of {', '.join(names)}", do=near(str(preset), names)
         )
     text = (resources.files("unscanned") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
     layers: list[tuple[str, Mapping[str, Any]]] = [(f"preset {preset}", {"preset": preset, **tomllib.loads(text)})]
     if base is not None:
         layers.append(("base", base))
     if file is not None:
-        layers.append(_read_toml(Path(file)))
+        layers.append((where, {**content, "preset": preset}))
     layers.append(("options", overrides or {}))
     return reduce(lambda below, layer: read_settings(layer[1], where=layer[0], below=below), layers, Settings())
 

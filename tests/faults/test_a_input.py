@@ -879,6 +879,31 @@ def test_a15_links_in_a_circle_that_would_have_one_output_are_refused_each(tmp_p
         assert "bug" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("contrast", ["PDw", "T2w"])
+def test_a15_a_scan_that_is_a_link_in_a_circle_is_named_by_every_verb(
+    tmp_path, capsys, tiny_dataset, tiny_run, settings_file, contrast
+):
+    dataset, out = shutil.copytree(tiny_dataset, tmp_path / "dataset"), tmp_path / "out"
+    settings = ["--settings", str(shutil.copy(settings_file, tmp_path / "settings.toml")), "--preset", "demo"]
+    assert main(["synthesize", str(tiny_run), str(dataset), "-o", str(out / "made"), "--force"]) == 0
+    scan = dataset / "sub-001" / "anat" / f"sub-001_{contrast}.nii.gz"
+    scan.unlink()
+    scan.symlink_to(scan.name)
+    made = out / "made" / "sub-001" / "anat" / "sub-001_desc-synthetic_T2w.nii.gz"
+    calls = {
+        "evaluate": [dataset, out / "made", "-o", out / "scores"],
+        "prepare": [dataset, "-o", out / "prepared", *settings],
+        "train": [dataset, "-o", out / "run", *settings],
+        "check": [dataset],
+        "verify": [made, "--scan", scan],
+        "view": [scan, "-o", out / "page.html", "--no-open"],
+    }
+    for verb, words in calls.items():
+        code = main([verb, *map(str, words)])
+        assert code in (3, 4, 8), (verb, code)
+        assert scan.name in "".join(capsys.readouterr()), verb
+
+
 def test_a_refusal_of_every_scan_still_leaves_a_readable_message(tmp_path):
     write_nifti(tmp_path / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     with pytest.raises(DatasetError, match="no pair of PD and T2 was found; found 1 problems"):

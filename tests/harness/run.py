@@ -15,9 +15,11 @@ Exit code 0 if no promise was broken.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import ctypes
 import dataclasses
+import encodings.aliases
 import functools
 import gc
 import hashlib
@@ -141,6 +143,9 @@ def _warm(world: Path, base: Path) -> None:
         for call in words:
             if unscanned.cli.main([str(word) for word in call]):
                 raise RuntimeError(f"a call that should be right failed: {call}")
+    for name in set(encodings.aliases.aliases.values()):
+        with contextlib.suppress(LookupError):  # some are Windows' alone
+            codecs.lookup(name)
     gc.collect()
     gc.freeze()  # so that forks do not copy all pages when they count references
     ctypes.CDLL(None).malloc_trim(0)  # a smaller process forks sooner

@@ -28,7 +28,7 @@ def browse(page: Path) -> None:
 
     is_shown = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     if is_shown and page.is_file():
-        webbrowser.open(page.resolve().as_uri())
+        webbrowser.open(Path(os.path.realpath(page)).as_uri())
 
 
 @contextlib.contextmanager

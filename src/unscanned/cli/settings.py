@@ -132,7 +132,7 @@ def overrides(given: Any) -> dict[str, Any]:
     return {k: v for k, v in nested.items() if v != {}}
 
 
-def resolve(preset: str, file: Path | None, given: Any) -> settings.Settings:
+def resolve(preset: str | None, file: Path | None, given: Any) -> settings.Settings:
     """Return the settings of a preset, a file and the options given."""
     return settings.resolve(preset, file, overrides(given))
 

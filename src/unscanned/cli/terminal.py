@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def say_proposal(proposal: Any, dataset: Path, file: Path | None) -> None:
     """Print the proposed settings, or write them to a file where one is named."""
     settings = proposal.settings
     if proposal.split is not None and file is not None:
-        split = file.with_name(f"{file.stem}-split.json").resolve()
+        split = Path(realpath(file.with_name(f"{file.stem}-split.json")))
         claim(split, json_with("train", "validation", "test"), "a split that unscanned wrote")
         write_json(split, proposal.split)
         settings = {**settings, "split": {"file": str(split)}}

@@ -37,15 +37,20 @@ app = App(
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
 Json = Annotated[Path | None, Parameter(name="--json")]
+_PRESET = "Settings to start from: " + ", ".join(preset_names())
 Preset = Annotated[
-    str, Parameter(name=["--preset", "-p"], help="Settings to start from: " + ", ".join(preset_names()) + ".")
+    str | None,
+    Parameter(
+        name=["--preset", "-p"],
+        help=f"{_PRESET}. Unset takes the one that the file of --settings names, else {Settings().preset}.",
+    ),
 ]
 TrainPreset = Annotated[
     str | None,
     Parameter(
         name=["--preset", "-p"],
-        help=f"Settings to start from: {', '.join(preset_names())}. Unset: with --from the model's, else "
-        f"{Settings().preset}.",
+        help=f"{_PRESET}. Unset takes the one that the file of --settings names, else that of the model of --from, "
+        f"else {Settings().preset}.",
     ),
 ]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
@@ -271,7 +276,7 @@ def check(
     target: Target = "T2",
     layout: InLayout = "auto",
     resample: Resample = False,
-    preset: Preset = "resgan",
+    preset: Annotated[str, Parameter(name=["--preset", "-p"], help=f"{_PRESET}.")] = "resgan",
     propose: Path | None = None,
     measure_s: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 20.0,
     json: Json = None,
@@ -364,7 +369,7 @@ def prepare(
     dataset: Path,
     *,
     out: Out,
-    preset: Preset = "resgan",
+    preset: Preset = None,
     settings: File = None,
     given: GivenToPrepare = None,
     dry_run: DryRun = False,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:
         case=pair.case,
         subject=pair.subject,
         session=pair.session,
-        source=str(pair.source.resolve()),
-        target=str(pair.target.resolve()) if pair.target else None,
-        synthetic={arm: str(path.resolve()) if path else None for arm, path in paths.items()},
+        source=realpath(pair.source),
+        target=realpath(pair.target) if pair.target else None,
+        synthetic={arm: realpath(path) if path else None for arm, path in paths.items()},
     )

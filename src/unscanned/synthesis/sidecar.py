@@ -142,7 +142,7 @@ def locate(volume: Path, given: str | Path | None, named: str | None, what: str)
     """
     if given is not None:
         return Path(given)
-    path = Path(os.path.normpath(volume.resolve().parent / (named or "")))
+    path = Path(os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(volume)), named or "")))
     if named is None or not path.exists():
         error = CheckpointError if what == "model" else VolumeError
         raise error(f"the {what} is no longer where the sidecar says", where=path, do=f"Name it with --{what}.")
@@ -175,7 +175,7 @@ def read_source(volume: Path, facts: Sidecar, given: str | Path | None) -> Volum
 
 def relative(path: Path | None, folder: Path) -> str | None:
     """Return a path as seen from a folder, with forward slashes; None for None."""
-    return None if path is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return None if path is None else Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
 
 
 def _is_skull_stripped(volume: Volume, head: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def _stamp(path: Path) -> str:
         raise VolumeError(
             f"the file cannot be read: {in_words(error)}", where=path, do="Check the path and its permissions."
         ) from error
-    return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    return f"{realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _is_cached(case: Case, key: str) -> bool:

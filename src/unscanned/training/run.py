@@ -112,8 +112,8 @@ def train(
         folder: The run. Gets settings.toml first, then split.json, prepared/, the stages' logs and checkpoints, and
             model/.
         settings: What to train, and on what; None takes the preset, the file and the overrides.
-        preset: Settings to start from; None takes `resgan`, or that of the model whose weights the run starts from
-            (`training={"start": ...}`).
+        preset: Settings to start from; None takes the one that the file names, else that of the model whose weights the
+            run starts from (`training={"start": ...}`), else resgan.
         file: TOML settings that override the preset.
         cache: Folder of prepared volumes that several runs share; None keeps them inside the run.
         first_stage: Model that was trained with the same settings but a chain of one: taken as the first stage.

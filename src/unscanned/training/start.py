@@ -41,7 +41,8 @@ def resolve_run(
     """Return the settings of a run: as `resolve` does, and where it starts from a model, above what it takes from that.
 
     Args:
-        preset: One of `preset_names()`. None takes that of the model that the run starts from; otherwise `resgan`.
+        preset: One of `preset_names()`; None takes the one that the file names, else that of the model that the run
+            starts from, else resgan.
         file: As for `resolve`.
         overrides: As for `resolve`.
 
@@ -49,13 +50,11 @@ def resolve_run(
         SettingsError: As for `resolve`, or as for `load_start`.
         CheckpointError: The model that the run starts from cannot be read.
     """
-    usual = Settings().preset
-    settings = merge(preset or usual, file, overrides)
+    settings = merge(preset, file, overrides)
     if settings.training.start is not None:
         model = load_model(settings.training.start)
-        own = model.settings.preset if model.settings.preset in preset_names() else usual
-        base = _part(model.settings, _TAKEN)
-        settings = merge(preset or own, file, overrides, base=base)
+        own = model.settings.preset if model.settings.preset in preset_names() else None
+        settings = merge(preset, file, overrides, usual=own, base=_part(model.settings, _TAKEN))
         _check(settings, model)
     check(settings)
     return settings
