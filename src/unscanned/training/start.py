@@ -17,15 +17,17 @@ from unscanned.volumes.intensity import Contrast, Normalization
 
 __all__ = ["constants_from", "load_start", "resolve_run", "taken_from", "warn_of_seen"]
 
-_TAKEN: dict[str, tuple[str, ...]] = {
-    "data": ("source", "target"),
-    "prepare": ("shape", "spacing_mm", "percentile"),
-    "generator": ("name", "options", "residual", "slope", "initialization", "output"),
+_TABLES = ("data", "prepare", "generator", "synthesis")
+"Tables that a run takes from the model that it starts from, where it does not set them itself."
+
+_OWN = {"layout", "resample", "convolution", "batch", "memory_mib", "precision"}
+"Keys of these tables that belong to the run's scans and machine."
+
+_FURTHER: dict[str, tuple[str, ...]] = {
     "training": ("patch", "margin", "validation_stride"),
     "context": ("stages", "input", "stride"),
-    "synthesis": ("mode", "crop", "stride", "clip", "blend"),
 }
-"Settings that a run takes from the model that it starts from, where it does not set them itself."
+"Further keys that it takes."
 
 _FIXED: dict[str, tuple[str, ...]] = {
     "prepare": ("percentile",),
@@ -54,7 +56,7 @@ def resolve_run(
     if settings.training.start is not None:
         model = load_model(settings.training.start)
         own = model.settings.preset if model.settings.preset in preset_names() else None
-        settings = merge(preset, file, overrides, usual=own, base=_part(model.settings, _TAKEN))
+        settings = merge(preset, file, overrides, usual=own, base=_taken(model.settings))
         _check(settings, model)
     check(settings)
     return settings
@@ -139,6 +141,12 @@ def _check(settings: Settings, model: Model) -> None:
             found=difference(wanted, found, second="here"),
             do="Leave these settings out: they come from the model. Or leave out --from, and start from fresh weights.",
         )
+
+
+def _taken(settings: Settings) -> dict[str, Any]:
+    content = to_dict(settings)
+    tables = {table: {key: value for key, value in content[table].items() if key not in _OWN} for table in _TABLES}
+    return {**tables, **_part(settings, _FURTHER)}
 
 
 def _part(settings: Settings, keys: Mapping[str, Collection[str]]) -> dict[str, Any]:
