@@ -13,7 +13,7 @@ from unscanned.datasets.archive import unpack_tar, unpack_zip
 from unscanned.datasets.download import check_address, download
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import CheckpointError, DatasetError, SettingsError, listed
-from unscanned.files import lock, new_folder, writing
+from unscanned.files import lock, new_folder, open_regular, writing
 from unscanned.progress import Progress
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.shelf import (
@@ -33,6 +33,8 @@ _LIMIT_BYTES = 2**30
 "Of the archive, and of what comes out of it: a chain of four of the largest generators has 60 MB."
 _MEMBERS = 1000
 _PREFIX = ".partial-fetch-"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+"What files of gzip, bzip2 and xz begin with."
 _TAKEN = "Give the model another name with --name."
 
 
@@ -107,7 +109,7 @@ def fetch_model(
         )
         try:
             with writing(shelf), tempfile.TemporaryDirectory(prefix=_PREFIX, dir=shelf) as temporary:
-                _unpack(archive, Path(temporary), progress)
+                _unpack(archive, Path(temporary), url, progress)
                 folder = _model_in(Path(temporary), url)
                 model = load_model(folder)
                 chosen = name or f"{model.source}-{model.target}".lower()
@@ -143,7 +145,15 @@ def _require_free_name(shelf: Path, name: str) -> None:
         raise SettingsError("another model has this name", where=shelf / name, found=name, do=_TAKEN)
 
 
-def _unpack(archive: Path, folder: Path, progress: Progress | None) -> None:
+def _unpack(archive: Path, folder: Path, url: str, progress: Progress | None) -> None:
+    with open_regular(archive) as file:
+        if file.read(6).startswith(_COMPRESSED):
+            raise DatasetError(
+                "a compressed tar archive is not taken",
+                where=url,
+                expected="a zip or an uncompressed tar archive",
+                do="Ask its maker for one, or unpack it yourself and give the folder of the model.",
+            )
     if zipfile.is_zipfile(archive):
         unpack_zip(archive, folder, member_limit=_MEMBERS, limit_bytes=_LIMIT_BYTES, progress=progress)
     else:

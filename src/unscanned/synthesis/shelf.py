@@ -6,6 +6,7 @@ Two shelves are looked at: the one that comes with the package, and the one of t
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,7 +145,7 @@ class ShelvedModel:
             return "Install unscanned again."
         if self.entry.url is not None:
             return (
-                f"Remove {self.folder} and fetch it again: unscanned fetch model {self.entry.url} "
+                f"Remove {self.folder} and fetch it again: unscanned fetch model {shlex.quote(self.entry.url)} "
                 f"--sha256 {self.entry.archive_sha256}"
             )
         return "Copy the model again from where it came."
