@@ -1,10 +1,12 @@
 """A run that starts from a model: whose network, intensities and weights it has, and that it is another run."""
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import TINY
 
@@ -33,6 +35,12 @@ def from_(model, **tables):
     return resolve_run("demo", None, {"split": TINY["split"], **given})
 
 
+def after(steps, folder):
+    """What stops a run once it has taken so many steps."""
+    asked = itertools.count(1)
+    return lambda: (folder / "checkpoints").exists() and next(asked) >= steps
+
+
 def weights(folder):
     return (folder / "model" / "model.safetensors").read_bytes()
 
@@ -48,6 +56,16 @@ def test_a_run_of_no_learning_is_the_model_that_it_starts_from(tiny_run, others,
         found, wanted = getattr(made.normalization, side), getattr(start.normalization, side)
         assert (found.mean, found.std) == (wanted.mean, wanted.std)
         assert found.scale != wanted.scale
+
+
+def test_the_first_state_of_a_run_is_the_model_with_its_running_means(tiny_run, others, tmp_path):
+    with pytest.raises(Interrupted):
+        train(others, tmp_path / "run", from_(tiny_run), should_stop=after(1, tmp_path / "run"))
+    first = safetensors.torch.load_file(tmp_path / "run" / "checkpoints" / "step-00000000.safetensors")
+    found = {name.removeprefix("generator/"): tensor for name, tensor in first.items() if name.startswith("generator/")}
+    wanted = load_model(tiny_run).generators[0].state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_what_a_run_started_from_stands_in_its_model_and_on_its_card(tiny_run, others, tmp_path):
@@ -66,9 +84,8 @@ def test_what_a_run_started_from_stands_in_its_model_and_on_its_card(tiny_run, o
 def test_an_interrupted_run_goes_on_bit_for_bit(tiny_run, others, tmp_path):
     settings = from_(tiny_run)
     whole = train(others, tmp_path / "whole", settings)
-    asked = iter([False] * 3)
-    with pytest.raises(Interrupted):
-        train(others, tmp_path / "parts", settings, should_stop=lambda: next(asked, True))
+    with pytest.raises(Interrupted, match="step 2 of 6, saved"):
+        train(others, tmp_path / "parts", settings, should_stop=after(2, tmp_path / "parts"))
     again = train(others, tmp_path / "parts", settings)
     assert weights(again.model.parent) == weights(whole.model.parent)
     first = read_json(whole.model / "model.json")["provenance"]["started_from"]
