@@ -120,8 +120,8 @@ DATASETS = ("@/in/dataset", "@/in/table.csv", "@/in/ixi")
 SYNTHETIC = "@/in/synthetic/sub-001/anat/sub-001_desc-synthetic_T2w.nii.gz"
 DERIVED = "@/in/derived/sub-scan/anat/sub-scan_desc-synthetic_T2w.nii.gz"
 ANYTHING = (
-    "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/synthetic",
-    "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz", "@/in/holes.nii.gz",
+    "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/models",
+    "@/in/synthetic", "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz", "@/in/holes.nii.gz",
     "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in", "", "/dev/null", "/proc/self/mem",
 )  # fmt: skip
 """What may be given where a verb expects something else."""
@@ -171,7 +171,9 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
             return [dataset, "-o", out, *TINY]
         case "synthesize":
             scans = draw(st.lists(st.sampled_from((*DATASETS, "@/in/scan.nii.gz")), min_size=1, max_size=2))
-            return ["@/in/run/model", *scans, "-o", out, "--force"]
+            shelf = ["--models-in", "@/in/models"]
+            ways = ["@/in/run/model", *scans], ["pd-t2", *scans, *shelf], [*scans, "--to", "T2", *shelf]
+            return [*draw(st.sampled_from(ways)), "-o", out, "--force"]
         case "verify":
             scan = "@/in/dataset/sub-001/anat/sub-001_PDw.nii.gz"
             return [SYNTHETIC, "--model", "@/in/run/model", "--scan", scan]
@@ -196,6 +198,8 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
             return ["-o", out, "--subjects", "1", "--shape", "12", "12", "12", "--spacing-mm", "16", *labels]
         case "fetch":
             return ["ixi", "-o", out]
+        case "models":
+            return draw(st.sampled_from(([], ["--models-in", "@/in/models"], ["pd-t2", "--models-in", "@/in/models"])))
         case "benchmark":
             sizes = ["--edge", "32", "--repeats", "1", "--batch", "1", "--steps", "1", "--patches", "1"]
             odd = draw(st.sampled_from(("x", "-1", "0", "nan")))  # a right one takes long; see below

@@ -14,6 +14,7 @@ from storm.life import small_dataset
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.settings import Settings, resolve, to_toml
 from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.shelf import shelve
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 from unscanned.training.run import train
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -39,9 +40,9 @@ def small_settings(**training: object) -> Settings:
 def make_world(root: Path) -> Path:
     """Write all inputs into a new folder.
 
-    dataset, table.csv and ixi are the same four pairs; run, synthetic and evaluation were made from them; scan.nii.gz
-    and dicom are one series twice, and derived is made from it; labels, series.nii.gz (4D), holes.nii.gz (NaN),
-    settings.toml and split.json are what the other verbs read.
+    dataset, table.csv and ixi are the same four pairs; run, synthetic and evaluation were made from them; models is a
+    shelf with the model of run; scan.nii.gz and dicom are one series twice, and derived is made from it; labels,
+    series.nii.gz (4D), holes.nii.gz (NaN), settings.toml and split.json are what the other verbs read.
     """
     root.mkdir(parents=True)
     dataset = small_dataset(root / "dataset", subjects=4)
@@ -62,6 +63,8 @@ def make_world(root: Path) -> Path:
     (root / "settings.toml").write_text(to_toml(settings))
     train(dataset, root / "run", settings)
     shutil.copy(root / "run" / "split.json", root / "split.json")
+    shutil.copytree(root / "run" / "model", root / "models" / "pd-t2")
+    shelve(root / "models", "pd-t2")
     model = load_model(root / "run" / "model")
     scans, _ = list_inputs([dataset], source="PD", target="T2")
     synthesize(model, scans[:2], root / "synthetic", force=True)

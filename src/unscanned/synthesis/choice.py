@@ -101,16 +101,15 @@ def _that_make(to: str, models: Sequence[ShelvedModel]) -> list[ShelvedModel]:
         raise SettingsError(
             "no model makes this contrast",
             where="--to",
-            found=to,
-            expected=_made(models),
+            found=to if models else there_are(models),
+            expected=f"one of {_made(models)}" if models else None,
             do="`unscanned models` lists all; unscanned fetch model takes another, and unscanned train makes one.",
         )
     return found
 
 
 def _made(models: Sequence[ShelvedModel]) -> str:
-    made = listed([f"{model.record.target} ({model.name})" for model in models])
-    return f"one of {made}" if made else there_are(models)
+    return listed([f"{model.record.target} ({model.name})" for model in models])
 
 
 def _of_scan(scan: Path, to: str, models: Sequence[ShelvedModel]) -> Choice:
