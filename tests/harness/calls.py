@@ -121,8 +121,9 @@ SYNTHETIC = "@/in/synthetic/sub-001/anat/sub-001_desc-synthetic_T2w.nii.gz"
 DERIVED = "@/in/derived/sub-scan/anat/sub-scan_desc-synthetic_T2w.nii.gz"
 ANYTHING = (
     "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/models",
-    "@/in/synthetic", "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz", "@/in/holes.nii.gz",
-    "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in", "", "/dev/null", "/proc/self/mem",
+    "@/in/synthetic", "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz",
+    "@/in/holes.nii.gz", "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in", "",
+    "/dev/null", "/proc/self/mem",
 )  # fmt: skip
 """What may be given where a verb expects something else."""
 
