@@ -63,7 +63,13 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "output": "linear",
             "convolution": "auto",
         },
-        "discriminator": {"name": "nie", "options": {}, "slope": 0.2, "initialization": "xavier_uniform"},
+        "discriminator": {
+            "name": "nie",
+            "options": {},
+            "slope": 0.2,
+            "initialization": "xavier_uniform",
+            "spectral_norm": False,
+        },
         "loss": {
             "adversarial": 0.5,
             "criterion": "cross_entropy",

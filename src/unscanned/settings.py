@@ -140,6 +140,8 @@ class Discriminator(Schema):
     "Negative slope of LeakyReLU."
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
+    spectral_norm: bool = False
+    "Divide each layer's weights by their largest singular value, in the place of batch norm: it cannot win outright."
 
 
 class Loss(Schema):

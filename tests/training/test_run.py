@@ -182,6 +182,7 @@ RECIPE = {
         "clip_norm": 100.0,
     },
     "augmentation": {"flip": 0.5, "shift": 0.5},
+    "discriminator": {"spectral_norm": True},
     "loss": {"outside": 0.5, "adversarial_after": 3, "gradient_penalty": 0.1},
 }
 
