@@ -193,6 +193,14 @@ def test_a_value_of_the_wrong_type_is_refused(overrides):
         resolve("resgan", overrides=overrides)
 
 
+@pytest.mark.parametrize("value", [{"deep": 1}, ["a"], None])
+def test_an_option_of_an_architecture_of_no_kind_that_there_is_is_named_as_it_is_typed(value):
+    kinds = "true or false or integer or number or text or list of integer"
+    where = rf"options: generator\.options\.filters: a value of the wrong kind; found .*, expected {kinds}$"
+    with pytest.raises(SettingsError, match=where):
+        resolve("resgan", overrides={"generator": {"options": {"filters": value}}})
+
+
 def test_an_integer_serves_where_a_real_number_is_asked_for():
     value = resolve("resgan", overrides={"loss": {"l1": 2}}).loss.l1
     assert value == 2.0

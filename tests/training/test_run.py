@@ -224,6 +224,24 @@ def test_the_adversary_joins_at_its_step(recipe_run):
     assert ["d_loss" in event for event in steps] == [False] * 3 + [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"loss": {"adversarial_after": 6}}, r"loss\.adversarial_after = 6 of 6 steps: the adversary never joins"),
+        ({"training": {"warmup_steps": 9}}, r"training\.warmup_steps = 9 of 6 steps: the learning rate never reaches"),
+    ],
+)
+def test_a_training_that_is_too_short_for_a_part_of_its_recipe_says_so_once(
+    tiny_dataset, tiny_settings, tmp_path, tables, words
+):
+    settings = tiny_settings.change(**tables)
+    with pytest.warns(UserWarning, match=words), pytest.raises(Interrupted):
+        train(tiny_dataset, tmp_path / "run", settings, should_stop=StopAfter(9))
+    train(tiny_dataset, tmp_path / "run", settings)
+    told = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "warning"]
+    assert len([event for event in told if "never" in event["message"]]) == 1
+
+
 def test_a_cosine_belongs_to_its_length_so_more_epochs_are_another_run(
     recipe_run, tiny_dataset, tiny_settings, tmp_path
 ):
