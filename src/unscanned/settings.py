@@ -141,7 +141,7 @@ class Discriminator(Schema):
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
     spectral_norm: bool = False
-    "Divide each layer's weights by their largest singular value, in the place of batch norm: it cannot win outright."
+    "Divide each layer's weights by their largest singular value, in the place of batch norm; bounds how steep it is."
 
 
 class Loss(Schema):
