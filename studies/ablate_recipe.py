@@ -94,6 +94,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("strong", {"training": {"clip_norm": 1.0}}),
     "strong-gan": ("strong-gan", {}),
     "gan-no-penalty": ("strong-gan", {"loss": {"gradient_penalty": 0.0}}),
+    "gan-spectral-norm": (
+        "strong-gan",
+        {"loss": {"gradient_penalty": 0.0}, "discriminator": {"spectral_norm": True}},
+    ),
     "gan-from-the-start": ("strong-gan", {"loss": {"adversarial_after": 0}}),
     "resgan": ("resgan", {"training": REPORT}),
     "resgan-recipe": ("resgan", _resgan()),

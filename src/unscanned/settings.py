@@ -116,7 +116,7 @@ class Generator(Schema):
     name: str = "nie"
     "Architecture: nie (the reference's), small or unet, or another that unscanned.models.generators names."
     options: OwnOptions = Field({})
-    "Options of that architecture's own."
+    "Options of that architecture's own; a list is typed as '[1, 1, 2]'."
     residual: bool = False
     "Add the source to the output of the last convolution (ResGAN)."
     slope: float = Field(0.2, ge=0, le=1e3)
@@ -135,11 +135,13 @@ class Discriminator(Schema):
     name: str = "nie"
     "Architecture: nie (the reference's) or small, or another that unscanned.models.discriminators names."
     options: OwnOptions = Field({})
-    "Options of that architecture's own."
+    "Options of that architecture's own; a list is typed as '[1, 1, 2]'."
     slope: float = Field(0.2, ge=0, le=1e3)
     "Negative slope of LeakyReLU."
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
+    spectral_norm: bool = False
+    "Divide each layer's weights by their largest singular value, in the place of batch norm; bounds how steep it is."
 
 
 class Loss(Schema):
