@@ -164,7 +164,7 @@ class Loss(Schema):
     adversarial_after: int = Field(0, ge=0, le=10**12)
     "Steps that the other terms have to themselves before the adversary joins."
     gradient_penalty: Weight = 0.0
-    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps it from winning outright."
+    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps its slope there small."
     on_collapse: Literal["end", "regression"] = "end"
     "What a training does whose adversary collapses: end, or go on with the other terms alone (regression)."
 
