@@ -8,7 +8,8 @@ counted. Called again, it goes on where it was: finished trainings, volumes and 
 
 OUT gets log.txt, a run, its volumes and steps.json for each variant and seed, and two tables: scores.csv has a row for
 each variant, seed and test subject; ablation.csv has one for each variant and metric, with the mean over subjects (each
-the mean over its seeds) and the paired difference to the reference variant with its 95 % t-interval.
+the mean over its seeds) and the paired difference to the reference variant with its 95 % t-interval, and with several
+seeds one for each seed too, paired with the reference's of that seed.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("strong", {"training": {"clip_norm": 1.0}}),
     "strong-gan": ("strong-gan", {}),
     "gan-no-penalty": ("strong-gan", {"loss": {"gradient_penalty": 0.0}}),
+    "gan-spectral-norm": (
+        "strong-gan",
+        {"loss": {"gradient_penalty": 0.0}, "discriminator": {"spectral_norm": True}},
+    ),
     "gan-from-the-start": ("strong-gan", {"loss": {"adversarial_after": 0}}),
     "resgan": ("resgan", {"training": REPORT}),
     "resgan-recipe": ("resgan", _resgan()),
@@ -230,10 +235,11 @@ def _write_tables(
     reference: str,
 ) -> None:
     """Write scores.csv and ablation.csv: the baselines are variants too, with no seed."""
+    seeds = sorted({seed for _, seed in arms.values()})
     inside = [score for score in record.scores if score.region == "head"]
     metrics = list(record.definitions)
     rows: list[list[Any]] = [["variant", "seed", "subject", "case", "steps", "seconds_a_step", *metrics]]
-    values: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    values: dict[tuple[str, int | None], dict[str, list[tuple[str, float]]]] = {}
     for score in inside:
         variant, seed = arms.get(score.arm, (score.arm, ""))
         length = steps.get(score.arm, {})
@@ -243,23 +249,58 @@ def _write_tables(
         )
         for name, value in zip(metrics, told, strict=True):
             if value is not None:
-                values.setdefault(variant, {}).setdefault(name, []).append((score.subject, value))
+                values.setdefault((variant, None), {}).setdefault(name, []).append((score.subject, value))
+                if seed != "" and len(seeds) > 1:
+                    values.setdefault((variant, seed), {}).setdefault(name, []).append((score.subject, value))
     write_text(out / "scores.csv", _csv(rows))
     table: list[list[Any]] = [
-        ["variant", "metric", "mean", "sd", "subjects", f"minus {reference}", "low", "high", "steps", "seconds_a_step"]
+        [
+            "variant",
+            "seed",
+            "metric",
+            "mean",
+            "sd",
+            "subjects",
+            f"minus {reference}",
+            "low",
+            "high",
+            "steps",
+            "seconds_a_step",
+        ]
     ]
-    for variant, of_metric in values.items():
-        lengths = [steps[arm] for arm, (name, _) in arms.items() if name == variant]
+    for (variant, seed), of_metric in sorted(values.items(), key=lambda entry: entry[0][1] is not None):
+        lengths = [steps[arm] for arm, (name, its) in arms.items() if name == variant and seed in (None, its)]
         taken = [
             statistics.mean(length[key] for length in lengths) if lengths else "" for key in ("steps", "seconds_a_step")
         ]
         for name, each in of_metric.items():
             means = subject_means(each)
             summary = summarize(means.values(), len(means))
-            against = compare(subject_means(values[reference][name]), means)
+            against = compare(subject_means(values[reference, seed][name]), means)
             difference = [against.difference, against.low, against.high] if variant != reference else ["", "", ""]
-            table.append([variant, name, summary.mean, summary.sd, summary.n, *difference, *taken])
+            table.append(
+                [variant, "" if seed is None else seed, name, summary.mean, summary.sd, summary.n, *difference, *taken]
+            )
     write_text(out / "ablation.csv", _csv(table))
+
+
+def markdown(path: Path) -> str:
+    """Return the table of ablation.csv for a page: a row for each variant, and for each of its seeds."""
+    with open(path, encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    minus = next(name for name in lines[0] if name.startswith("minus "))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        row = rows.setdefault((line["variant"], line["seed"]), [])
+        mean = float(line["mean"])
+        if line["metric"] == "psnr":
+            told = f"{float(line[minus]):+.2f} [{float(line['low']):+.2f}, {float(line['high']):+.2f}]"
+            row[:] = [line["steps"], f"{mean:.2f} ({float(line['sd']):.2f})", told if line[minus] else ""]
+        elif line["metric"] in ("ssim", "hfen"):
+            row.append(f"{mean:.3f} ({float(line['sd']):.3f})")
+    header = ["variant", "seed", "steps", "PSNR, dB", minus, "SSIM", "HFEN"]
+    body = [header, ["---"] * len(header), *([*key, *row] for key, row in rows.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in body)
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
@@ -297,7 +338,7 @@ def main() -> None:
         seeds=given.seeds,
         common={"training": {"threads": given.threads, "device": "cpu"}},
     )
-    print((given.out / "ablation.csv").read_text(encoding="utf-8"))
+    print(markdown(given.out / "ablation.csv"))
 
 
 if __name__ == "__main__":

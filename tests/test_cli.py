@@ -19,7 +19,8 @@ import pytest
 from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
-from unscanned.cli import terminal
+from unscanned.cli import app, terminal
+from unscanned.cli.settings import overrides
 from unscanned.errors import Interrupted
 from unscanned.models.discriminators import DISCRIMINATORS
 from unscanned.models.generators import GENERATORS
@@ -515,6 +516,26 @@ def test_a_verb_lists_only_the_settings_that_it_reads(cli):
     refused = cli("prepare", "data", "-o", "out", "--training.epochs", "3")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "unscanned: --training.epochs: unknown option. See unscanned prepare --help.\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("1", 1),
+        ("0", 0),
+        ("1.5", 1.5),
+        ("true", True),
+        ("[1, 1, 2]", [1, 1, 2]),
+        ("batch", "batch"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_options_of_an_architecture_are_typed_as_in_json(word, value):
+    command, bound, _ = app.parse_args(["train", "data", "-o", "out", "--generator.options.width", word])
+    assert command.__name__ == "train"
+    options = overrides(bound.arguments["given"])["generator"]["options"]
+    assert options == {"width": value}
+    assert type(options["width"]) is type(value)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,13 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "output": "linear",
             "convolution": "auto",
         },
-        "discriminator": {"name": "nie", "options": {}, "slope": 0.2, "initialization": "xavier_uniform"},
+        "discriminator": {
+            "name": "nie",
+            "options": {},
+            "slope": 0.2,
+            "initialization": "xavier_uniform",
+            "spectral_norm": False,
+        },
         "loss": {
             "adversarial": 0.5,
             "criterion": "cross_entropy",
@@ -198,6 +204,14 @@ def test_an_unknown_preset_lists_the_known_ones():
 def test_a_value_of_the_wrong_type_is_refused(overrides):
     with pytest.raises(SettingsError):
         resolve("resgan", overrides=overrides)
+
+
+@pytest.mark.parametrize("value", [{"deep": 1}, ["a"], None])
+def test_an_option_of_an_architecture_of_no_kind_that_there_is_is_named_as_it_is_typed(value):
+    kinds = "true or false or integer or number or text or list of integer"
+    where = rf"options: generator\.options\.filters: a value of the wrong kind; found .*, expected {kinds}$"
+    with pytest.raises(SettingsError, match=where):
+        resolve("resgan", overrides={"generator": {"options": {"filters": value}}})
 
 
 def test_an_integer_serves_where_a_real_number_is_asked_for():

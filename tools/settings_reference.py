@@ -19,9 +19,9 @@ _HEAD = """\
 
 Written by `python tools/settings_reference.py` from `src/unscanned/settings.py`; a test fails where the two differ.
 
-A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. The file
-may name the preset (`preset = "strong"`), where `--preset` does not. An unknown
-key is an error that names the nearest known one. `--dry-run` prints the result with
+A run's settings come from a preset, then a TOML file (`--settings FILE`), then options; the later one wins. Where
+`--preset` is not given, the file may name it: `preset = "strong"`. An unknown key is an error that names the nearest
+known one. `--dry-run` prints the result with
 [what it costs](check.md#cost) and stops. The run's folder gets it as `settings.toml`, which can be given as
 `--settings` again.
 

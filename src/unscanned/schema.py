@@ -67,12 +67,12 @@ def read(
     try:
         return kind.model_validate_json(json.dumps(content)) if is_json else kind.model_validate(content)
     except ValidationError as failure:
-        first, *others = failure.errors(include_url=False)
-        told = _explain(kind, first, noun)
+        faults = failure.errors(include_url=False)
+        told = _explain(kind, faults[0], noun)
+        first, *others = dict.fromkeys(_place(kind, fault["loc"]) for fault in faults)
         if others:
-            also = ", ".join(dict.fromkeys(_place(other["loc"]) for other in others))
-            told["do"] = " ".join(filter(None, (told.get("do"), f"Refused too: {also}.")))
-        place = ": ".join(filter(None, (where, _place(first["loc"]))))
+            told["do"] = " ".join(filter(None, (told.get("do"), f"Refused too: {', '.join(others)}.")))
+        place = ": ".join(filter(None, (where, first)))
         raise error(told.pop("what"), where=place or None, **told) from failure
 
 
@@ -102,7 +102,7 @@ def near(name: str, known: Iterable[str], *, least: float = 0.5) -> str | None:
 
 
 def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, Any]:
-    owner, hint = _declaration(kind, failure["loc"])
+    owner, hint, _ = _declaration(kind, failure["loc"])
     bounds, key = failure.get("ctx", {}), str(failure["loc"][-1]) if failure["loc"] else ""
     match failure["type"]:
         case "extra_forbidden":
@@ -128,8 +128,11 @@ def _explain(kind: type[Schema], failure: ErrorDetails, noun: str) -> dict[str, 
     return {"what": what, "found": failure["input"]}
 
 
-def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[Schema], Any]:
-    """Return the innermost schema on the way to a place and the type declared there; for an item, that of the whole."""
+def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[Schema], Any, int]:
+    """Return the innermost schema on the way to a place, the type declared there, and how far the way is.
+
+    For an item the type is that of the whole. What follows a choice of types is the name of one of them, and no place.
+    """
     owner, hint = kind, typing.cast(Any, kind)
     for number, key in enumerate(place):
         if not isinstance(key, str) and number == len(place) - 1:
@@ -137,6 +140,8 @@ def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[S
         if typing.get_origin(hint) is dict:
             hint = typing.get_args(hint)[1]
             continue
+        if isinstance(hint, types.UnionType) and len(set(typing.get_args(hint)) - {types.NoneType}) > 1:
+            return owner, hint, number
         inner = [part for part in (hint, *typing.get_args(hint)) if _is_schema(part) or dataclasses.is_dataclass(part)]
         if not inner or not isinstance(key, str):
             hint = inner[0] if inner else None
@@ -146,12 +151,12 @@ def _declaration(kind: type[Schema], place: Sequence[int | str]) -> tuple[type[S
             hint = fields.get(key)
         else:
             hint = typing.get_type_hints(inner[0]).get(key)
-    return owner, hint
+    return owner, hint, len(place)
 
 
 def _is_schema(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, BaseModel)
 
 
-def _place(place: Sequence[int | str]) -> str:
-    return ".".join(str(key) for key in place if isinstance(key, str))
+def _place(kind: type[Schema], place: Sequence[int | str]) -> str:
+    return ".".join(key for key in place[: _declaration(kind, place)[2]] if isinstance(key, str))

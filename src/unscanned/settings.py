@@ -117,7 +117,7 @@ class Generator(Schema):
     name: str = "nie"
     "Architecture: nie (the reference's), small or unet, or another that unscanned.models.generators names."
     options: OwnOptions = Field({})
-    "Options of that architecture's own."
+    "Options of that architecture's own; a list is typed as '[1, 1, 2]'."
     residual: bool = False
     "Add the source to the output of the last convolution (ResGAN)."
     slope: float = Field(0.2, ge=0, le=1e3)
@@ -136,11 +136,13 @@ class Discriminator(Schema):
     name: str = "nie"
     "Architecture: nie (the reference's) or small, or another that unscanned.models.discriminators names."
     options: OwnOptions = Field({})
-    "Options of that architecture's own."
+    "Options of that architecture's own; a list is typed as '[1, 1, 2]'."
     slope: float = Field(0.2, ge=0, le=1e3)
     "Negative slope of LeakyReLU."
     initialization: Initialization = "xavier_uniform"
     "How the weights begin."
+    spectral_norm: bool = False
+    "Divide each layer's weights by their largest singular value, in the place of batch norm; bounds how steep it is."
 
 
 class Loss(Schema):
@@ -163,7 +165,7 @@ class Loss(Schema):
     adversarial_after: int = Field(0, ge=0, le=10**12)
     "Steps that the other terms have to themselves before the adversary joins."
     gradient_penalty: Weight = 0.0
-    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps it from winning outright."
+    "Weight of the discriminator's squared gradient at acquired patches (R1), which keeps its slope there small."
     on_collapse: Literal["end", "regression"] = "end"
     "What a training does whose adversary collapses: end, or go on with the other terms alone (regression)."
 

@@ -25,6 +25,7 @@ HUGE = 2**64
         ["--training.patch", 512],
         ["--training.margin", 100_000],
         ["--training.batch", 10**9],
+        ["--training.batch", 10**6],
         ["--training.threads", 10**9],
         ["--training.workers", 10**6],
         ["--training.epochs", 10**23],
@@ -45,6 +46,36 @@ def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anyth
     assert option[0].lstrip("-").replace("-", "_") in done.stderr
     assert "found" in done.stderr
     assert time.monotonic() - began < 20
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "option", "words"),
+    [
+        ("strong", ["--training.patch", 232], "found 232, expected at most 128, the shortest edge of prepare.shape"),
+        ("strong", ["--training.average", 1], "must be below 1"),
+        ("strong", ["--training.average", "nan"], "found NaN"),
+        ("strong", ["--training.final-rate", 2], "must be at most 1"),
+        ("strong", ["--training.clip-norm", 0], "must be positive"),
+        ("strong", ["--augmentation.blur", 10], "augmentation that leaves nothing of a patch"),
+        ("strong", ["--augmentation.resolution", 30], "augmentation that leaves nothing of a patch"),
+        ("strong", ["--augmentation.field", 1], "must be below 1"),
+        ("strong", ["--augmentation.noise", 1], "must be below 1"),
+        ("strong", ["--augmentation.intensity", 3], "must be at most 2"),
+        ("strong", ["--augmentation.flip", "nan"], "found NaN"),
+        ("strong", ["--loss.l1", 0], "nothing to learn"),
+        ("strong", ["--generator.options.filters", 0], "must be positive; found 0"),
+        ("strong", ["--simulated.share", 0.5], "simulated pairs need a voxel size"),
+        ("strong-gan", ["--training.patch", 36], "expected a multiple of 8"),
+        ("resgan-acm", ["--simulated.share", 0.5], "no volume of the stage before"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_g09_a_recipe_that_cannot_be_is_refused_before_anything_is_read(cli, tmp_path, preset, option, words):
+    done = cli("train", tmp_path / "missing", "-o", tmp_path / "out", "--preset", preset, *option)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

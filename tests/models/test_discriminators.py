@@ -82,6 +82,47 @@ def test_options_of_its_own_make_another_network() -> None:
         build("small", options={"filters": [2, 3]})
 
 
+def layers_with_weights(network: nn.Module) -> list[nn.Module]:
+    return [layer for layer in network.modules() if isinstance(layer, (nn.Conv3d, nn.Linear))]
+
+
+@pytest.mark.parametrize("name", ["nie", "small"])
+def test_with_spectral_norm_every_weight_has_a_largest_singular_value_of_1_and_there_is_no_batch_norm(name) -> None:
+    discriminator = build(name, patch=16, spectral_norm=True)
+    images = torch.randn(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        for layer in layers_with_weights(discriminator):
+            layer.parametrizations.weight.original.mul_(3)
+        for _ in range(30):
+            logits = discriminator(images, images)
+    assert logits.shape == (2, 1)
+    assert not any(isinstance(layer, nn.BatchNorm3d) for layer in discriminator.modules())
+    for layer in layers_with_weights(discriminator):
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
+def test_spectral_norm_begins_with_the_same_weights_and_without_it_nothing_changes() -> None:
+    built = []
+    for spectral_norm in (False, True):
+        torch.manual_seed(0)
+        built.append(build("small", patch=16, spectral_norm=spectral_norm))
+    plain, normalized = built
+    assert not any("parametrizations" in name for name in plain.state_dict())
+    for one, other in zip(*map(layers_with_weights, built), strict=True):
+        assert torch.equal(one.weight, other.parametrizations.weight.original)
+    assert sum(name.endswith(("_u", "_v")) for name in normalized.state_dict()) == 2 * 7
+
+
+def test_the_power_method_moves_in_training_mode_alone() -> None:
+    discriminator = build("small", patch=8, spectral_norm=True)
+    images = torch.randn(2, 1, 8, 8, 8)
+    for is_training in (False, True):
+        before = {name: vector.clone() for name, vector in discriminator.named_buffers()}
+        discriminator.train(is_training)(images, images)
+        moved = [not torch.equal(before[name], vector) for name, vector in discriminator.named_buffers()]
+        assert any(moved) == is_training
+
+
 def test_a_patch_that_it_does_not_halve_three_times_is_refused() -> None:
     discriminator = build("nie", patch=16)
     check_edge(discriminator, noun="discriminator", name="nie", patch=16)

@@ -23,6 +23,104 @@ def tissue(density=0.8, t1_ms=1000.0, t2_ms=50.0, bound=0.0) -> Parameters:
     return Parameters(*(np.array([value]) for value in (density, t1_ms, t2_ms, bound)))
 
 
+class Spins:
+    """Spins across a voxel at different frequencies, followed by the Bloch equations from pulse to pulse."""
+
+    def __init__(self, t1_ms, t2_ms):
+        self.t1_ms, self.t2_ms = t1_ms, t2_ms
+        self.magnetization = np.tile([0.0, 0.0, 1.0], (64, 1))
+        self.turns_per_ms = np.linspace(-0.1, 0.1, 64)
+
+    def pulse(self, angle_deg, axis):
+        cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+        one, other = {"x": (1, 2), "y": (2, 0)}[axis]
+        turned = self.magnetization.copy()
+        turned[:, one] = cosine * self.magnetization[:, one] - sine * self.magnetization[:, other]
+        turned[:, other] = sine * self.magnetization[:, one] + cosine * self.magnetization[:, other]
+        self.magnetization = turned
+
+    def wait(self, ms):
+        x, y, z = self.magnetization.T
+        across = (x + 1j * y) * np.exp(2j * np.pi * self.turns_per_ms * ms - ms / self.t2_ms)
+        self.magnetization = np.stack([across.real, across.imag, 1 - (1 - z) * math.exp(-ms / self.t1_ms)], 1)
+
+    def spoil(self):
+        self.magnetization[:, :2] = 0
+
+    def read(self):
+        return abs(np.mean(self.magnetization[:, 0] + 1j * self.magnetization[:, 1]))
+
+    def echoes(self, times_ms):
+        """Refocus so that there are echoes at these times after the excitation, and return their signals."""
+        signals, now_ms = [], 0.0
+        for time_ms in times_ms:
+            self.wait((time_ms - now_ms) / 2)
+            self.pulse(180, "y")
+            self.wait((time_ms - now_ms) / 2)
+            signals.append(self.read())
+            now_ms = time_ms
+        self.spoil()
+        return signals
+
+
+TISSUES_MS = [(300.0, 80.0), (650.0, 76.0), (1080.0, 95.0), (1900.0, 110.0), (4250.0, 800.0)]
+
+
+@pytest.mark.parametrize(("t1_ms", "t2_ms"), TISSUES_MS)
+@pytest.mark.parametrize(("tr_ms", "te_ms"), [(500.0, 12.0), (2000.0, 90.0), (6000.0, 30.0)])
+def test_a_spin_echo_is_what_the_bloch_equations_give(t1_ms, t2_ms, tr_ms, te_ms):
+    spins = Spins(t1_ms, t2_ms)
+    for _ in range(4):
+        spins.pulse(90, "x")
+        [seen] = spins.echoes([te_ms])
+        spins.wait(tr_ms - te_ms)
+    assert SingleEcho(tr_ms, te_ms).signal(tissue(1.0, t1_ms, t2_ms))[0] == pytest.approx(seen, rel=1e-4)
+
+
+@pytest.mark.parametrize(("t1_ms", "t2_ms"), TISSUES_MS)
+def test_two_echoes_of_one_excitation_are_those_of_two_but_for_a_few_percent_of_the_first(t1_ms, t2_ms):
+    spins = Spins(t1_ms, t2_ms)
+    for _ in range(4):
+        spins.pulse(90, "x")
+        first, second = spins.echoes([8.0, 125.0])
+        spins.wait(2000 - 125.0)
+    alone = [SingleEcho(2000.0, te_ms).signal(tissue(1.0, t1_ms, t2_ms))[0] for te_ms in (8.0, 125.0)]
+    assert 0 <= alone[0] / first - 1 < (0.05 if t1_ms > 4000 else 0.036)
+    assert alone[1] == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.parametrize(("t1_ms", "t2_ms"), TISSUES_MS)
+@pytest.mark.parametrize("ti_ms", [None, 1800.0, 2400.0])
+def test_a_train_of_echoes_with_and_without_inversion_is_what_the_bloch_equations_give(t1_ms, t2_ms, ti_ms):
+    tr_ms, train_ms = 5000.0, 192.0
+    spins = Spins(t1_ms, t2_ms)
+    for _ in range(6):
+        if ti_ms is not None:
+            spins.pulse(180, "x")
+            spins.wait(ti_ms)
+            spins.spoil()
+        spins.pulse(90, "x")
+        seen = spins.echoes(np.linspace(12, train_ms, 16))[7]
+        spins.wait(tr_ms - train_ms - (ti_ms or 0))
+    fast = FastSpinEcho(tr_ms, 96.0, train_ms) if ti_ms is None else Flair(tr_ms, 96.0, ti_ms, train_ms)
+    assert fast.signal(tissue(1.0, t1_ms, t2_ms))[0] == pytest.approx(seen, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("t1_ms", "t2_ms"), TISSUES_MS)
+@pytest.mark.parametrize(("tr_ms", "te_ms", "flip_deg"), [(8.0, 3.0, 18.0), (25.0, 5.0, 30.0)])
+def test_a_spoiled_gradient_echo_is_what_the_bloch_equations_give(t1_ms, t2_ms, tr_ms, te_ms, flip_deg):
+    spins = Spins(t1_ms, t2_ms)
+    spins.turns_per_ms = np.zeros(64)  # a gradient echo refocuses what the gradients dephased, and has no other
+    for _ in range(round(8 * 4250 / tr_ms)):
+        spins.pulse(flip_deg, "x")
+        spins.wait(te_ms)
+        seen = spins.read()
+        spins.spoil()
+        spins.wait(tr_ms - te_ms)
+    sequence = SpoiledGradientEcho(tr_ms, te_ms, flip_deg)
+    assert sequence.signal(tissue(1.0, t1_ms, t2_ms))[0] == pytest.approx(seen, rel=1e-4)
+
+
 def test_a_spin_echo_recovers_decays_and_is_refocused():
     # exp(-1.975) = 0.138761, exp(-2) = 0.135335: recovery 0.857813; exp(-1) = 0.367879; 0.8 of that product is 0.252459
     assert SingleEcho(2000.0, 50.0).signal(tissue())[0] == pytest.approx(0.252459, abs=1e-5)

@@ -43,6 +43,8 @@ def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes
         table = {(row["variant"], row["metric"]): row for row in csv.DictReader(file)}
     difference = float(table["strong", "psnr"]["mean"]) - float(table["today", "psnr"]["mean"])
     assert float(table["strong", "psnr"]["minus today"]) == pytest.approx(difference, abs=1e-3)
+    page = ablate_recipe.markdown(tmp_path / "out" / "ablation.csv").splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in page[2:]] == ["source", "regression", "today", "strong"]
     models = sorted((tmp_path / "out").glob("*/run/model/*"))
     before = [path.read_bytes() for path in models]
     monkeypatch.setattr(ablate_recipe, "seconds_a_step", None)

@@ -8,6 +8,14 @@ from unscanned.models import discriminators, generators
 from unscanned.training.adversary import Adversary
 
 
+def steepness(network, adversary, source, target, steps=20):
+    """Train against the source as the synthetic image, and return the squared gradient at the target."""
+    for _ in range(steps):
+        adversary.train(source, target, source)
+    images = target.clone().requires_grad_()
+    return gradient_penalty(network(source, images), images).item()
+
+
 @pytest.fixture
 def parts():
     """Generator, discriminator, adversary, source and target of one step."""
@@ -86,12 +94,24 @@ def test_the_penalty_is_half_the_squared_gradient_at_acquired_patches_and_makes_
     expected = gradient.square().sum().item() / 2 / len(target)
     images = target.clone().requires_grad_()
     assert gradient_penalty(discriminator(source, images), images).item() == pytest.approx(expected, rel=1e-4)
-    steepness = []
+    steep = []
     for penalty in (0.0, 100.0):
         network = copy.deepcopy(discriminator)
         adversary = Adversary(network, torch.optim.Adam(network.parameters(), 1e-3), penalty=penalty)
-        for _ in range(20):
-            adversary.train(source, target, source)
-        images = target.clone().requires_grad_()
-        steepness.append(gradient_penalty(network(source, images), images).item())
-    assert steepness[1] < 0.5 * steepness[0]
+        steep.append(steepness(network, adversary, source, target))
+    assert steep[1] < 0.5 * steep[0]
+
+
+def test_spectral_norm_makes_the_discriminator_flatter_and_leaves_the_generator_its_gradient(parts):
+    generator, _, _, source, target = parts
+    steep = []
+    for spectral_norm in (False, True):
+        torch.manual_seed(0)
+        network = discriminators.build("small", patch=16, spectral_norm=spectral_norm)
+        adversary = Adversary(network, torch.optim.Adam(network.parameters(), 1e-3))
+        steep.append(steepness(network, adversary, source, target))
+    assert steep[1] < 0.5 * steep[0]
+    before = weights(network)
+    adversary.generator_loss(source, generator(source)).backward()
+    assert not any(changed(network, before))
+    assert all(parameter.grad.abs().sum() > 0 for parameter in generator.convolutions[-1].parameters())

@@ -182,6 +182,7 @@ RECIPE = {
         "clip_norm": 100.0,
     },
     "augmentation": {"flip": 0.5, "shift": 0.5},
+    "discriminator": {"spectral_norm": True},
     "loss": {"outside": 0.5, "adversarial_after": 3, "gradient_penalty": 0.1},
 }
 
@@ -221,6 +222,24 @@ def test_the_average_of_the_weights_is_validated_and_becomes_the_model(recipe_ru
 def test_the_adversary_joins_at_its_step(recipe_run):
     steps = [event for event in read_log(recipe_run / "log.jsonl") if event["event"] == "step"]
     assert ["d_loss" in event for event in steps] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"loss": {"adversarial_after": 6}}, r"loss\.adversarial_after = 6 of 6 steps: the adversary never joins"),
+        ({"training": {"warmup_steps": 9}}, r"training\.warmup_steps = 9 of 6 steps: the learning rate never reaches"),
+    ],
+)
+def test_a_training_that_is_too_short_for_a_part_of_its_recipe_says_so_once(
+    tiny_dataset, tiny_settings, tmp_path, tables, words
+):
+    settings = tiny_settings.change(**tables)
+    with pytest.warns(UserWarning, match=words), pytest.raises(Interrupted):
+        train(tiny_dataset, tmp_path / "run", settings, should_stop=StopAfter(9))
+    train(tiny_dataset, tmp_path / "run", settings)
+    told = [event for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "warning"]
+    assert len([event for event in told if "never" in event["message"]]) == 1
 
 
 def test_a_cosine_belongs_to_its_length_so_more_epochs_are_another_run(

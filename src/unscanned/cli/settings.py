@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -75,6 +76,8 @@ def _options(schema: type[Schema], default: Callable[[str], Default], *, has_val
     fields: list[tuple[str, Any, Any]] = []
     for name, field in schema.model_fields.items():
         hint = typing.cast(Any, field.annotation)
+        if hint == settings.OwnOptions:
+            hint = dict[str, str]  # as words: no union tells 1, 1.0 and true apart as `_typed` does
         option = Parameter(
             name=_names(schema, name),
             help=field.description,
@@ -129,7 +132,16 @@ def overrides(given: Any) -> dict[str, Any]:
         return {}
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
     nested = {k: overrides(v) if dataclasses.is_dataclass(v) else v for k, v in values.items() if v is not None}
-    return {k: v for k, v in nested.items() if v != {}}
+    own = {k: {name: _typed(word) for name, word in v.items()} for k, v in nested.items() if k == "options"}
+    return {k: v for k, v in {**nested, **own}.items() if v != {}}
+
+
+def _typed(word: str) -> Any:
+    """Return what a word stands for in JSON, a number, true, false or a list, and otherwise itself."""
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError):
+        return word
 
 
 def resolve(preset: str | None, file: Path | None, given: Any) -> settings.Settings:

@@ -1,4 +1,8 @@
-"""How a scanner samples a head: slices with a profile, a receive field, noise, ghosts, and the way onto the grid."""
+"""How a scanner samples a head: slices with a profile, a receive field, noise, ghosts, and the way onto the grid.
+
+The ranges are chosen: those of slices within what public protocols use, the others so that the statistics of simulated
+heads hold those of the real scans of docs/simulation.md.
+"""
 
 from __future__ import annotations
 

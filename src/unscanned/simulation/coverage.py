@@ -1,4 +1,7 @@
-"""What of a head is left in an image: whole, without its face, the brain alone, or what the field of view held."""
+"""What of a head is left in an image: whole, without its face, the brain alone, or what the field of view held.
+
+Distances, angles and shares are chosen.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""White-matter lesions: where they can sit in an anatomy, and how a subject's are painted into its tissues."""
+"""White-matter lesions: where they can sit in an anatomy, and how a subject's are painted into its tissues.
+
+The kinds are those that readers grade (F. Fazekas et al., AJR 149, 1987): punctate, beginning to flow together and
+confluent in deep white matter, caps at the ventricles; juxtacortical ones beside. Shares, numbers, sizes and distances
+are chosen.
+"""
 
 from __future__ import annotations
 

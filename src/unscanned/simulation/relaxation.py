@@ -77,20 +77,35 @@ def typical_values(field_t: float) -> Parameters:
 
 
 def _with_lesions(table: np.ndarray, worst: np.ndarray, power: float) -> Parameters:
-    """Add lesions, from slight demyelination to loss of tissue: water, T1 and T2 rise together, bound protons go."""
+    """Add lesions, from slight demyelination to loss of tissue: water, T1 and T2 rise together, bound protons go.
+
+    The factors are chosen, between white matter and fluid. The one lesion of R. K.-S. Kwan et al. (below) has 1.5 times
+    the T1 and 3.4 times the T2 of their white matter.
+    """
     white = table[list(TISSUES).index("white matter")]
     severity = np.linspace(0.35, 1.0, LESION_LEVELS)[:, None] ** power
     return Parameters(*np.concatenate([table, white * worst**severity]).astype(np.float32).T)
 
 
-# Proton density, T1 ms, T2 ms, bound share. Between the values of the sources, whose spread `draw_values` covers.
-# Brain: G. J. Stanisz et al., MRM 54, 2005 (1.5 T: white 884 / 72, grey 1124 / 95; 3 T: white 1084 / 69, grey
-# 1820 / 99); J. P. Wansapura et al., JMRI 9, 1999 (3 T: white 832 / 80, grey 1331 / 110); W. D. Rooney et al., MRM 57,
-# 2007 (T1 from 0.2 to 7 T); R. K.-S. Kwan, A. C. Evans and G. B. Pike, IEEE TMI 18, 1999 (1.5 T: white 500 / 70, grey
-# 833 / 83). Fat, muscle and marrow: C. M. J. de Bazelaire et al., Radiology 230, 2004; G. E. Gold et al., AJR 183,
-# 2004. What has no source of its own keeps the value of `TISSUES` at 1.5 T, and its T1 grows to 3 T by the power of
-# 0.35 of P. A. Bottomley et al., Med. Phys. 11, 1984. Bound shares are of the order that P. S. Melki and R. V. Mulkern,
-# MRM 24, 1992, saw.
+# Proton density, T1 ms, T2 ms, bound share. T1 / T2 of these tissues lie between the values of the sources, whose
+# spread `draw_values` covers; tests/simulation/test_relaxation.py holds them there:
+# - White and grey matter: G. J. Stanisz et al., MRM 54, 2005 (1.5 T: 884 / 72 and 1124 / 95; 3 T: 1084 / 69 and 1820 /
+#   99); J. P. Wansapura et al., JMRI 9, 1999 (3 T: 832 / 80 and 1331 / 110); P. J. Wright et al., MAGMA 21, 2008 (T1 at
+#   1.5 T: 646 and 1197; 3 T: 838 and 1607); H. Lu et al., JMRI 22, 2005 (T2 at 3 T: 75 and 83); R. K.-S. Kwan, A. C.
+#   Evans and G. B. Pike, IEEE TMI 18, 1999 (1.5 T: 500 / 70 and 833 / 83). Water content: K. P. Whittall et al., MRM
+#   37, 1997 (0.71 and 0.83).
+# - Deep grey matter: T1 between white matter and the putamen and caudate head of Wright et al. (1.5 T: 1084 and 1109;
+#   3 T: 1332 and 1395), as the thalamus is part of it.
+# - Cerebrospinal fluid: W. D. Rooney et al., MRM 57, 2007 (T1 about 4300, whatever the field). Its T2 is chosen between
+#   329 (Kwan et al.) and the 2000 of free fluid.
+# - Fat, muscle and marrow: C. M. J. de Bazelaire et al., Radiology 230, 2004 (3 T: 382 / 68, 898 / 29 and 586 / 49); G.
+#   E. Gold et al., AJR 183, 2004 (3 T: 371 / 133, 1420 / 32 and 365 / 133).
+# - Blood: T1 of Stanisz et al. (1441 and 1932), T2 chosen between theirs (290 and 275) and that of veins.
+# - Bone: its pore water, J. Chen et al., MRM 77, 2017, p. 2136 (T1 at 3 T: 524); bound water has gone before any echo.
+# All else is chosen: the brain stem near white matter, eye fluid near cerebrospinal fluid; mucosa and skin as in
+# `TISSUES` at 1.5 T. T1 without a source at the other field grows to 3 T by the power of 0.35, about the third that P.
+# A. Bottomley et al., Med. Phys. 11, 1984, found from 1 to 100 MHz. Bound shares are of the order that P. S. Melki and
+# R. V. Mulkern, MRM 24, 1992, saw.
 VALUES: Mapping[float, Mapping[str, tuple[float, float, float, float]]] = {
     1.5: {
         "air": (0.0, 1000.0, 100.0, 0.0),
@@ -104,7 +119,7 @@ VALUES: Mapping[float, Mapping[str, tuple[float, float, float, float]]] = {
         "muscle": (0.76, 1050.0, 40.0, 0.25),
         "mucosa": (0.90, 1300.0, 110.0, 0.08),
         "skin": (0.70, 450.0, 45.0, 0.15),
-        "bone": (0.05, 800.0, 2.0, 0.0),
+        "bone": (0.05, 410.0, 2.0, 0.0),
         "marrow": (0.75, 380.0, 70.0, 0.0),
         "vessels": (0.15, 1440.0, 120.0, 0.0),
     },
@@ -120,7 +135,7 @@ VALUES: Mapping[float, Mapping[str, tuple[float, float, float, float]]] = {
         "muscle": (0.76, 1410.0, 37.0, 0.25),
         "mucosa": (0.90, 1650.0, 100.0, 0.08),
         "skin": (0.70, 570.0, 42.0, 0.15),
-        "bone": (0.05, 1000.0, 2.0, 0.0),
+        "bone": (0.05, 525.0, 2.0, 0.0),
         "marrow": (0.75, 450.0, 65.0, 0.0),
         "vessels": (0.15, 1900.0, 110.0, 0.0),
     },

@@ -48,9 +48,12 @@ class PulseSequence(Protocol):
 
 @dataclass(frozen=True)
 class SingleEcho:
-    """A spin echo after an excitation of 90 degrees; both echoes of a dual echo are one each.
+    """A spin echo after an excitation of 90 degrees; both echoes of a dual echo are taken for one each.
 
     PD (1 - 2 exp(-(TR - TE / 2) / T1) + exp(-TR / T1)) exp(-TE / T2).
+
+    In a dual echo the second refocusing pulse inverts what has recovered since the first. That is left out: it takes at
+    most 3 % from the first echo of brain tissues and 5 % from that of fluid, at the shortest repetition time.
 
     Reference:
         M. A. Bernstein, K. F. King and X. J. Zhou, Handbook of MRI Pulse Sequences, Elsevier 2004, section 14.3.
@@ -76,10 +79,11 @@ class FastSpinEcho:
     """A train of refocused echoes with an effective echo time.
 
     PD (1 - exp(-(TR - train) / T1)) exp(-TE / T2) (1 - saturation * bound): recovery starts when the train ends, and
-    its pulses saturate bound protons of the slices beside it.
+    its pulses saturate bound protons of the slices beside it. Refocusing is by 180 degrees.
 
     References:
-        J. Hennig, A. Nauerth and H. Friedburg, MRM 3, 1986; P. S. Melki and R. V. Mulkern, MRM 24, 1992.
+        J. Hennig, A. Nauerth and H. Friedburg, MRM 3, 1986: the train; P. S. Melki and R. V. Mulkern, MRM 24, 1992:
+        the saturation, whose factor is this project's.
     """
 
     tr_ms: float
@@ -139,8 +143,9 @@ class SpoiledGradientEcho:
 
     PD sin(a) (1 - E) / (1 - cos(a) E) exp(-TE / T2), with E = exp(-TR / T1).
 
-    Reference:
-        A. Haase et al., J. Magn. Reson. 67, 1986.
+    References:
+        R. R. Ernst and W. A. Anderson, Rev. Sci. Instrum. 37, 1966: the steady state; A. Haase et al., J. Magn. Reson.
+        67, 1986: the sequence.
     """
 
     tr_ms: float

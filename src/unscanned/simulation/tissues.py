@@ -52,7 +52,7 @@ def spin_echo(tissue: Tissue, sequence: SpinEcho) -> float:
 
     Reference:
         R. W. Brown et al., Magnetic Resonance Imaging: Physical Principles and Sequence Design, 2nd ed., Wiley 2014,
-        section 8.4.
+        chapter 8.
     """
     if tissue.proton_density == 0:
         return 0.0

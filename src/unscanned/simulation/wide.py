@@ -29,9 +29,9 @@ _VOXELS, _NOISE = 3, 4
 _WHITE, _FLUIDS = NAMES.index("white matter"), [NAMES.index("cerebrospinal fluid"), NAMES.index("eye fluid")]
 _FATTY = [NAMES.index("fat"), NAMES.index("marrow")]
 _FAT_IN_TRAINS = 1.6
-"Trains of pulses keep fat bright: R. M. Henkelman et al., JMRI 2, 1992."
+"Trains of pulses keep fat bright: R. M. Henkelman et al., JMRI 2, 1992. The factor on its T2 is chosen."
 _FAT_SUPPRESSED = {"PD": 0.15, "T2": 0.25, "T1": 0.05, "FLAIR": 0.6}
-"Share of scans with fat suppression."
+"Share of scans with fat suppression; chosen."
 _NOISE_OF = {"PD": 0.67, "T2": 1.33, "T1": 0.67, "FLAIR": 1.33}
 
 Coverage = Literal["whole", "defaced", "brain"]

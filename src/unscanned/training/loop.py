@@ -88,7 +88,7 @@ def train_stage(
             do="Give training.epochs as many as it has had or more, or choose another folder.",
         )
     record, log = state.record, RunLog(folder, state.step, state.record.validated)
-    for note in notes or ():
+    for note in _never(take_step, settings, total) if notes is None else notes:
         _warn(log, state.step, note)
     feed = _feed(batches, state, total, settings.workers)
     saved_at = time.monotonic()
@@ -179,6 +179,16 @@ def _admit(take_step: Step, state: TrainingState) -> None:
     if take_step.adversary is not None:
         is_in = state.step >= take_step.adversarial_after and state.record.adversary_left is None
         take_step.adversary.takes_part = is_in
+
+
+def _never(take_step: Step, settings: Training, total: int) -> list[str]:
+    """Return in words what of the settings the training is too short for."""
+    late = take_step.adversarial_after if take_step.adversary is not None else 0
+    begins = {
+        "training.warmup_steps": (settings.warmup_steps, "the learning rate never reaches its full value"),
+        "loss.adversarial_after": (late, "the adversary never joins"),
+    }
+    return [f"{name} = {step} of {total} steps: {words}" for name, (step, words) in begins.items() if step >= total > 0]
 
 
 def _goes_on(take_step: Step, state: TrainingState) -> bool:

@@ -13,11 +13,11 @@ from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import DatasetError, TrainingError, UnscannedError, listed
+from unscanned.errors import DatasetError, SettingsError, TrainingError, UnscannedError, listed
 from unscanned.files import lock, remove_partials
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
-from unscanned.machine.memory import keep_freed_memory_in_process
+from unscanned.machine.memory import keep_freed_memory_in_process, machine_bytes
 from unscanned.machine.precision import check_precision, set_process_precision
 from unscanned.machine.threads import set_process_threads
 from unscanned.models import discriminators, generators
@@ -70,8 +70,8 @@ def check_settings(settings: Settings) -> torch.device:
 
     Raises:
         SettingsError: As for `check`; a network's name is not known, a network does not take patches of this size, the
-            device lacks the precision, the generator the mode of synthesis or the way to convolve, or contrasts or
-            grid cannot be simulated.
+            device lacks the precision, the generator the mode of synthesis or the way to convolve, the machine the
+            memory for the patches of a step, or contrasts or grid cannot be simulated.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = choose_device(settings.training.device)
@@ -88,7 +88,21 @@ def check_settings(settings: Settings) -> torch.device:
         check_network(generator)
     check(settings)
     simulated_pairs(settings)
+    _check_batch(settings.training.batch, patch + 2 * margin)
     return device
+
+
+def _check_batch(batch: int, edge: int) -> None:
+    """Refuse more patches than the memory holds without any network: source, target, synthetic and its gradient."""
+    fits = (machine_bytes() or 2**62) // (4 * 4 * edge**3)
+    if batch > fits:
+        raise SettingsError(
+            "more patches in a step than the machine's memory holds",
+            where="training.batch",
+            found=f"{batch} patches with edges of {edge} voxels",
+            expected=f"at most {fits}, and fewer for the networks' sake",
+            do="--dry-run measures what a step takes.",
+        )
 
 
 @draws_progress

@@ -1,0 +1,146 @@
+"""Models on real scans that they never saw, beside a regression fitted on the other patients.
+
+Run: python studies/real_scans.py OUT DATASET... --models wide=runs/wide/model [--source T1w --target T2w]
+
+Every pair of the BIDS datasets is synthesized by every model and scored against its acquired target, inside the
+target's head, with the package's own metrics. Beside the models stand
+
+- source: the source with the target's mean and SD,
+- regression: a voxelwise regression, fitted on all patients but the one that is scored,
+- own-regression: the same, fitted on the very pair that is scored. No method has its answer; it is a yardstick.
+
+OUT gets the synthetic volumes, scores.csv (a row for each arm, scan and metric), summary.csv (a row for each arm and
+metric: the mean over patients, the paired difference to the regression and its 95 % t-interval) and pictures.png.
+Called again, it keeps volumes that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.evaluation.baselines import fit_regression
+from unscanned.evaluation.cases import Images, find_synthetic, list_volumes, load_images, training_pair
+from unscanned.evaluation.scores import score
+from unscanned.evaluation.statistics import compare, subject_means, summarize
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.synthesize import synthesize
+
+SHOWN = ("psnr", "psnr_one_gain", "ssim", "hfen")
+"Metrics of the printed table; the files have all."
+
+Scores = dict[str, dict[str, list[tuple[str, float]]]]
+"Arm, metric, then (patient, value) of each scan."
+
+
+def images_of(pair: Pair, others: Iterable[Pair], made: Mapping[str, Mapping[str, list[Path]]], target: str) -> Images:
+    """Return all arms of one pair, in unit scale on the target's grid."""
+    paths = {arm: find_synthetic(volumes, pair.case, target) for arm, volumes in made.items()}
+    regression = fit_regression(training_pair(other) for other in others)
+    images = load_images(pair, paths, regression=regression)
+    own = fit_regression([(images.source, images.target, images.head)])(images.source, images.head)
+    order = ("source", "regression")
+    first = {arm: images.arms[arm] for arm in order}
+    rest = {arm: image for arm, image in images.arms.items() if arm not in order}
+    images.arms.clear()
+    images.arms.update({**first, "own-regression": own, **rest})
+    return images
+
+
+def table(scores: Scores, reference: str = "regression") -> list[list[object]]:
+    """Return a row for each arm and metric, compared with the reference arm."""
+    rows: list[list[object]] = []
+    for arm, of_metric in scores.items():
+        for metric, values in of_metric.items():
+            means = subject_means(values)
+            summary = summarize(means.values(), len(means))
+            against = compare(subject_means(scores[reference][metric]), means) if arm != reference else None
+            difference = [against.difference, against.low, against.high] if against else ["", "", ""]
+            rows.append([arm, metric, summary.mean, summary.sd, summary.n, *difference])
+    return rows
+
+
+def draw(all_images: Mapping[str, Images], arms: Sequence[str], path: Path) -> None:
+    """Draw one axial slice of each scan: source, the arms, target, all at one window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = ("source", *arms, "target")
+    size = (2.2 * len(columns), 2.5 * len(all_images))
+    figure, axes = plt.subplots(len(all_images), len(columns), figsize=size, squeeze=False)
+    for row, (case, images) in zip(axes, all_images.items(), strict=True):
+        shown = {"source": images.source, "target": images.target, **{arm: images.arms[arm] for arm in arms}}
+        middle = int(np.average(np.arange(images.head.shape[2]), weights=images.head.sum((0, 1))))
+        across, along = images.spacing_mm[:2]
+        for place, name in zip(row, columns, strict=True):
+            slice_ = np.asarray(shown[name])[:, :, middle].T
+            place.imshow(slice_, cmap="gray", origin="lower", vmin=0, vmax=0.8, aspect=along / across)
+            place.set_xticks([])
+            place.set_yticks([])
+            place.set_title(name, fontsize=8)
+        row[0].set_ylabel(case, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Synthesize, score and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("datasets", type=Path, nargs="+")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--source", default="T1w")
+    parser.add_argument("--target", default="T2w")
+    given = parser.parse_args()
+    pairs = [
+        pair
+        for dataset in given.datasets
+        for pair in select_pairs(dataset, source=given.source, target=given.target).pairs
+        if pair.target is not None
+    ]
+    made = {}
+    for named in given.models:
+        name, folder = named.split("=", 1)
+        synthesize(load_model(folder, "cpu"), [(p.source, p.case) for p in pairs], given.out / name, force=True)
+        made[name] = list_volumes(given.out / name)
+    scores: Scores = {}
+    all_images = {}
+    rows: list[list[object]] = []
+    for pair in pairs:
+        images = images_of(pair, [other for other in pairs if other.subject != pair.subject], made, given.target)
+        if images.failures:
+            raise SystemExit(f"{pair.case}: {images.failures}")
+        inside = images.target[images.head].astype(np.float64)
+        for arm, image in images.arms.items():
+            found = score(images.target, image, images.head, mean=inside.mean(), std=inside.std())["head"]
+            for metric, value in found.items():
+                scores.setdefault(arm, {}).setdefault(metric, []).append((pair.subject, value))
+                rows.append([pair.case, arm, metric, f"{value:.5g}"])
+        all_images[pair.case] = images
+    summary = table(scores)
+    for name, header, content in (
+        ("scores.csv", ["case", "arm", "metric", "value"], rows),
+        ("summary.csv", ["arm", "metric", "mean", "sd", "patients", "minus regression", "low", "high"], summary),
+    ):
+        with open(given.out / name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([[f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row] for row in content])
+    draw(all_images, ["regression", *made], given.out / "pictures.png")
+    print("| arm | metric | mean (SD) | minus the regression |")
+    print("| --- | --- | --- | --- |")
+    for arm, metric, mean, sd, _, difference, low, high in summary:
+        if metric in SHOWN:
+            against = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]" if difference != "" else ""
+            print(f"| {arm} | {metric} | {mean:.3f} ({sd:.3f}) | {against} |")
+
+
+if __name__ == "__main__":
+    main()
