@@ -16,7 +16,7 @@ from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.choice import choose_models, pick_model
 from unscanned.synthesis.model import Model
-from unscanned.synthesis.model_file import save_model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.shelf import shelve
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -194,6 +194,20 @@ def test_the_command_line_says_which_model_it_takes_and_why(cli, shelf, heads, t
     assert done.stdout.splitlines() == [str(tmp_path / "out/sub-003/anat/sub-003_desc-synthetic_T2w.nii.gz")]
     named = cli("synthesize", "t1w-t2w", path, "-o", tmp_path / "out", "--models-in", shelf)
     assert "1 were there already" in named.stdout
+
+
+def test_the_model_that_was_picked_is_the_one_that_is_used_whatever_folder_has_its_name(
+    cli, shelf, heads, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shelf / "pd-t2", "t1w-t2w")
+    done = cli("synthesize", scan(heads, 3, "T1"), "--to", "T2w", "-o", "out", "--models-in", shelf)
+    assert done.returncode == 0, done.stderr
+    [sidecar] = (tmp_path / "out").rglob("*_desc-synthetic_T2w.json")
+    made_by = json.loads(sidecar.read_text())["Model"]
+    found = pick_model(scan(heads, 3, "T1"), "T2w", models_in=shelf).model
+    assert (made_by["Name"], made_by["Sha256"]) == ("t1w-t2w", found.sha256)
+    assert load_model(found).sha256 == found.sha256
 
 
 def test_a_scan_whose_looks_contradict_its_name_is_refused_as_ever(cli, shelf, heads, tmp_path):

@@ -511,7 +511,9 @@ def synthesize(
         choices, failures = choose_models(given, to, models_in=models_in)
         for choice in choices:
             terminal.say_choice(choice)
-        work = [(load_model(choice.model.name, chosen, models_in=models_in), [*choice.scans]) for choice in choices]
+        named = {choice.model.name: choice.model for choice in choices}
+        by_name = {name: load_model(found, chosen) for name, found in named.items()}
+        work = [(by_name[choice.model.name], [*choice.scans]) for choice in choices]
         refuse_collisions(
             [(scan, output_path(out, scan, each.target, case)) for each, scans in work for scan, case in scans]
         )

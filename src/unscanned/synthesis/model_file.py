@@ -75,12 +75,15 @@ def read_generators(settings: Settings, stages: int, content: bytes) -> list[nn.
     return [_generator(settings, number, tensors) for number in range(stages)]
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", *, models_in: str | Path | None = None) -> Model:
+def load_model(
+    path: str | Path | ShelvedModel, device: torch.device | str = "cpu", *, models_in: str | Path | None = None
+) -> Model:
     """Read a model by its name, from its folder, or from the run that made it.
 
     Args:
         path: A folder with model.json and model.safetensors, or one with such a folder `model` inside; or the name of a
-            model that comes with the package or was fetched, such as t1w-t2w. The folder goes first.
+            model that comes with the package or was fetched, such as t1w-t2w. The folder goes first. Or what
+            `list_models` or `pick_model` found.
         device: Where to put the weights.
         models_in: Folder of models to look for the name in, in place of the package's and the fetched ones.
 
@@ -117,7 +120,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", *, models_i
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             "not a model",
-            where=path,
+            where=path.folder if isinstance(path, ShelvedModel) else path,
             found=error,
             expected="a folder with model.json and model.safetensors, or the name of a model",
             do="Give the folder `model` of a run that unscanned train made, or a name that unscanned models lists.",

@@ -214,11 +214,11 @@ def there_are(models: Sequence[ShelvedModel]) -> str:
     return listed([model.name for model in models]) or "no models: none comes with this release, and none was fetched"
 
 
-def place_of(model: str | Path, models_in: str | Path | None = None) -> Path | ShelvedModel:
+def place_of(model: str | Path | ShelvedModel, models_in: str | Path | None = None) -> Path | ShelvedModel:
     """Return where a model is: a folder that holds one, and otherwise the model of that name.
 
     Args:
-        model: A folder, that of the run that made the model, or a name.
+        model: A folder, that of the run that made the model, a name, or what `find_model` or `list_models` returned.
         models_in: As for `list_models`.
 
     Returns:
@@ -231,6 +231,9 @@ def place_of(model: str | Path, models_in: str | Path | None = None) -> Path | S
     Raises:
         CheckpointError: As for `find_model` and `ShelvedModel.check`.
     """
+    if isinstance(model, ShelvedModel):
+        model.check()
+        return model
     path = Path(model)
     is_name = str(model) == path.name and _NAME.fullmatch(path.name.lower()) is not None
     for folder in (path, path / "model"):

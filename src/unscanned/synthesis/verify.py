@@ -19,7 +19,7 @@ from unscanned.machine.threads import set_process_threads
 from unscanned.progress import Progress
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
-from unscanned.synthesis.shelf import list_models
+from unscanned.synthesis.shelf import ShelvedModel, list_models
 from unscanned.synthesis.sidecar import locate, read_sidecar, read_source
 from unscanned.volumes.nifti import Volume, read_volume
 
@@ -114,14 +114,15 @@ def _compare(
     return Verification(volume, verdict, difference, tolerance, tuple(reasons))
 
 
-def _locate_model(volume: Path, given: str | Path | None, facts: Sidecar) -> str | Path:
-    """Return the model's folder; the name of one that has moved, as with another environment of Python."""
+def _locate_model(volume: Path, given: str | Path | None, facts: Sidecar) -> str | Path | ShelvedModel:
+    """Return where the model is: by its name where it has moved, as with another environment of Python."""
     try:
         return locate(volume, given, facts.model.path, "model")
     except CheckpointError:
-        if not any(model.name == facts.model.name for model in list_models()):
+        named = [model for model in list_models() if model.name == facts.model.name]
+        if not named:
             raise
-        return facts.model.name
+        return named[0]
 
 
 def _check_model(model: Model, facts: Sidecar) -> None:
