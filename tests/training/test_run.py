@@ -61,7 +61,7 @@ class StopAfter:
 
 
 def test_a_run_writes_its_settings_split_log_and_model(tiny_run, tiny_settings):
-    assert resolve("adv", tiny_run / "settings.toml") == tiny_settings
+    assert resolve(None, tiny_run / "settings.toml") == tiny_settings
     assert json.loads((tiny_run / "settings.json").read_text()) == to_dict(tiny_settings)
     split = json.loads((tiny_run / "split.json").read_text())
     assert [len(split[part]) for part in ("train", "validation", "test")] == [2, 1, 1]
