@@ -85,6 +85,15 @@ def test_a_terminal_that_claims_no_width_still_gets_messages_and_tables(tiny_dat
     assert "sub-001" in cli("check", tiny_dataset, "--layout", "bids", "--target", "T9").stdout
 
 
+@pytest.mark.parametrize("columns", ["1", "2", "19"])
+def test_a_terminal_of_a_few_columns_gets_the_help_at_once(columns):
+    command = [sys.executable, "-m", "unscanned", "view", "--help"]
+    environment = {**ENVIRONMENT, "COLUMNS": columns}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) > 15
+
+
 def test_the_version_is_printed():
     done = run("--version")
     assert done.returncode == 0

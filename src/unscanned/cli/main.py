@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ __all__ = ["main"]
 
 _READER_LEFT = 128 + signal.SIGPIPE
 "Exit code where nobody reads standard output any more: what a shell says of a program that SIGPIPE ended."
+_NARROWEST = 20
+"Columns that text is laid out for at least: for one or two, rich takes half a minute."
 _ASK = "Ask its owner for the right to enter its folder and to read it."
 
 
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if os.environ.get("COLUMNS") == "0":  # some terminals without a size say so; rich would print nothing at all
         del os.environ["COLUMNS"]
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
     warnings.showwarning = complain_of
     threading.excepthook = complain_of_thread
     _fill_closed_descriptors()
