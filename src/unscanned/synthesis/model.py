@@ -21,6 +21,7 @@ from unscanned.schema import read
 from unscanned.settings import Settings, Synthesis
 from unscanned.synthesis.card import card
 from unscanned.synthesis.context import chain
+from unscanned.synthesis.detail import restore_detail
 from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.volumes.grid import Frame, frame
@@ -143,10 +144,10 @@ class Model:
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         notes: list[str] = []
         where = self._frame(volume, mask, how.crop, notes.append)
-        z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
+        source = where.forward(volume.array) / np.float32(scale)
         run = partial(
             chain,
-            z,
+            self.normalization.source.standardize(source),
             self.generators,
             context=self.settings.context.input,
             patch=self.settings.training.patch,
@@ -167,18 +168,24 @@ class Model:
             finally:
                 self.to(device)
         target = self.normalization.target
-        array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
+        if how.detail == "source" and where.resampled:
+            unit = restore_detail(where, volume.array / np.float32(scale), source, target.unit(synthetic))
+            array = unit * np.float32(target.scale)
+        else:
+            array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
         if how.clip == "minimum":
             array = np.maximum(array, np.float32((target.minimum or 0.0) * target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes), synthetic=True)
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
         """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""
-        shape, spacing_mm = self.settings.prepare.shape, self.settings.prepare.spacing_mm
-        cropped = frame(volume, shape=shape, spacing_mm=spacing_mm, head=head, pads=False)
+        prepare = self.settings.prepare
+        onto = partial(frame, volume, spacing_mm=prepare.spacing_mm, averages=prepare.averages)
+        cropped = onto(shape=prepare.shape, head=head, pads=False)
         fits = cropped.holds(head)
         if crop == "never" or (crop == "auto" and not fits):
-            return frame(volume, spacing_mm=spacing_mm)
+            return onto()
         if not fits:
-            note(f"the head is larger than the model's grid of {list(shape)} voxels; what lies outside is left at 0")
+            shape = list(prepare.shape)
+            note(f"the head is larger than the model's grid of {shape} voxels; what lies outside is left at 0")
         return cropped
