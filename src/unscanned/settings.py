@@ -296,7 +296,7 @@ class Synthesis(Schema):
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)
-    "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1440, or most of a GPU's memory."
+    "MiB that mode volume may work in, which cuts the volume; unset: 1440, more if need be, or most of a GPU's memory."
     precision: Precision = "float32"
     "Arithmetic of the networks, as in training.precision."
 
