@@ -21,8 +21,12 @@ from unscanned.evaluation.metrics import hfen, psnr, ssim
 from unscanned.models import generators
 from unscanned.settings import resolve
 from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model, save_model
+from unscanned.synthesis.sidecar import read_sidecar
+from unscanned.synthesis.synthesize import synthesize
+from unscanned.synthesis.verify import verify
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
-from unscanned.volumes.nifti import Volume
+from unscanned.volumes.nifti import Volume, write_volume
 
 SPACING_MM = 4.0
 SMALL = {"patch": 16, "validation_stride": 16}
@@ -172,6 +176,19 @@ def test_no_seam_shows_where_a_volume_was_cut():
     expected, mask = unit(scan)
     for first in range(0, 32, 8):
         assert seam_index(expected, made, mask, stride=32, offset=(first,) * 3) == pytest.approx(1, abs=0.02)
+
+
+def test_a_volume_with_detail_is_on_disk_what_verify_makes_again(tmp_path):
+    scan = textured()
+    write_volume(tmp_path / "sub-1_PDw.nii.gz", scan.array, scan.affine)
+    model = load_model(save_model(model_of(spacing_mm=2.0, detail="source"), tmp_path / "model"))
+    scans = [(tmp_path / "sub-1_PDw.nii.gz", None)]
+    (path,) = synthesize(model, scans, tmp_path / "out").written
+    assert read_sidecar(path).synthesis.detail == "source"
+    assert verify(path, device="cpu").verdict == "identical"
+    assert synthesize(model, scans, tmp_path / "out").skipped == [path]
+    assert synthesize(model, scans, tmp_path / "out", detail="none").written == [path]
+    assert read_sidecar(path).synthesis.detail == "none"
 
 
 @pytest.mark.skipif(not MEASURABLE, reason=WHERE)
