@@ -33,7 +33,7 @@ __all__ = ["Synthesized", "list_inputs", "output_path", "synthesize"]
 _ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 "What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
 
-_COSTS = (5, 88, 7)
+_COSTS = (5, 85, 10)
 "Of reading and checking a scan, making the volume, and writing it with its sidecar, as in `Model.synthesize`."
 
 
