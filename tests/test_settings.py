@@ -52,7 +52,13 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
     assert to_dict(resolve("resgan")) == {
         "preset": "resgan",
         "data": {"source": "PD", "target": "T2", "layout": "auto"},
-        "prepare": {"shape": [224, 224, 128], "spacing_mm": None, "resample": False, "percentile": 99.9},
+        "prepare": {
+            "shape": [224, 224, 128],
+            "spacing_mm": None,
+            "resample": False,
+            "percentile": 99.9,
+            "averages": False,
+        },
         "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
         "generator": {
             "name": "nie",
@@ -127,6 +133,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "stride": 8,
             "clip": "minimum",
             "blend": "equal",
+            "detail": "none",
             "batch": None,
             "memory_mib": None,
             "precision": "float32",

@@ -8,10 +8,16 @@ from itertools import accumulate
 
 from unscanned.errors import Interrupted
 
-__all__ = ["Now", "Pace", "Progress", "interruptible", "labelled", "shares", "within"]
+__all__ = ["Now", "Pace", "Progress", "begin", "interruptible", "labelled", "shares", "within"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, label)."""
+
+
+def begin(progress: Progress | None, label: str) -> None:
+    """Tell that a work begins which does not count its steps."""
+    if progress is not None:
+        progress(0, 1, label)
 
 
 def interruptible(progress: Progress | None, should_stop: Callable[[], bool], where: object) -> Progress:

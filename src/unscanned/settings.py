@@ -94,6 +94,8 @@ class Prepare(Schema):
     "Resample the target onto the source's grid where the two differ; otherwise such a pair is refused."
     percentile: float = Field(99.9, gt=0, le=100)
     "Percentile of the intensities inside the head that becomes 1."
+    averages: bool = False
+    "Whether a voxel of spacing_mm averages the smaller ones of a scan, as a scanner's would; else it is interpolated."
 
 
 class Split(Schema):
@@ -294,10 +296,12 @@ class Synthesis(Schema):
     "minimum raises voxels below the smallest of the training targets to it (to 0 where the model does not know it)."
     blend: Literal["equal", "gaussian"] = "equal"
     "Weights of overlapping patches: equal (the reference), or gaussian, highest in the middle of a patch."
+    detail: Literal["none", "source"] = Field("none", json_schema_extra=INDIFFERENT)
+    "Way back from prepare.spacing_mm: none is linear; source is cubic, with detail that the scan's own grid has kept."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)
     "Patches at a time; unset chooses by device. The result does not depend on it beyond rounding."
     memory_mib: int | None = Field(None, gt=0, le=2**30, json_schema_extra=INDIFFERENT)
-    "MiB that mode volume may work in, which cuts the volume accordingly; unset means 1440, or most of a GPU's memory."
+    "MiB that mode volume may work in, which cuts the volume; unset: 1440, more if need be, or most of a GPU's memory."
     precision: Precision = "float32"
     "Arithmetic of the networks, as in training.precision."
 

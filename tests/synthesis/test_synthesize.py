@@ -335,3 +335,6 @@ def test_progress_moves_within_a_scan_and_ends_at_all(model, tiny_dataset, tmp_p
     assert [now[0] for now in told] == sorted(now[0] for now in told)
     assert told[-1] == (2000, 2000, "synthesized")
     assert len(told) > 4
+    labels = [label for _, _, label in told if label.startswith("scan 1 of 2")]
+    parts = ["reading", "to the model's grid", "patches", "back to the scan's grid", "writing"]
+    assert list(dict.fromkeys(label.split(", ")[-1] for label in labels)) == parts

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from unscanned.errors import SettingsError
-from unscanned.models.generators import FastGenerator
+from unscanned.models.generators import FastGenerator, build
 from unscanned.models.nie import NieGenerator, SmallGenerator
 from unscanned.models.wrappers import Residual
 from unscanned.settings import Synthesis
 from unscanned.synthesis.context import PatchChain, chain
-from unscanned.synthesis.whole_volume import check_network, map_volume, plan
+from unscanned.synthesis.whole_volume import DEFAULT_MEMORY_MIB, check_network, map_volume, plan
 
 KERNELS = {"three layers": (5, 3, 3), "nine layers": (9, 3, 3, 3, 9, 3, 3, 7, 3)}
 
@@ -203,3 +203,11 @@ def test_bfloat16_is_another_rounding_of_the_same_volume():
     error = relative(rounded, untiled(network, source))
     assert rounded.dtype == np.float32
     assert 1e-5 < error < 0.05
+
+
+def test_where_no_limit_is_set_a_large_volume_gets_what_its_smallest_part_takes():
+    network, shape = build("segresnet", options={"filters": 32}).eval(), (160, 160, 160)
+    with pytest.raises(SettingsError) as refused:
+        plan(network, shape, 1, memory_mib=DEFAULT_MEMORY_MIB)
+    needed = int(str(refused.value.expected).split()[-1])
+    assert plan(network, shape, 1) == plan(network, shape, 1, memory_mib=needed)

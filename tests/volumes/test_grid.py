@@ -214,3 +214,55 @@ def test_a_crop_that_may_not_pad_stays_inside_the_scan_and_says_whether_it_holds
     assert frame(volume, shape=(12, 16, 12), head=head, pads=False).holds(head)
     assert frame(volume, shape=(24, 16, 12), spacing_mm=1.0, head=head, pads=False).holds(head)
     assert where.holds(np.zeros(volume.shape, bool))
+
+
+@settings(deadline=None, max_examples=40)
+@given(volumes(st.tuples(*[st.integers(1, 12)] * 3)), st.floats(0.7, 3.0), st.sampled_from([1, 3]))
+def test_a_spline_brings_a_slow_function_back_to_where_it_is_in_the_world(volume, spacing_mm, order):
+    where = frame(volume, spacing_mm=spacing_mm)
+    there = smooth(world(where.working_affine, where.working_shape))
+    back, wanted = where.interpolate(there, order=order), smooth(world(volume.affine, volume.shape))
+    assert back.dtype == np.float32
+    assert back.shape == volume.shape
+    # Beyond the last voxel of the working grid its edge goes on, for less than a voxel of that grid.
+    assert np.abs(back - wanted).max() < 0.04 * spacing_mm * np.sqrt(3) + 0.02
+
+
+@settings(deadline=None, max_examples=40)
+@given(volumes(), SHAPES, st.one_of(st.none(), st.floats(0.7, 3.0)), st.booleans())
+def test_a_constant_comes_back_by_splines_where_the_crop_lies_and_nothing_elsewhere(volume, shape, spacing_mm, pads):
+    where = frame(volume, shape=shape, spacing_mm=spacing_mm, pads=pads)
+    back = where.interpolate(np.full(where.crop, 3.0), order=3)
+    plain = where.inverse(np.full(where.crop, 3.0))
+    assert np.isclose(back, 3, atol=1e-5).sum() + (back == 0).sum() == back.size
+    # Linearly, a voxel has the product of three weights, each of which is half where the crop ends.
+    assert (back[plain > 3 / 2 + 0.001] > 2.9).all()
+    assert not back[plain < 3 / 8 - 0.001].any()
+
+
+def noise(spacing_mm):
+    """A scan of noise alone, in a mean of 5."""
+    array = 5 + np.random.default_rng(0).standard_normal((60, 60, 30)).astype(np.float32)
+    return Volume(array, np.diag([*spacing_mm, 1.0]))
+
+
+def test_a_coarser_grid_averages_the_voxels_of_a_finer_scan_where_asked_to():
+    volume = noise((0.5, 0.5, 1.0))
+    points = frame(volume, spacing_mm=2.0).forward(volume.array)[1:-1, 1:-1, 1:-1]
+    means = frame(volume, spacing_mm=2.0, averages=True).forward(volume.array)[1:-1, 1:-1, 1:-1]
+    assert means.mean() == pytest.approx(5, abs=0.05)
+    assert means.std() < 0.5 * points.std()
+
+
+def test_an_axis_that_is_not_coarser_is_interpolated_as_ever():
+    volume = noise((2.0, 3.0, 6.0))
+    plain, averages = (frame(volume, spacing_mm=2.0, averages=yes).forward(volume.array) for yes in (False, True))
+    assert np.array_equal(plain, averages)
+
+
+def test_a_frame_says_in_json_whether_it_averages_and_one_of_before_did_not():
+    where = frame(noise((0.5, 0.5, 1.0)), spacing_mm=2.0, averages=True)
+    content = json.loads(json.dumps(where.to_json()))
+    assert Frame.from_json(content).averages is True
+    del content["averages"]
+    assert Frame.from_json(content).averages is False

@@ -97,6 +97,8 @@ class SynthesisFacts(Schema):
     "Older volumes were not clipped."
     blend: Literal["equal", "gaussian"] = "equal"
     "Older volumes were blended with equal weights."
+    detail: Literal["none", "source"] = "none"
+    "Older volumes were interpolated linearly."
     precision: Precision
 
 

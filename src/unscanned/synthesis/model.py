@@ -16,11 +16,12 @@ from unscanned.contrast.check import ContrastProfile
 from unscanned.display import AUTOMATIC, draws_progress, html_table, in_a_line
 from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, check_precision
-from unscanned.progress import Progress
+from unscanned.progress import Progress, begin, shares
 from unscanned.schema import read
 from unscanned.settings import Settings, Synthesis
 from unscanned.synthesis.card import card
 from unscanned.synthesis.context import chain
+from unscanned.synthesis.detail import restore_detail
 from unscanned.synthesis.reconstruct import check_grid
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.volumes.grid import Frame, frame
@@ -28,6 +29,9 @@ from unscanned.volumes.intensity import Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import Volume
 
 __all__ = ["Model"]
+
+_COSTS = (5, 75, 20)
+"Of the way to the model's grid, the network and the way back: between a fast network at 1.5 mm and a slow one."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -128,8 +132,8 @@ class Model:
         Args:
             volume: A scan of the source contrast.
             how: As `how` returned it; None takes the model's own settings with the changes.
-            progress: Called with (patches done, all patches, label). Without it a bar, in a terminal and in Jupyter;
-                None draws none.
+            progress: Called with (done, total, label) of the whole work. Without it a bar, in a terminal and in
+                Jupyter; None draws none.
             **changes: As for `how`, such as `stride=4`.
 
         Returns:
@@ -141,18 +145,20 @@ class Model:
             ResourceError: Memory does not hold a single patch.
         """
         how = how or self.how(**changes)
+        on_the_way, mapping, back = shares(progress, _COSTS)
+        begin(on_the_way, "to the model's grid")
         mask = head_mask(volume.array, volume.affine)
         scale = head_scale(volume.array, mask, self.normalization.percentile, where=volume.path)
         notes: list[str] = []
         where = self._frame(volume, mask, how.crop, notes.append)
-        z = self.normalization.source.standardize(where.forward(volume.array) / np.float32(scale))
+        source = where.forward(volume.array) / np.float32(scale)
         run = partial(
             chain,
-            z,
+            self.normalization.source.standardize(source),
             self.generators,
             context=self.settings.context.input,
             patch=self.settings.training.patch,
-            progress=progress,
+            progress=mapping,
             note=notes.append,
         )
         device = self.device
@@ -168,19 +174,26 @@ class Model:
                 synthetic = run(how.model_copy(update={"batch": None}), device="cpu")
             finally:
                 self.to(device)
+        begin(back, "back to the scan's grid")
         target = self.normalization.target
-        array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
+        if how.detail == "source" and where.resampled:
+            unit = restore_detail(where, volume.array / np.float32(scale), source, target.unit(synthetic))
+            array = unit * np.float32(target.scale)
+        else:
+            array = where.inverse(target.unit(synthetic) * np.float32(target.scale))
         if how.clip == "minimum":
             array = np.maximum(array, np.float32((target.minimum or 0.0) * target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes), synthetic=True)
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
         """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""
-        shape, spacing_mm = self.settings.prepare.shape, self.settings.prepare.spacing_mm
-        cropped = frame(volume, shape=shape, spacing_mm=spacing_mm, head=head, pads=False)
+        prepare = self.settings.prepare
+        onto = partial(frame, volume, spacing_mm=prepare.spacing_mm, averages=prepare.averages)
+        cropped = onto(shape=prepare.shape, head=head, pads=False)
         fits = cropped.holds(head)
         if crop == "never" or (crop == "auto" and not fits):
-            return frame(volume, spacing_mm=spacing_mm)
+            return onto()
         if not fits:
-            note(f"the head is larger than the model's grid of {list(shape)} voxels; what lies outside is left at 0")
+            shape = list(prepare.shape)
+            note(f"the head is larger than the model's grid of {shape} voxels; what lies outside is left at 0")
         return cropped

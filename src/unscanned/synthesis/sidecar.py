@@ -30,7 +30,7 @@ from unscanned.volumes.skull import looks_skull_stripped
 __all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "relative", "synthesis_facts"]
 
 
-_BEFORE = {"blend": "equal", "clip": "none"}
+_BEFORE = {"blend": "equal", "clip": "none", "detail": "none"}
 "What older volumes were made with, before there was a choice."
 
 
@@ -43,6 +43,7 @@ def synthesis_facts(how: Synthesis) -> SynthesisFacts:
         stride=how.stride if overlaps else None,
         blend=how.blend if overlaps else "equal",
         clip=how.clip,
+        detail=how.detail,
         precision=how.precision,
     )
 

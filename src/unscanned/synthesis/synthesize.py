@@ -22,7 +22,7 @@ from unscanned.files import atomic_path, lock, read_json, read_text, remove_part
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
 from unscanned.outputs import claim
-from unscanned.progress import Progress, within
+from unscanned.progress import Progress, begin, shares, within
 from unscanned.settings import Synthesis
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
@@ -33,6 +33,9 @@ __all__ = ["Synthesized", "list_inputs", "output_path", "refuse_collisions", "sy
 
 _ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 "What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
+
+_COSTS = (5, 85, 10)
+"Of reading and checking a scan, making the volume, and writing it with its sidecar, as in `Model.synthesize`."
 
 
 @dataclass(repr=False)
@@ -190,13 +193,16 @@ def _one(
     force: bool,
     progress: Progress | None,
 ) -> bool:
+    reading, making, writing = shares(progress, _COSTS)
+    begin(reading, "reading")
     volume = read_volume(scan)
     if not overwrite:
         if _is_done(path, output_key(volume, model, how), force):
             return False
         _claim(path, None if renew else model)
     checked = check_contrast(volume, model.profile, model.source, force=force)
-    synthetic = model.synthesize(volume, how, progress=progress)
+    synthetic = model.synthesize(volume, how, progress=making)
+    begin(writing, "writing")
     # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
     # in between, no volume stands without its own sidecar.
     with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:

@@ -68,7 +68,7 @@ def verify(
         scan: The source scan; None takes the path in the sidecar.
         device: Where to make it again.
         threads: CPU threads; None takes as many as made the volume.
-        progress: Called with (patches done, all patches, label).
+        progress: Called with (done, total, label).
 
     Raises:
         VolumeError: The volume, its sidecar or the scan cannot be read, or it is another scan.

@@ -28,7 +28,7 @@ from unscanned.progress import Progress
 __all__ = ["DEFAULT_MEMORY_MIB", "check_network", "map_volume", "plan"]
 
 DEFAULT_MEMORY_MIB = 1440
-"On a CPU; on a GPU, four fifths of what is free."
+"On a CPU, or what the smallest part of a volume takes if that is more; on a GPU, four fifths of what is free."
 
 LIBRARIES_MIB, THREAD_MIB = 56, 12
 "What the matrix libraries and the allocator take for themselves, and for each thread more than one, as measured."
@@ -188,6 +188,8 @@ def plan(
             least_rows = math.prod(min(n, t + reach) for n, t in zip(shape[:2], tile[:2], strict=True))
             work, cost = _tile_bytes(network, extents, least_rows), float(count * math.prod(extents))
         plans.append((fixed + work, cost, Plan(tile, brick)))
+    if memory_mib is None and device.type == "cpu":  # no one set a limit, so no scan is refused for it
+        allowed = max(allowed, min(needed for needed, *_ in plans))
     possible = [(cost, chosen) for needed, cost, chosen in plans if needed <= allowed]
     if not possible:
         raise SettingsError(

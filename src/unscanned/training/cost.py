@@ -167,7 +167,8 @@ def _patches(pairs: list[Pair], settings: Settings) -> int:
         return len(places)
     volume = read_volume(pairs[0].source)
     head = head_mask(volume.array, volume.affine)
-    where = frame(volume, shape=shape, spacing_mm=settings.prepare.spacing_mm, head=head)
+    prepare = settings.prepare
+    where = frame(volume, shape=shape, spacing_mm=prepare.spacing_mm, head=head, averages=prepare.averages)
     inside = where.forward(head.astype(np.float32)) > 0.5
     count = sum(bool(cut(inside, start, training.patch).mean() >= training.min_head) for start in places)
     if count == 0:

@@ -117,7 +117,7 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     source, target = read_volume(pair.source), read_volume(pair.target)
     aligned = align(pair, source, target, resample=settings.resample, percentile=settings.percentile)
     head = aligned.head
-    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head)
+    where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head, averages=settings.averages)
     appearance = measure_appearance(source.array, source.affine)
     arrays: dict[str, np.ndarray] = {
         "source": where.forward(aligned.source) / np.float32(aligned.source_scale),

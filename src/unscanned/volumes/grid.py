@@ -23,6 +23,9 @@ Triple = tuple[int, int, int]
 _TIE = 1e-6
 "Voxels: what lies exactly between two voxels goes the same way, whatever its last digits are."
 
+_SIGMA = 0.3
+"Voxels: standard deviation of a Gaussian that stands for a voxel's profile, about that of a box of its width."
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -35,6 +38,7 @@ class Frame:
         working_affine: Its affine.
         start: First voxel of the crop in the working grid; negative where the crop pads.
         crop: Shape of the crop: the model's grid.
+        averages: Whether a voxel of a coarser working grid averages the scan's, as a scanner's would.
     """
 
     shape: Triple
@@ -43,6 +47,13 @@ class Frame:
     working_affine: np.ndarray
     start: Triple
     crop: Triple
+    averages: bool = False
+
+    @property
+    def zoom(self) -> np.ndarray:
+        """Voxels of the working grid for each of the scan's along its axes in RAS+ order, (3,)."""
+        affine = ras_grid(self.shape, self.affine)[1]
+        return np.linalg.norm(affine[:3, :3], axis=0) / np.linalg.norm(self.working_affine[:3, :3], axis=0)
 
     @property
     def resampled(self) -> bool:
@@ -63,6 +74,8 @@ class Frame:
         array = to_ras(array, self.affine)
         if self.resampled:
             affine = ras_grid(self.shape, self.affine)[1]
+            if self.averages:
+                array = _averaged(array, 1 / self.zoom)
             array = _resample(array, affine, self.working_shape, self.working_affine)
         return _window(array, self.start, self.crop)
 
@@ -74,6 +87,34 @@ class Frame:
             array = _resample(array, self.working_affine, shape, affine)
         return from_ras(array, self.affine)
 
+    def interpolate(self, array: np.ndarray, *, order: int) -> np.ndarray:
+        """Bring an array on the model's grid back to the scan's own grid by splines, which keep more than `inverse`.
+
+        Args:
+            array: On the model's grid.
+            order: Of the splines: 1 is linear, 3 cubic.
+
+        Returns:
+            float32 on the scan's grid; outside the crop it is 0.
+        """
+        shape, _ = ras_grid(self.shape, self.affine)
+        # Continued by its edge, and cut afterwards: a spline through a step to 0 would ring.
+        array = ndimage.affine_transform(
+            np.asarray(array, np.float32),
+            self.zoom,
+            offset=np.negative(self.start),
+            output_shape=shape,
+            order=order,
+            mode="nearest",
+        )
+        for axis, (n, zoom) in enumerate(zip(shape, self.zoom, strict=True)):
+            start, stop = self.start[axis], self.start[axis] + self.crop[axis]
+            first = 0 if start <= 0 else math.ceil((start - 0.5) / zoom - _TIE)
+            last = n if stop >= self.working_shape[axis] else math.ceil((stop - 0.5) / zoom - _TIE)
+            along = np.moveaxis(array, axis, 0)
+            along[:first], along[last:] = 0, 0
+        return from_ras(array, self.affine)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that `from_json` reads back."""
         return {k: np.asarray(v).tolist() for k, v in asdict(self).items()}
@@ -82,7 +123,8 @@ class Frame:
     def from_json(cls, content: dict[str, Any]) -> Frame:
         """Return the frame that `to_json` wrote."""
         values: dict[str, Any] = {
-            k: np.array(v, float) if k.endswith("affine") else tuple(v) for k, v in content.items()
+            k: np.array(v, float) if k.endswith("affine") else tuple(v) if isinstance(v, list) else v
+            for k, v in content.items()
         }
         return cls(**values)
 
@@ -94,6 +136,7 @@ def frame(
     spacing_mm: float | None = None,
     head: np.ndarray | None = None,
     pads: bool = True,
+    averages: bool = False,
 ) -> Frame:
     """Return the frame that brings a scan to RAS+, to an isotropic spacing if asked, and to a shape if asked.
 
@@ -104,6 +147,8 @@ def frame(
         head: Mask of the head on the scan's grid; the crop is centred on its bounding box. None centres on the grid.
         pads: Whether the crop may reach beyond the scan. If not, it is moved inside, and no axis is longer than the
             scan's.
+        averages: Whether a voxel of a coarser grid averages the scan's voxels; else it is interpolated between the
+            nearest of them.
 
     Raises:
         SettingsError: A grid of this shape or spacing has more voxels than the budget for one volume.
@@ -132,7 +177,7 @@ def frame(
                 expected=f"at most {LIMIT_BYTES // 4:,} in all",
                 do="Choose a smaller shape or a larger spacing.",
             )
-    return Frame(volume.shape, np.asarray(volume.affine, float), grid_shape, affine, start, crop)
+    return Frame(volume.shape, np.asarray(volume.affine, float), grid_shape, affine, start, crop, averages)
 
 
 def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = False) -> np.ndarray:
@@ -180,6 +225,12 @@ def _resample(array: np.ndarray, affine: np.ndarray, shape: Triple, to_affine: n
     image = nib.Nifti1Image(np.pad(np.asarray(array, np.float32), 1, mode="edge"), affine @ outward)
     resampled = nibabel.processing.resample_from_to(image, (shape, to_affine), order=1, mode="constant")
     return np.asarray(resampled.dataobj, np.float32)
+
+
+def _averaged(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return an array blurred by what a voxel is larger after resampling by some factors: sigmas add as squares do."""
+    sigmas = _SIGMA * np.sqrt(np.maximum(factors**2 - 1, 0))
+    return ndimage.gaussian_filter(np.asarray(array, np.float32), sigmas, mode="nearest")
 
 
 def _window(array: np.ndarray, start: Sequence[int], shape: Triple) -> np.ndarray:
