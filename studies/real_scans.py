@@ -10,15 +10,15 @@ target's head, with the package's own metrics. Beside the models stand
 - own-regression: the same, fitted on the very pair that is scored. No method has its answer; it is a yardstick.
 
 OUT gets the synthetic volumes, scores.csv (a row for each arm, scan and metric), summary.csv (a row for each arm and
-metric: the mean over patients, the paired difference to the regression and its 95 % t-interval) and pictures.png.
-Called again, it keeps volumes that are there.
+metric: the mean over patients, the paired difference to the regression and its 95 % t-interval) and a picture of each
+scan. Called again, it keeps volumes that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from unscanned.evaluation.baselines import fit_regression
 from unscanned.evaluation.cases import Images, find_synthetic, list_volumes, load_images, training_pair
 from unscanned.evaluation.scores import score
 from unscanned.evaluation.statistics import compare, subject_means, summarize
+from unscanned.report.figures import case_figure
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 
@@ -65,31 +66,6 @@ def table(scores: Scores, reference: str = "regression") -> list[list[object]]:
     return rows
 
 
-def draw(all_images: Mapping[str, Images], arms: Sequence[str], path: Path) -> None:
-    """Draw one axial slice of each scan: source, the arms, target, all at one window."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = ("source", *arms, "target")
-    size = (2.2 * len(columns), 2.5 * len(all_images))
-    figure, axes = plt.subplots(len(all_images), len(columns), figsize=size, squeeze=False)
-    for row, (case, images) in zip(axes, all_images.items(), strict=True):
-        shown = {"source": images.source, "target": images.target, **{arm: images.arms[arm] for arm in arms}}
-        middle = int(np.average(np.arange(images.head.shape[2]), weights=images.head.sum((0, 1))))
-        across, along = images.spacing_mm[:2]
-        for place, name in zip(row, columns, strict=True):
-            slice_ = np.asarray(shown[name])[:, :, middle].T
-            place.imshow(slice_, cmap="gray", origin="lower", vmin=0, vmax=0.8, aspect=along / across)
-            place.set_xticks([])
-            place.set_yticks([])
-            place.set_title(name, fontsize=8)
-        row[0].set_ylabel(case, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Synthesize, score and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,7 +87,6 @@ def main() -> None:
         synthesize(load_model(folder, "cpu"), [(p.source, p.case) for p in pairs], given.out / name, force=True)
         made[name] = list_volumes(given.out / name)
     scores: Scores = {}
-    all_images = {}
     rows: list[list[object]] = []
     for pair in pairs:
         images = images_of(pair, [other for other in pairs if other.subject != pair.subject], made, given.target)
@@ -123,7 +98,17 @@ def main() -> None:
             for metric, value in found.items():
                 scores.setdefault(arm, {}).setdefault(metric, []).append((pair.subject, value))
                 rows.append([pair.case, arm, metric, f"{value:.5g}"])
-        all_images[pair.case] = images
+        shown = {arm: images.arms[arm] for arm in ("regression", *made)}
+        picture = case_figure(
+            images.target,
+            images.source,
+            shown,
+            images.head,
+            spacing_mm=images.spacing_mm,
+            contrasts=(given.source, given.target),
+            std=float(inside.std()),
+        )
+        (given.out / f"{pair.case}.png").write_bytes(picture)
     summary = table(scores)
     for name, header, content in (
         ("scores.csv", ["case", "arm", "metric", "value"], rows),
@@ -133,7 +118,6 @@ def main() -> None:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
             writer.writerows([[f"{cell:.5g}" if isinstance(cell, float) else cell for cell in row] for row in content])
-    draw(all_images, ["regression", *made], given.out / "pictures.png")
     print("| arm | metric | mean (SD) | minus the regression |")
     print("| --- | --- | --- | --- |")
     for arm, metric, mean, sd, _, difference, low, high in summary:
