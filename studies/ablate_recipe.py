@@ -292,15 +292,19 @@ def markdown(path: Path) -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         row = rows.setdefault((line["variant"], line["seed"]), [])
-        mean = float(line["mean"])
         if line["metric"] == "psnr":
-            told = f"{float(line[minus]):+.2f} [{float(line['low']):+.2f}, {float(line['high']):+.2f}]"
-            row[:] = [line["steps"], f"{mean:.2f} ({float(line['sd']):.2f})", told if line[minus] else ""]
+            interval = f" [{float(line['low']):+.2f}, {float(line['high']):+.2f}]" if line["low"] else ""
+            difference = f"{float(line[minus]):+.2f}{interval}" if line[minus] else ""
+            row[:] = [line["steps"], _mean_sd(line, 2), difference]
         elif line["metric"] in ("ssim", "hfen"):
-            row.append(f"{mean:.3f} ({float(line['sd']):.3f})")
+            row.append(_mean_sd(line, 3))
     header = ["variant", "seed", "steps", "PSNR, dB", minus, "SSIM", "HFEN"]
     body = [header, ["---"] * len(header), *([*key, *row] for key, row in rows.items())]
     return "\n".join(f"| {' | '.join(row)} |" for row in body)
+
+
+def _mean_sd(line: Mapping[str, str], digits: int) -> str:
+    return f"{float(line['mean']):.{digits}f}" + (f" ({float(line['sd']):.{digits}f})" if line["sd"] else "")
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
