@@ -236,3 +236,12 @@ def test_tissues_are_told_by_their_own_thresholds():
     assert tissue_volumes(target, moved) == pytest.approx((0.1 + 0.1 + 0) / 3)
     assert tissue_dice(target, np.zeros_like(target)) == pytest.approx(2 * 100 / 400 / 3)
     assert tissue_volumes(target, np.zeros_like(target)) == pytest.approx((2 + 1 + 1) / 3)
+
+
+@pytest.mark.parametrize("far", [1e6, 3e38])
+def test_a_volume_with_one_voxel_far_beyond_all_others_has_no_classes(far):
+    target = np.random.default_rng(0).random((10, 10, 10), np.float32)
+    damaged = target.copy()
+    damaged[0, 0, 0] = far
+    assert tissue_dice(target, damaged) == tissue_dice(target, np.zeros_like(target))
+    assert tissue_volumes(target, damaged) == tissue_volumes(target, np.zeros_like(target))

@@ -334,9 +334,11 @@ def _classes(values: Array) -> npt.NDArray[np.integer]:
     from skimage.filters import threshold_multiotsu
 
     values = values.ravel()
-    if len(np.unique(values)) < _CLASSES:
+    try:
+        thresholds = threshold_multiotsu(values, classes=_CLASSES)
+    except ValueError:  # there are no three intensities to tell apart, or one voxel is far beyond all others
         return np.zeros(values.shape, np.intp)
-    return np.digitize(values, threshold_multiotsu(values, classes=_CLASSES))
+    return np.digitize(values, thresholds)
 
 
 def slice_mse(target: Array, synthetic: Array, mask: Mask | None = None, *, axis: int) -> npt.NDArray[np.float64]:
