@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import ablate_recipe
 import pytest
@@ -50,3 +51,9 @@ def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes
     monkeypatch.setattr(ablate_recipe, "seconds_a_step", None)
     ablate(tiny_dataset, tmp_path / "out", variants, seconds=2.0, common=TINY)
     assert [path.read_bytes() for path in models] == before
+
+
+def test_the_table_of_the_results_is_that_of_its_file():
+    docs = Path(__file__).parents[2] / "docs"
+    for table in (docs / "experiments" / "scores").glob("recipe-*-table.csv"):
+        assert ablate_recipe.markdown(table) in (docs / "results.md").read_text(encoding="utf-8")
