@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 MEASURABLE = Path("/proc/self/clear_refs").exists()
@@ -32,3 +34,9 @@ def peak_growth_mib(work: Callable[[], object]) -> float:
     before = forget_peak()
     work()
     return peak_mib() - before
+
+
+def in_fresh_process(work: Callable[[], object]) -> object:
+    """Return what work, a function of a module, returns in a process that has done nothing before it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work).result()
