@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unscanned.errors import DatasetError
-from unscanned.evaluation.baselines import Regression, fit_regression, source_as_target
+from unscanned.evaluation.baselines import JointSums, Regression, fit_regression, source_as_target
 
 
 def draw(seed, shape=(30, 30, 30)):
@@ -78,3 +78,12 @@ def test_the_regression_survives_its_curve():
 def test_no_pair_at_all_is_refused():
     with pytest.raises(DatasetError, match="no voxel"):
         fit_regression([])
+
+
+def test_sums_without_a_pair_are_those_of_the_others():
+    first, second, third = ((draw(n), draw(n + 1), everywhere(draw(n))) for n in (0, 2, 4))
+    sums = [JointSums.of(*pair) for pair in (first, second, third)]
+    left = (sum(sums, JointSums.none()) - sums[1]).fit()
+    others = fit_regression([first, third])
+    assert left.source == pytest.approx(others.source, rel=1e-12)
+    assert left.target == pytest.approx(others.target, rel=1e-12)

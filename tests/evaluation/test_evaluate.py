@@ -285,6 +285,39 @@ def test_a_subject_that_was_trained_on_is_never_scored(cohort, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_left_out_one_by_one_each_subject_has_the_regression_of_all_others(cli, cohort, tmp_path):
+    left_out = evaluate(*cohort, tmp_path / "left-out", leave_one_out=True)
+    for subject in SUBJECTS:
+        others = [other for other in SUBJECTS if other != subject]
+        alone = evaluate(*cohort, tmp_path / subject, subjects=[subject], training=others)
+        for metric in ("mae", "psnr", "ssim"):
+            expected = values(alone, "regression", "head", metric)
+            found = values(left_out, "regression", "head", metric)
+            assert found[f"sub-{subject}"] == pytest.approx(expected[f"sub-{subject}"], rel=1e-9)
+    assert left_out.content.regression is None
+    page = write_report(tmp_path / "left-out", tmp_path / "report.html")
+    assert "regression" in page.read_text(encoding="utf-8")
+    dataset, arms = cohort
+    words = [dataset, f"good={arms['good']}", "-o", tmp_path / "cli", "--leave-one-out"]
+    done = cli("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "cli" / "evaluation.json").read_text())
+    assert [case["regression"] for case in again["cases"]] == [
+        case.regression.model_dump() for case in left_out.content.cases
+    ]
+
+
+def test_one_subject_alone_has_no_other_to_fit_a_regression_on(cohort, tmp_path):
+    found = evaluate(*cohort, tmp_path, subjects=["01"], leave_one_out=True)
+    assert found.arms == ("source", "good", "poor")
+    assert "no regression baseline" in "".join(found.content.warnings)
+
+
+def test_a_regression_on_training_subjects_and_on_all_others_is_refused(cohort, tmp_path):
+    with pytest.raises(SettingsError, match="training subjects too: 01"):
+        evaluate(*cohort, tmp_path, subjects=["02"], training=["01"], leave_one_out=True)
+
+
 def test_folders_without_volumes_are_refused(cohort, tmp_path):
     (tmp_path / "arm").mkdir()
     with pytest.raises(DatasetError, match="no case to score"):

@@ -652,6 +652,7 @@ def evaluate(
     target: Target = "T2",
     layout: InLayout = "auto",
     split: Path | None = None,
+    leave_one_out: bool = False,
     resample: Resample = False,
     labels: Path | None = None,
     json: Json = None,
@@ -659,6 +660,8 @@ def evaluate(
     """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
 
     Example: `unscanned evaluate data/my-bids synthetic/resgan synthetic/unet -o evaluation`
+
+    Example: `unscanned evaluate data/my-bids synthetic/t1w-t2w -o evaluation --source T1 --target T2 --leave-one-out`
 
     Parameters
     ----------
@@ -677,6 +680,9 @@ def evaluate(
     split
         split.json of the run: its test subjects are scored, and a voxelwise regression is fitted on its training
         subjects as a baseline.
+    leave_one_out
+        For models from elsewhere, that have seen no scan of the dataset: the regression of each subject is fitted on
+        all others.
     resample
         Bring volumes on another grid to the target's grid instead of refusing them.
     labels
@@ -703,6 +709,7 @@ def evaluate(
             layout=layout,
             subjects=parts["test"] if parts else None,
             training=parts["train"] if parts else (),
+            leave_one_out=leave_one_out,
             resample=resample,
             labels=labels,
             progress=progress,

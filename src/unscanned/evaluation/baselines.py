@@ -10,7 +10,7 @@ import numpy as np
 from unscanned.errors import DatasetError
 from unscanned.formats.evaluation import Curve
 
-__all__ = ["Regression", "fit_regression", "source_as_target"]
+__all__ = ["JointSums", "Regression", "fit_regression", "source_as_target"]
 
 _FINE_BINS = 8192
 _FINE_LOW, _FINE_HIGH = -0.5, 3.0
@@ -71,6 +71,62 @@ class Regression:
         return cls(np.array(curve.source), np.array(curve.target))
 
 
+@dataclass(frozen=True, eq=False)
+class JointSums:
+    """All that a regression needs of pairs, and what can be added up over them and taken away again.
+
+    Attributes:
+        sums: Of each fine bin of source intensity: voxels, and the sums of their source and target intensities, unit
+            scale; float64 (3, bins).
+    """
+
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> JointSums:
+        """Return the sums of one pair.
+
+        Args:
+            source: (i, j, k), unit scale.
+            target: Acquired target, same shape, unit scale.
+            mask: Head, same shape.
+        """
+        inside, wanted = source[mask].astype(np.float64), target[mask].astype(np.float64)
+        place = (inside - _FINE_LOW) / (_FINE_HIGH - _FINE_LOW) * _FINE_BINS
+        fine = np.clip(place, 0, _FINE_BINS - 1).astype(np.intp)
+        return cls(np.stack([np.bincount(fine, weights, minlength=_FINE_BINS) for weights in (None, inside, wanted)]))
+
+    @classmethod
+    def none(cls) -> JointSums:
+        """Return the sums of no pair."""
+        return cls(np.zeros((3, _FINE_BINS)))
+
+    def __add__(self, other: JointSums) -> JointSums:
+        return JointSums(self.sums + other.sums)
+
+    def __sub__(self, other: JointSums) -> JointSums:
+        return JointSums(self.sums - other.sums)
+
+    def fit(self, *, bins: int = 256) -> Regression:
+        """Return the regression of these pairs.
+
+        Args:
+            bins: Bins with about the same number of voxels each.
+
+        Raises:
+            DatasetError: No voxel to fit on.
+        """
+        counts = self.sums[0]
+        if not counts.any():
+            raise DatasetError("no voxel to fit the regression on", expected="training pairs with a head")
+        # A fine bin goes whole to the quantile bin that holds the middle of its voxels.
+        middle = (np.cumsum(counts) - counts / 2) / counts.sum()
+        coarse = np.minimum((middle * bins).astype(np.intp), bins - 1)
+        count, source_sum, target_sum = (np.bincount(coarse, weights=sums, minlength=bins) for sums in self.sums)
+        filled = count > 0
+        return Regression(source_sum[filled] / count[filled], target_sum[filled] / count[filled])
+
+
 def fit_regression(pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, bins: int = 256) -> Regression:
     """Fit the target as a function of the source's intensity at the same voxel, on the training subjects.
 
@@ -89,21 +145,4 @@ def fit_regression(pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *
         >>> bool(abs(curve(np.array([0.25]), np.array([True]))[0] - 0.75) < 1e-3)
         True
     """
-    counts, sources, targets = (np.zeros(_FINE_BINS) for _ in range(3))
-    for source, target, mask in pairs:
-        inside, wanted = source[mask].astype(np.float64), target[mask].astype(np.float64)
-        place = (inside - _FINE_LOW) / (_FINE_HIGH - _FINE_LOW) * _FINE_BINS
-        fine = np.clip(place, 0, _FINE_BINS - 1).astype(np.intp)
-        counts += np.bincount(fine, minlength=_FINE_BINS)
-        sources += np.bincount(fine, weights=inside, minlength=_FINE_BINS)
-        targets += np.bincount(fine, weights=wanted, minlength=_FINE_BINS)
-    if not counts.any():
-        raise DatasetError("no voxel to fit the regression on", expected="training pairs with a head")
-    # A fine bin goes whole to the quantile bin that holds the middle of its voxels.
-    middle = (np.cumsum(counts) - counts / 2) / counts.sum()
-    coarse = np.minimum((middle * bins).astype(np.intp), bins - 1)
-    count, source_sum, target_sum = (
-        np.bincount(coarse, weights=sums, minlength=bins) for sums in (counts, sources, targets)
-    )
-    filled = count > 0
-    return Regression(source_sum[filled] / count[filled], target_sum[filled] / count[filled])
+    return sum((JointSums.of(*pair) for pair in pairs), JointSums.none()).fit(bins=bins)

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import realpath
 from pathlib import Path
-from typing import Any
 
 from unscanned.datasets.layout import Layout, bids_suffix
 from unscanned.datasets.pairs import Pair, select_pairs
 from unscanned.display import AUTOMATIC, draws_progress, in_a_line
-from unscanned.errors import BUG, DatasetError, SettingsError
-from unscanned.evaluation.baselines import Regression, fit_regression
+from unscanned.errors import BUG, DatasetError, SettingsError, listed
+from unscanned.evaluation.baselines import JointSums, Regression
 from unscanned.evaluation.cases import (
     BASELINES,
     CEILINGS,
@@ -103,6 +102,7 @@ def evaluate(
     subjects: Sequence[str] | None = None,
     training: Sequence[str] = (),
     percentile: float | None = None,
+    leave_one_out: bool = False,
     resample: bool = False,
     labels: str | Path | None = None,
     progress: Progress | None = AUTOMATIC,
@@ -110,7 +110,8 @@ def evaluate(
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
 
     A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
-    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`. Where
+    `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`, and for a
+    model from elsewhere one fitted on the other scored subjects, if `leave_one_out` says so. Where
     `simulate --clean` made the dataset, its limits are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
 
     Args:
@@ -122,6 +123,8 @@ def evaluate(
         layout: Layout of the dataset; see `select_pairs`.
         subjects: Subjects to score; when unset, those for which any arm has a volume.
         training: Subjects that the arms were trained on, never scored.
+        leave_one_out: Fit the regression of each subject on all other subjects that are scored, for arms that were
+            trained on none of this dataset.
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
@@ -130,13 +133,21 @@ def evaluate(
         progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
-        SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, or a file in
-            `out` that is no evaluation's.
+        SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, a file in
+            `out` that is no evaluation's, or training subjects with `leave_one_out`.
         DatasetError: No case to score, none that can be, a subject that is both trained on and scored, or no label maps
             in their folder.
         BusyError: Another process writes into `out`.
     """
     _check_arms(synthetic)
+    if leave_one_out and training:
+        raise SettingsError(
+            "two sets of subjects to fit the regression on",
+            where="leave_one_out",
+            found=f"training subjects too: {listed(sorted(training))}",
+            expected="one of them",
+            do="Leave out the split for a model that was trained on other data.",
+        )
     claim_evaluation(out)
     tissues = find_labels(labels) if labels is not None else None
     folders = ", ".join(map(str, synthetic.values()))
@@ -160,10 +171,14 @@ def evaluate(
     _check_split(expected, training)
     intensities = _intensities(files)
     percentile = _percentile(intensities, percentile)
-    trained = [pair for pair in pairs if pair.subject in set(training)]
+    fitted_on = {pair.subject for pair, _ in files} if leave_one_out else set(training)
+    trained = [pair for pair in pairs if pair.subject in fitted_on]
     total = len(trained) + len(files)
     with lock(out):
-        regression, warnings = _fit(trained, percentile, resample, progress, total)
+        scored = {pair.subject for pair, _ in files}
+        regressions, warnings = _fit(trained, scored, percentile, resample, leave_one_out, progress, total)
+        own = regressions if leave_one_out else {}
+        shared = None if own else next(iter(regressions.values()), None)
         constants = _constants(intensities, warnings)
         scores: list[Score] = []
         slices: list[SliceErrors] = []
@@ -174,7 +189,7 @@ def evaluate(
                 images = load_images(
                     pair,
                     paths,
-                    regression=regression,
+                    regression=regressions.get(pair.subject),
                     percentile=percentile,
                     resample=resample,
                     ceilings=find_ceilings(dataset, pair.case, target),
@@ -193,7 +208,7 @@ def evaluate(
         if progress:
             progress(total, total, "scored")
         ceilings = [arm for arm in CEILINGS if any(row.arm == arm for row in scores)]
-        arms = (*BASELINES[: 2 if regression else 1], *ceilings, *synthetic)
+        arms = (*BASELINES[: 2 if regressions else 1], *ceilings, *synthetic)
         record = EvaluationRecord(
             unscanned=version(),
             created=utc_now(),
@@ -209,12 +224,15 @@ def evaluate(
             constants=constants,
             arms=summaries(arms, scores, expected),
             comparisons=comparisons(arms, next(iter(synthetic)), scores),
-            cases=[_describe(pair, paths) for pair, paths in files],
+            cases=[
+                _describe(pair, paths, regressions.get(pair.subject) if leave_one_out else None)
+                for pair, paths in files
+            ],
             scores=scores,
             slices=slices,
             failures=failures,
             warnings=list(dict.fromkeys(warnings)),
-            regression=regression.curve() if regression else None,
+            regression=shared.curve() if shared else None,
         )
         content = record.to_json()
         write_text(Path(out, "scores.csv"), scores_csv(scores, failures))
@@ -278,24 +296,33 @@ def _find_files(
 
 
 def _fit(
-    pairs: Sequence[Pair], percentile: float, resample: bool, progress: Progress | None, total: int
-) -> tuple[Regression | None, list[str]]:
-    """The voxelwise baseline of the training pairs, and a warning for each that could not be used."""
+    pairs: Sequence[Pair],
+    subjects: set[str],
+    percentile: float,
+    resample: bool,
+    leave_one_out: bool,
+    progress: Progress | None,
+    total: int,
+) -> tuple[dict[str, Regression], list[str]]:
+    """The voxelwise baseline of each subject to score, and a warning for each pair that could not be used."""
     warnings: list[str] = []
-
-    def usable() -> Any:
-        for index, pair in enumerate(pairs):
-            if progress:
-                progress(index, total, f"regression: {pair.case}")
-            try:
-                yield training_pair(pair, percentile=percentile, resample=resample)
-            except Exception as error:
-                warnings.append(f"left out of the regression: {of_one(error, where=pair.case)}")
-
+    sums: dict[str, JointSums] = {}
+    for index, pair in enumerate(pairs):
+        if progress:
+            progress(index, total, f"regression: {pair.case}")
+        try:
+            found = JointSums.of(*training_pair(pair, percentile=percentile, resample=resample))
+        except Exception as error:
+            warnings.append(f"left out of the regression: {of_one(error, where=pair.case)}")
+        else:
+            sums[pair.subject] = sums[pair.subject] + found if pair.subject in sums else found
+    everyone = sum(sums.values(), JointSums.none())
     try:
-        return fit_regression(usable()), warnings
+        if not leave_one_out:
+            return dict.fromkeys(subjects, everyone.fit()), warnings
+        return {subject: (everyone - sums.get(subject, JointSums.none())).fit() for subject in subjects}, warnings
     except DatasetError as error:
-        return None, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
+        return {}, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
 
 
 def _intensities(files: Files) -> list[tuple[str, Path, Intensity]]:
@@ -344,7 +371,7 @@ def _regions(scores: Sequence[Score], labels: str | Path | None) -> dict[str, st
     return {**REGIONS, **dict.fromkeys(sorted(tissues), f"voxels of this tissue, from the label maps in {labels}")}
 
 
-def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:
+def _describe(pair: Pair, paths: Mapping[str, Path | None], own: Regression | None) -> Case:
     return Case(
         case=pair.case,
         subject=pair.subject,
@@ -352,4 +379,5 @@ def _describe(pair: Pair, paths: Mapping[str, Path | None]) -> Case:
         source=realpath(pair.source),
         target=realpath(pair.target) if pair.target else None,
         synthetic={arm: realpath(path) if path else None for arm, path in paths.items()},
+        regression=own.curve() if own else None,
     )

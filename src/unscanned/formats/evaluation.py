@@ -44,6 +44,13 @@ class Constants(Schema):
     "In words."
 
 
+class Curve(Schema):
+    """The voxelwise regression: mean intensities of its bins in unit scale, ascending in the source."""
+
+    source: list[float]
+    target: list[float]
+
+
 class Case(Schema):
     """The files of a case, so that a report finds them again."""
 
@@ -54,6 +61,8 @@ class Case(Schema):
     target: str | None
     synthetic: dict[str, str | None]
     "By arm; None where there is none."
+    regression: Curve | None = None
+    "The voxelwise regression, where it was fitted on the other subjects and so is this one's own."
 
 
 class Score(Schema):
@@ -130,13 +139,6 @@ class Comparison(Difference):
     metric: str
 
 
-class Curve(Schema):
-    """The voxelwise regression: mean intensities of its bins in unit scale, ascending in the source."""
-
-    source: list[float]
-    target: list[float]
-
-
 class EvaluationRecord(Record):
     """Scores of all arms on the same cases."""
 
@@ -175,7 +177,7 @@ class EvaluationRecord(Record):
     failures: list[Failure]
     warnings: list[str]
     regression: Curve | None
-    "None where there was no subject to fit it on."
+    "That of all cases; None where there was no subject to fit it on, and where each case has its own."
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:

@@ -191,7 +191,7 @@ def _case(
         images = load_images(
             Pair(entry.subject, entry.session, Path(entry.source), Path(entry.target) if entry.target else None),
             {arm: Path(path) if path else None for arm, path in entry.synthetic.items()},
-            regression=Regression.from_curve(content.regression) if content.regression else None,
+            regression=Regression.from_curve(curve) if (curve := entry.regression or content.regression) else None,
             percentile=content.percentile,
             resample=content.resample,
         )
