@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint notebook bench gpu storm fuzz sbom clean
+.PHONY: demo test lint models notebook bench gpu storm fuzz sbom clean
 
 # The main job on simulated heads: train, synthesize, score, report. A few minutes on two cores.
 demo: $(VENV)/package
@@ -18,6 +18,13 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Trains the package's models anew from docs/experiments/models.toml, goes on where it was, and puts them on their shelf:
+# make models LABELS=head-labels REAL="ms-t1-t2-flair glioma-t1-t2-flair" MODELS="pd-t2 t1w-t2w"
+models: $(VENV)/package
+	$(if $(LABELS),,$(error give the folder of label maps: make models LABELS=FOLDER))
+	$(BIN)/python tools/make_models.py runs/models --labels $(LABELS) $(if $(REAL),--real $(REAL)) \
+		$(if $(MODELS),--models $(MODELS))
 
 # Runs docs/notebook.ipynb anew and keeps what its cells show.
 notebook: $(VENV)/dev

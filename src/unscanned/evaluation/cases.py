@@ -16,6 +16,7 @@ from unscanned.errors import DatasetError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.evaluation.tissues import Labels
 from unscanned.files import read_json
+from unscanned.formats.evaluation import Case, EvaluationRecord
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
 from unscanned.schema import read
@@ -27,6 +28,7 @@ __all__ = [
     "BASELINES",
     "CEILINGS",
     "Images",
+    "evaluated_images",
     "find_ceilings",
     "find_synthetic",
     "list_volumes",
@@ -203,6 +205,22 @@ def load_images(
         warnings.append(f"no errors by tissue: {of_one(error, where=pair.case)}")
     i, j, k = np.linalg.norm(target.affine[:3, :3], axis=0).tolist()
     return Images(unit, source, head, arms, (i, j, k), failures, warnings, scales, target.affine, tissues)
+
+
+def evaluated_images(case: Case, evaluation: EvaluationRecord) -> Images:
+    """Return the images of a case as an evaluation scored them, without limits and tissues.
+
+    Raises:
+        VolumeError, DatasetError: As for `load_images`.
+    """
+    curve = case.regression or evaluation.regression
+    return load_images(
+        Pair(case.subject, case.session, Path(case.source), Path(case.target) if case.target else None),
+        {arm: Path(path) if path else None for arm, path in case.synthetic.items()},
+        regression=Regression.from_curve(curve) if curve else None,
+        percentile=evaluation.percentile,
+        resample=evaluation.resample,
+    )
 
 
 def training_pair(

@@ -92,3 +92,5 @@ class CardRecord(About, Record):
     made: str
     "UTC time."
     scores: list[DomainScore] = Field([])
+    pictures: dict[str, str] = Field({})
+    "Path of an image in the model's folder, by the domain's name."

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from unscanned.datasets.layout import sidecar_path
-from unscanned.datasets.pairs import Pair
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, listed
-from unscanned.evaluation.baselines import Regression
-from unscanned.evaluation.cases import BASELINES, Images, load_images
+from unscanned.evaluation.cases import BASELINES, Images, evaluated_images
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import case_constants
 from unscanned.files import read_json, write_text
@@ -188,13 +186,7 @@ def _case(
     case: dict[str, Any] = {"name": entry.case, "failures": failures, "figure": None, "strips": [], "reason": None}
     case |= {"in_viewer": False, "left_out": ""}
     try:
-        images = load_images(
-            Pair(entry.subject, entry.session, Path(entry.source), Path(entry.target) if entry.target else None),
-            {arm: Path(path) if path else None for arm, path in entry.synthetic.items()},
-            regression=Regression.from_curve(curve) if (curve := entry.regression or content.regression) else None,
-            percentile=content.percentile,
-            resample=content.resample,
-        )
+        images = evaluated_images(entry, content)
         made = {arm: image for arm, image in images.arms.items() if arm not in BASELINES}
         contrasts = content.source, content.target
         std = case_constants(images, content.constants)[1]

@@ -1,0 +1,194 @@
+"""Train the models of the package, score them, and put them on its shelf: `make models`.
+
+python tools/make_models.py runs/models --labels head-labels [--real DATASET...] [--models pd-t2 t1w-t2w]
+
+Everything comes from docs/experiments/models.toml. For each model, OUT gets
+
+- the heads that it is trained on and chosen by, and those of anatomies that are left out, to test on,
+- the run of `unscanned train`, which goes on where it was when the call is repeated,
+- synthetic volumes and an evaluation for each domain: the test heads, test heads beyond the spread of the training, and
+  real scans of BIDS datasets that have both contrasts, whole heads and extracted brains. Beside the model stand the
+  source and a voxelwise regression of all other subjects,
+- the model in half precision with its card, which then replaces the one on the shelf.
+
+--shelf FOLDER is another shelf than the package's. Without --labels, heads of the package's own take their place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from os.path import realpath
+from pathlib import Path
+from typing import Any
+
+from unscanned.cli.running import Stop
+from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.errors import DatasetError, SettingsError
+from unscanned.evaluation.evaluate import evaluate
+from unscanned.report.model_card import write_card
+from unscanned.settings import Settings, resolve
+from unscanned.simulation.simulate import simulate
+from unscanned.simulation.wide import Spread
+from unscanned.synthesis.model import Model
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.pack import pack
+from unscanned.synthesis.shelf import SHIPPED, shelve
+from unscanned.synthesis.synthesize import synthesize
+from unscanned.training.run import train
+from unscanned.volumes.nifti import read_volume
+from unscanned.volumes.skull import looks_skull_stripped
+
+FILE = Path(__file__).parents[1] / "docs" / "experiments" / "models.toml"
+
+Contrasts = tuple[str, str]
+"Source and target."
+
+
+def make_model(
+    name: str, plan: Mapping[str, Any], out: Path, labels: Path | None, real: Sequence[Path], shelf: Path
+) -> Path:
+    """Train, score, pack and shelve one model of the plan.
+
+    Args:
+        name: Of the model.
+        plan: What models.toml says.
+        out: Folder of all that is made on the way.
+        labels: Folder of label maps; None takes heads of the package's own.
+        real: BIDS datasets of real scans.
+        shelf: Where the model goes.
+
+    Returns:
+        Its folder on the shelf.
+
+    Raises:
+        UnscannedError: As for `simulate`, `train`, `evaluate`, `pack` and `write_card`.
+    """
+    own, heads = plan["models"][name], plan["heads"]
+    contrasts = (own["source"], own["target"])
+    training_maps, test_maps = divide(labels, heads["held_out"], out / "labels") if labels else (None, None)
+    settings = settings_of(plan, contrasts, training_maps)
+    common = {
+        "physics": "wide",
+        "contrasts": contrasts,
+        "shape": tuple(settings.prepare.shape),
+        "spacing_mm": settings.prepare.spacing_mm,
+    }
+    dataset = simulate(out / name / "heads", labels=training_maps, **heads["training"], **common)
+    with Stop() as stop:
+        train(dataset, out / name / "run", settings, should_stop=stop)
+    model = load_model(out / name / "run" / "model", "cpu")
+
+    common |= {"labels": test_maps, **heads["test"]}
+    beyond = Spread(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in heads["beyond"].items()}
+    )
+    domains = {
+        "simulated heads, anatomies left out": simulate(out / name / "test", clean=True, **common),
+        "simulated heads, noise, receive field and slices beyond the training's": simulate(
+            out / name / "beyond", clean=True, spread=beyond, **common
+        ),
+        **real_domains(real, contrasts, out / name),
+    }
+    evaluations, scans = {}, []
+    for number, (domain, place) in enumerate(domains.items(), 1):
+        pairs = select_pairs(place, source=contrasts[0], target=contrasts[1]).pairs
+        scans.append(read_volume(pairs[0].source))
+        evaluations[domain] = score(model, place, pairs, contrasts, name, out / name / f"domain-{number}")
+
+    folder = out / "packed" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    pack(model, folder, scans)
+    words = {key: value for key, value in own.items() if key not in ("source", "target")}
+    write_card(folder, {**plan["card"], "command": f"make models MODELS={name}", **words}, evaluations)
+    shutil.rmtree(shelf / name, ignore_errors=True)
+    shutil.copytree(folder, shelf / name)
+    shelve(shelf, name)
+    return shelf / name
+
+
+def settings_of(plan: Mapping[str, Any], contrasts: Contrasts, labels: Path | None) -> Settings:
+    """Return the settings of a training: those of all models, with its contrasts and label maps."""
+    common = {key: value for key, value in plan["settings"].items() if key != "preset"}
+    common["data"] = {"source": contrasts[0], "target": contrasts[1]}
+    if labels:
+        common["simulated"] = {**common["simulated"], "labels": str(labels)}
+    return resolve(plan["settings"]["preset"], overrides=common)
+
+
+def divide(labels: Path, held_out: Sequence[str], out: Path) -> tuple[Path, Path]:
+    """Return two folders of links to the label maps: those to train on, and those that are held out.
+
+    Raises:
+        SettingsError: One to hold out is not there.
+    """
+    maps = {path.name: path for path in sorted(labels.glob("*.nii*"))}
+    if missing := [name for name in held_out if name not in maps]:
+        raise SettingsError("no such label map", where=labels, found=", ".join(maps), expected=", ".join(missing))
+    folders = out / "train", out / "test"
+    for folder, is_held_out in zip(folders, (False, True), strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in maps.items():
+            if (name in held_out) == is_held_out and not (folder / name).exists():
+                (folder / name).symlink_to(realpath(path))
+    return folders
+
+
+def real_domains(datasets: Sequence[Path], contrasts: Contrasts, out: Path) -> dict[str, Path]:
+    """Write tables of all real pairs, of whole heads and of extracted brains; return those of two patients and more."""
+    pairs: list[Pair] = []
+    for dataset in datasets:
+        try:
+            pairs += select_pairs(dataset, source=contrasts[0], target=contrasts[1]).pairs
+        except DatasetError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+    stripped = {pair.case for pair in pairs if _is_stripped(pair)}
+    parts = {
+        "real scans": pairs,
+        "real scans, whole heads": [pair for pair in pairs if pair.case not in stripped],
+        "real scans, extracted brains": [pair for pair in pairs if pair.case in stripped],
+    }
+    found = {}
+    for domain, part in parts.items():
+        if len({pair.subject for pair in part}) > 1:
+            found[domain] = out / f"{domain.replace(', ', '-').replace(' ', '-')}.csv"
+            with open(found[domain], "w", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(["subject", "session", *contrasts])
+                rows.writerows([p.subject, p.session or "", realpath(p.source), realpath(p.target)] for p in part)
+    return found
+
+
+def _is_stripped(pair: Pair) -> bool:
+    scan = read_volume(pair.source)
+    return looks_skull_stripped(scan.array, scan.affine)
+
+
+def score(model: Model, dataset: Path, pairs: Sequence[Pair], contrasts: Contrasts, arm: str, out: Path) -> Path:
+    """Synthesize and score a domain; return the folder of the evaluation."""
+    synthesize(model, [(pair.source, pair.case) for pair in pairs], out / arm, renew=True, force=True)
+    source, target = contrasts
+    evaluate(dataset, {arm: out / arm}, out / "evaluation", source=source, target=target, leave_one_out=True)
+    return out / "evaluation"
+
+
+def main() -> None:
+    """Make the models that are named, one after the other."""
+    plan = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--real", type=Path, nargs="*", default=[])
+    parser.add_argument("--models", nargs="*", choices=plan["models"], default=list(plan["models"]), metavar="NAME")
+    parser.add_argument("--shelf", type=Path, default=SHIPPED)
+    given = parser.parse_args()
+    for name in given.models:
+        print(make_model(name, plan, given.out, given.labels, given.real, given.shelf))
+
+
+if __name__ == "__main__":
+    main()
