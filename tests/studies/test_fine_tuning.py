@@ -1,0 +1,30 @@
+import sys
+
+import fine_tuning
+import pytest
+
+from unscanned.files import read_json
+from unscanned.formats.evaluation import read_evaluation
+from unscanned.synthesis.sidecar import read_sidecar
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*held out here")  # the tiny model has seen two of the four
+def test_each_patient_is_made_by_networks_that_have_not_seen_it(tiny_dataset, tiny_run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    words = [out, tiny_run / "model", tiny_dataset, "--source", "PD", "--target", "T2", "--steps", 2]
+    monkeypatch.setattr(sys, "argv", ["fine_tuning.py", *map(str, words)])
+    fine_tuning.main()
+    subjects = {"001", "002", "003", "004"}
+    for patient in subjects:
+        for arm in fine_tuning.ARMS:
+            run = out / f"{arm}-without-{patient}"
+            assert set(read_json(run / "split.json")["train"]) == subjects - {patient}
+            facts = read_json(run / "model" / "model.json")["provenance"]
+            assert ("started_from" in facts) == (arm == "fine-tuned")
+            [made] = out.joinpath(arm, f"sub-{patient}").rglob("*.nii.gz")
+            assert read_sidecar(made).model.sha256 == fine_tuning.load_model(run / "model", "cpu").sha256
+    record = read_evaluation(out / "evaluation")
+    assert set(record.arms) == {"source", "regression", "as-it-is", *fine_tuning.ARMS}
+    assert all(arm["head"]["psnr"].n == 4 for arm in record.arms.values())
+    assert "| fine-tuned | psnr |" in capsys.readouterr().out
