@@ -60,6 +60,7 @@ def spoiled(scan: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volum
     ball = Volume((0.8 * brightest * (radius < 80)).astype(np.float32), affine)
     yield "ball phantom", Volume(noisy(ball, 0.02, rng), affine)
     yield "lower half of a head", Volume(array[:, :, :half], affine)
+    yield "neck and jaw", Volume(array[:, :, : round(70 / scan.spacing_mm[2])], affine)
     thick = round(30 / scan.spacing_mm[2])
     yield "slab of 60 mm", Volume(array[:, :, half - thick : half + thick], affine @ _moved(half - thick))
     yield "noise of 15 %", Volume(noisy(scan, 0.15, rng), affine)

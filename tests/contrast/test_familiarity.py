@@ -50,19 +50,43 @@ def test_training_scans_judged_by_the_others_have_a_mean_square_score_of_one():
         variance = others.var(0, ddof=1)
         distances.append(np.sqrt(np.mean((own - others.mean(0)) ** 2 / (variance + 0.09 * variance.mean()))))
     profile = FamiliarityProfile.of(training)
-    assert profile.layers[1].scale == pytest.approx(np.sqrt(np.mean(np.square(distances))), rel=1e-4)
+    assert profile.groups["layer 2"].scale == pytest.approx(np.sqrt(np.mean(np.square(distances))), rel=1e-4)
+    assert list(profile.groups) == ["detail", "extent", "layer 1", "layer 2"]
     assert 1 < profile.largest < 3
     assert profile.warns_above == WARNS * profile.largest
     assert profile.refuses_above == REFUSES * profile.largest
 
 
-def test_the_score_is_the_root_mean_square_over_the_layers(profile):
-    centre = dataclasses.replace(ORDINARY, features=tuple(layer.centre for layer in profile.layers))
+def test_detail_and_extent_count_in_their_own_units_however_alike_the_training_scans_are(profile):
+    assert profile.groups["extent"].spread == (15, 15, 15)
+    assert profile.groups["detail"].spread == (0.03, 0.03, 0.03)
+    assert profile.groups["extent"].scale == profile.groups["detail"].scale == 1
+    same = FamiliarityProfile.of([ORDINARY] * 6)
+    assert list(same.groups) == ["detail", "extent"]
+    assert same.largest == 1
+    assert same.score(dataclasses.replace(ORDINARY, extent_mm=(175.0, 200.0, 180.0))) == pytest.approx(math.sqrt(1 / 6))
+
+
+def at_the_centre(profile):
+    groups = profile.groups
+    layers = (groups["layer 1"].centre, groups["layer 2"].centre)
+    return Traits(ORDINARY.edges_mm, groups["extent"].centre, groups["detail"].centre, layers)
+
+
+def test_the_score_is_the_root_mean_square_over_the_groups(profile):
+    centre = at_the_centre(profile)
     assert profile.score(centre) == 0
-    first = profile.layers[0]
+    first = profile.groups["layer 1"]
     away = tuple(c + 3 * first.scale * s for c, s in zip(first.centre, first.spread, strict=True))
-    seen = dataclasses.replace(centre, features=(away, profile.layers[1].centre))
-    assert profile.score(seen) == pytest.approx(3 / math.sqrt(2))
+    seen = dataclasses.replace(centre, features=(away, centre.features[1]))
+    assert profile.distances(seen) == pytest.approx({"detail": 0, "extent": 0, "layer 1": 3, "layer 2": 0})
+    assert profile.score(seen) == pytest.approx(3 / 2)
+
+
+def test_noise_is_refused_for_its_detail_where_the_features_say_nothing(profile):
+    noise = dataclasses.replace(at_the_centre(profile), detail=(1.0, 1.0, 1.0))
+    with pytest.raises(VolumeError, match=r"most of it from the detail; noisier or sharper"):
+        judge(noise, profile)
 
 
 def test_a_familiar_scan_passes_without_a_word(profile):
@@ -72,9 +96,11 @@ def test_a_familiar_scan_passes_without_a_word(profile):
 
 
 def test_a_scan_between_the_limits_is_warned_of_and_one_beyond_is_refused(profile):
-    slope = profile.score(with_features(100.0)) / 100
+    slope = profile.score(with_features(1000.0)) / 1000
     between = (profile.warns_above + profile.refuses_above) / 2 / slope
-    with pytest.warns(UserWarning, match=r"scan\.nii\.gz: unlike the scans .* score \d\.\d\d: the network's features"):
+    with pytest.warns(
+        UserWarning, match=r"scan\.nii\.gz: unlike the scans .* score \d\.\d\d, most of it from the features"
+    ):
         found = judge(with_features(between), profile, where="scan.nii.gz")
     assert found.verdict == "warned"
     beyond = with_features(1.2 * profile.refuses_above / slope)
@@ -99,11 +125,11 @@ def test_features_that_are_no_numbers_are_refused(profile):
     ("change", "words"),
     [
         ({"edges_mm": (0.9, 0.9, 3.0)}, r"voxels of 0\.9 x 0\.9 x 3 mm, theirs have 1\.5 x 1\.5 x 1\.5 mm"),
-        ({"extent_mm": (160.0, 200.0, 90.0)}, r"90 mm of head from bottom to top, theirs 17\d to 18\d mm"),
-        ({"detail": (0.6, 0.6, 0.5)}, r"smoother from bottom to top \(0\.50, theirs 0\.59 to 0\.61\)"),
+        ({"extent_mm": (160.0, 200.0, 155.0)}, r"155 mm of head from bottom to top, theirs 17\d to 18\d mm"),
+        ({"detail": (0.6, 0.6, 0.55)}, r"smoother from bottom to top \(0\.55, theirs 0\.59 to 0\.61\)"),
         (
-            {"detail": (0.9, 0.9, 0.6)},
-            r"noisier or sharper from left to right \(0\.90, theirs .*\), back to front \(0\.90, theirs .*\)$",
+            {"detail": (0.65, 0.65, 0.6)},
+            r"noisier or sharper from left to right \(0\.65, theirs .*\), back to front \(0\.65, theirs .*\)$",
         ),
     ],
 )
@@ -114,11 +140,14 @@ def test_voxels_extent_and_detail_alone_warn_and_say_what_it_is(profile, change,
 
 
 def test_layers_that_never_differ_say_nothing():
-    same = [dataclasses.replace(seen, features=((1.0, 2.0), (3.0,))) for seen in scans()]
+    same = [dataclasses.replace(seen, features=((1.0, 2.0), seen.features[1])) for seen in scans()]
     profile = FamiliarityProfile.of(same)
-    assert (profile.layers, profile.largest, profile.warns_above) == ((), None, None)
-    found = judge(with_features(1e9), profile)
-    assert (found.verdict, found.score) == ("familiar", None)
+    assert list(profile.groups) == ["detail", "extent", "layer 2"]
+    assert profile.distances(dataclasses.replace(ORDINARY, features=((9.0, 9.0), (0.0,) * 4))).keys() == {
+        "detail",
+        "extent",
+        "layer 2",
+    }
 
 
 def test_a_profile_is_the_same_after_it_was_written(profile):

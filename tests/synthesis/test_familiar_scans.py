@@ -154,7 +154,7 @@ def test_training_keeps_what_the_scans_were_like(run, heads):
     model = load_model(run)
     profile = model.familiarity
     assert profile.scans == 6
-    assert len(profile.layers) == 2
+    assert list(profile.groups) == ["detail", "extent", "layer 1", "layer 2"]
     subjects = json.loads((run / "split.json").read_text())["train"]
     scans = [read_volume(heads / f"sub-{s}" / "anat" / f"sub-{s}_PDw.nii.gz") for s in subjects]
     assert with_familiarity(model, scans).familiarity == profile

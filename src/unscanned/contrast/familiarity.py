@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,11 +11,10 @@ import numpy as np
 from unscanned.display import warn
 from unscanned.errors import VolumeError
 
-__all__ = ["FEWEST", "REFUSES", "WARNS", "Familiarity", "FamiliarityProfile", "Layer", "Span", "Traits", "judge"]
+__all__ = ["FEWEST", "REFUSES", "WARNS", "Familiarity", "FamiliarityProfile", "Group", "Span", "Traits", "judge"]
 
 WARNS, REFUSES = 1.25, 2.0
-"""A score is too large from these times the largest one of a training scan, judged by the others. Fixed before any
-scan of docs/familiarity.md was judged."""
+"A score is too large from these times the largest one of a training scan, judged by the others."
 
 FEWEST = 5
 "Training scans from which a profile is made; fewer say too little about each other."
@@ -23,8 +22,14 @@ FEWEST = 5
 _LEAST_SPREAD = 0.3
 "Of a feature, in the root mean square spread of its layer: few scans may agree in one feature by chance."
 
+_KINDS = {"detail": "the detail", "extent": "the extent of the head"}
+"What is said of a group; the others are layers."
+
 _EDGE, _EXTENT_MM, _DETAIL = 1.25, 15.0, 0.03
-"How far beyond those of the training scans the edges (a factor), the extent and the detail may lie."
+"How far beyond those of the training scans the edges (a factor), the extent and the detail may lie without a word."
+
+_LEAST: Mapping[str, float] = {"detail": _DETAIL, "extent": _EXTENT_MM}
+"Spreads that a profile does not go below."
 
 _AXES = ("left to right", "back to front", "bottom to top")
 
@@ -48,6 +53,12 @@ class Traits:
     detail: Triple
     features: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def groups(self) -> dict[str, tuple[float, ...]]:
+        """All that counts in a score, by group."""
+        layers = {f"layer {number}": vector for number, vector in enumerate(self.features, 1)}
+        return {"detail": self.detail, "extent": self.extent_mm, **layers}
+
 
 class Span(NamedTuple):
     """The smallest and the largest value of the training scans."""
@@ -57,8 +68,8 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The features of one layer over the training scans.
+class Group:
+    """Numbers that belong together over the training scans.
 
     Attributes:
         centre: Means.
@@ -70,9 +81,9 @@ class Layer:
     spread: tuple[float, ...]
     scale: float
 
-    def distance(self, features: Sequence[float]) -> float:
-        """Return how far features lie from the centre: 1 is ordinary for a training scan."""
-        return _distance(np.array(features), np.array(self.centre), np.array(self.spread)) / self.scale
+    def distance(self, numbers: Sequence[float]) -> float:
+        """Return how far a scan lies from the centre: 1 is ordinary for a training scan."""
+        return _distance(np.array(numbers), np.array(self.centre), np.array(self.spread)) / self.scale
 
 
 Spans = tuple[Span, Span, Span]
@@ -87,58 +98,60 @@ class FamiliarityProfile:
         edges_mm: Range of the voxel edges, ascending.
         extent_mm: Range of the head's extent along the axes of RAS.
         detail: Range of the detail along the same axes.
-        layers: Features of the network's layers; none where they say nothing.
-        largest: Largest score of a training scan, judged by the others; None without layers.
+        groups: What counts in a score, by name: detail, extent, and the features of each layer that says something.
+        largest: Largest score of a training scan, judged by the others; 1 or more.
     """
 
     scans: int
     edges_mm: Spans
     extent_mm: Spans
     detail: Spans
-    layers: tuple[Layer, ...] = ()
-    largest: float | None = None
+    groups: dict[str, Group]
+    largest: float
 
     @classmethod
     def of(cls, scans: Sequence[Traits]) -> FamiliarityProfile | None:
         """Return the profile of training scans, or None where there are fewer than `FEWEST`."""
         if len(scans) < FEWEST:
             return None
-        layers, alone = [], []
-        for vectors in (np.array(vectors) for vectors in zip(*(seen.features for seen in scans), strict=True)):
-            distances = np.array([_left_out(vectors, index) for index in range(len(vectors))])
-            scale = float(np.sqrt(np.mean(distances**2)))
+        groups, distances = {}, []
+        for name in scans[0].groups:
+            vectors, least = np.array([seen.groups[name] for seen in scans]), _LEAST.get(name)
+            own = np.array([_left_out(vectors, index, least) for index in range(len(vectors))])
+            scale = float(np.sqrt(np.mean(own**2)))
+            if least is not None:
+                scale = max(1.0, scale)  # in units that mean something by themselves
             if np.isfinite(scale) and scale > 0:
-                centre, spread = _centre_and_spread(vectors)
-                layers.append(Layer(_rounded(centre), _rounded(spread), _rounded([scale])[0]))
-                alone.append(distances / scale)
-        largest = float(np.sqrt(np.mean(np.square(alone), axis=0)).max()) if alone else None
+                centre, spread = _centre_and_spread(vectors, least)
+                groups[name] = Group(_rounded(centre), _rounded(spread), *_rounded([scale]))
+                distances.append(own / scale)
+        largest = max(1.0, np.sqrt(np.mean(np.square(distances), axis=0)).max())
         return cls(
             len(scans),
             _spans([seen.edges_mm for seen in scans]),
             _spans([seen.extent_mm for seen in scans]),
             _spans([seen.detail for seen in scans]),
-            tuple(layers),
-            None if largest is None else _rounded([largest])[0],
+            groups,
+            *_rounded([largest]),
         )
 
     @property
-    def warns_above(self) -> float | None:
+    def warns_above(self) -> float:
         """Largest score without a warning."""
-        return None if self.largest is None else WARNS * self.largest
+        return WARNS * self.largest
 
     @property
-    def refuses_above(self) -> float | None:
+    def refuses_above(self) -> float:
         """Largest score that is not refused."""
-        return None if self.largest is None else REFUSES * self.largest
+        return REFUSES * self.largest
 
-    def score(self, seen: Traits) -> float | None:
-        """Return the root mean square distance of a scan's features over the layers: 1 is ordinary.
+    def distances(self, seen: Traits) -> dict[str, float]:
+        """Return how far a scan lies from the training scans in each group: 1 is ordinary."""
+        return {name: group.distance(seen.groups[name]) for name, group in self.groups.items()}
 
-        None where the profile has no layers.
-        """
-        pairs = zip(self.layers, seen.features, strict=False)
-        distances = [layer.distance(features) for layer, features in pairs]
-        return float(np.sqrt(np.mean(np.square(distances)))) if distances else None
+    def score(self, seen: Traits) -> float:
+        """Return the root mean square distance over the groups."""
+        return float(np.sqrt(np.mean(np.square(list(self.distances(seen).values())))))
 
     def reasons(self, seen: Traits) -> list[str]:
         """Return in words what of a scan's voxels, extent and detail lies beyond the training scans."""
@@ -165,7 +178,7 @@ class Familiarity:
     Attributes:
         verdict: "familiar"; "warned" where something lies beyond the training scans; "forced" where the scan would have
             been refused; None where the model has no profile.
-        score: Distance of the network's features from those of the training scans; 1 is ordinary.
+        score: Distance from the training scans; 1 is ordinary.
         warns_above: Largest score without a warning.
         refuses_above: Largest score that is not refused.
         reason: In words, what sets the scan apart or why nothing is known; empty where it is familiar.
@@ -194,14 +207,15 @@ def judge(seen: Traits, profile: FamiliarityProfile, *, where: object = None, fo
         UserWarning: The scan is unlike the training scans in something, but not so much that it is refused.
 
     Raises:
-        VolumeError: The network's features are too far from those of the training scans.
+        VolumeError: The scan lies too far from the training scans.
     """
     score, warns, refuses = profile.score(seen), profile.warns_above, profile.refuses_above
     reasons = profile.reasons(seen)
-    is_refused = False
-    if score is not None and warns is not None and refuses is not None and not score <= warns:
-        is_refused = not score <= refuses
-        reasons.insert(0, f"score {score:.2f}: the network's features differ from those of the training scans")
+    is_refused = not score <= refuses  # also where it is no number
+    if not score <= warns:
+        distances = profile.distances(seen)
+        most = max(distances, key=lambda name: distances[name])
+        reasons.insert(0, f"score {score:.2f}, most of it from {_KINDS.get(most, 'the features of the network')}")
     reason = "; ".join(reasons)
     if is_refused and not force:
         raise VolumeError(
@@ -217,8 +231,10 @@ def judge(seen: Traits, profile: FamiliarityProfile, *, where: object = None, fo
     return Familiarity("forced" if is_refused else "warned" if reason else "familiar", score, warns, refuses, reason)
 
 
-def _centre_and_spread(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centre_and_spread(vectors: np.ndarray, least: float | None) -> tuple[np.ndarray, np.ndarray]:
     variance = vectors.var(0, ddof=1)
+    if least is not None:
+        return vectors.mean(0), np.maximum(np.sqrt(variance), least)
     return vectors.mean(0), np.sqrt(variance + _LEAST_SPREAD**2 * variance.mean())
 
 
@@ -227,8 +243,8 @@ def _distance(vector: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> flo
         return float(np.sqrt(np.mean(np.square((vector - centre) / spread))))
 
 
-def _left_out(vectors: np.ndarray, index: int) -> float:
-    return _distance(vectors[index], *_centre_and_spread(np.delete(vectors, index, axis=0)))
+def _left_out(vectors: np.ndarray, index: int, least: float | None) -> float:
+    return _distance(vectors[index], *_centre_and_spread(np.delete(vectors, index, axis=0), least))
 
 
 def _rounded(numbers: Sequence[float] | np.ndarray) -> tuple[float, ...]:

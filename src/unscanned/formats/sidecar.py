@@ -81,7 +81,7 @@ class InputFamiliarity(_Table):
     verdict: Literal["familiar", "warned", "forced"] | None = None
     "None where the model does not know what its training scans were like; forced: it would have been refused."
     score: float | None = None
-    "Distance of the network's features from those of the training scans; 1 is ordinary."
+    "Distance from the training scans; 1 is ordinary."
     warns_above: float | None = None
     refuses_above: float | None = None
     reason: str = ""
