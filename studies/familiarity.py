@@ -88,7 +88,14 @@ def from_labels(path: Path) -> Iterator[tuple[str, Volume]]:
 
 
 def row(
-    name: str, model: Model, kind: str, domain: str, case: str, scan: Volume, target: Volume | None = None
+    name: str,
+    model: Model,
+    kind: str,
+    domain: str,
+    case: str,
+    scan: Volume,
+    target: Volume | None = None,
+    stride: int | None = None,
 ) -> dict[str, Any]:
     """Return what both checks say of a scan by its looks, and how good its synthetic target is."""
     facts: dict[str, Any] = {"model": name, "kind": kind, "domain": domain, "case": case}
@@ -110,14 +117,14 @@ def row(
     facts |= {"verdict": found.verdict, "score": found.score, "relative": relative, "reason": found.reason}
     facts["gain_db"] = None
     if target is not None:
-        facts |= fidelity(model, scan, target)
+        facts |= fidelity(model, scan, target, stride)
     return facts
 
 
-def fidelity(model: Model, scan: Volume, target: Volume) -> dict[str, float]:
+def fidelity(model: Model, scan: Volume, target: Volume, stride: int | None) -> dict[str, float]:
     """Return the PSNR of the synthetic target and of the source, and the difference."""
     head, percentile = head_mask(scan.array, scan.affine), model.normalization.percentile
-    made = model.synthesize(scan, progress=None).array / model.normalization.target.scale
+    made = model.synthesize(scan, model.how(stride=stride), progress=None).array / model.normalization.target.scale
     source = scan.array / np.float32(head_scale(scan.array, head, percentile))
     wanted = target.array / np.float32(head_scale(target.array, head, percentile))
     psnr = psnr_one_gain(wanted, made, head, data_range=1.0)
@@ -193,15 +200,16 @@ def judged(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             held_out = [*split["validation"], *split["test"]] if is_own else None
             for pair in pairs_of(Path(dataset), model, held_out, source or model.source):
                 target = None if pair.target is None or source else read_volume(pair.target)
-                yield row(name, model, kind, domain, pair.case, read_volume(pair.source), target)
-        held_out = [*split["validation"], *split["test"]]
-        first = pairs_of(Path(training[name]), model, held_out, model.source)[0]
+                scan = read_volume(pair.source)
+                yield row(name, model, kind, domain, pair.case, scan, target, arguments.stride)
         rng = np.random.default_rng(arguments.seed)
-        bad = [*spoiled(read_volume(first.source), rng)]
-        if arguments.labels:
-            bad += from_labels(sorted(arguments.labels.glob("*.nii.gz"))[0])
-        for domain, scan in bad:
-            yield row(name, model, "no scan", domain, first.case, scan)
+        unseen = pairs_of(Path(training[name]), model, [*split["validation"], *split["test"]], model.source)
+        for pair in unseen[: arguments.spoil]:
+            for domain, scan in spoiled(read_volume(pair.source), rng):
+                yield row(name, model, "no scan", domain, pair.case, scan)
+        for path in sorted(arguments.labels.glob("*.nii.gz"))[: arguments.spoil] if arguments.labels else ():
+            for domain, scan in from_labels(path):
+                yield row(name, model, "no scan", domain, path.name, scan)
 
 
 def main() -> None:
@@ -216,7 +224,9 @@ def main() -> None:
         metavar="NAME:right|wrong:DOMAIN[@CONTRAST]=DATASET",
         help="scans for a model; of the dataset that it trained on, those that it did not see",
     )
-    parser.add_argument("--labels", type=Path, help="whole-head label maps; the first is given as it is, and as CT")
+    parser.add_argument("--labels", type=Path, help="whole-head label maps, given as they are, and as CT")
+    parser.add_argument("--spoil", type=int, default=1, help="unseen heads that are spoiled, and label maps")
+    parser.add_argument("--stride", type=int, help="of the synthesis that is scored; the model's own without it")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--json", type=Path, required=True, help="file for all scores")
     arguments = parser.parse_args()

@@ -31,7 +31,7 @@ def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, m
     del facts["familiarity"]
     write_sealed(tmp_path / "run" / "model" / "model.json", facts)
     given = [f"m:right:own={heads}", f"m:right:others={others}", f"m:wrong:T1w@T1={others}"]
-    words = ["--model", f"m={tmp_path / 'run'}", "--training", f"m={heads}", "--given", *given]
+    words = ["--model", f"m={tmp_path / 'run'}", "--training", f"m={heads}", "--spoil", "2", "--given", *given]
     monkeypatch.setattr(sys, "argv", ["familiarity.py", *words, "--json", str(tmp_path / "scores.json")])
     main()
     printed = capsys.readouterr().out
@@ -39,8 +39,8 @@ def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, m
     counts = {domain: sum(row["domain"] == domain for row in rows) for domain in ("own", "others", "T1w")}
     assert counts == {"own": 2, "others": 2, "T1w": 2}
     assert all((row["gain_db"] is None) == (row["domain"] not in ("own", "others")) for row in rows)
-    assert next(row for row in rows if row["domain"] == "noise alone")["verdict"] == "forced"
-    assert "| m | noise alone | no | 1 | 0 | 0 | 1 |" in printed
+    assert [row["verdict"] for row in rows if row["domain"] == "noise alone"] == ["forced"] * 2
+    assert "| m | noise alone | no | 2 | 0 | 0 | 2 |" in printed
 
 
 def test_spoiled_scans_are_what_their_names_say():
