@@ -11,6 +11,7 @@ the head after one gain for the whole scan, minus that of the source.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import sys
@@ -26,13 +27,13 @@ from scipy import ndimage, stats
 
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.contrast.check import check_contrast
-from unscanned.contrast.familiarity import FamiliarityProfile, judge
+from unscanned.contrast.familiarity import REFUSES, WARNS, FamiliarityProfile, Traits, judge
 from unscanned.datasets.pairs import Pair, select_pairs
 from unscanned.errors import VolumeError
 from unscanned.evaluation.metrics import psnr_one_gain
 from unscanned.files import read_json, write_json
 from unscanned.simulation.tissues import LABELS
-from unscanned.synthesis.familiarity import measure_scan, with_familiarity
+from unscanned.synthesis.familiarity import measure_scan
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
 from unscanned.volumes.intensity import head_mask, head_scale
@@ -40,6 +41,9 @@ from unscanned.volumes.nifti import Volume, read_volume
 
 HOUNSFIELD = {"air": -1000, "bone": 1200, "marrow": 300, "fat": -100, "cerebrospinal fluid": 10, "eye fluid": 10}
 "Of tissues in CT; the others lie at 40."
+
+DRAWS = 100
+"Profiles that are made of each number of training scans."
 
 
 def pairs_of(dataset: Path, model: Model, subjects: list[str] | None, source: str) -> list[Pair]:
@@ -109,13 +113,14 @@ def row(
         seen = model.profile and measure_appearance(scan.array, scan.affine)
         facts["contrast_score"] = model.profile.score(seen) if seen else None
         try:
-            found = judge(measure_scan(model, scan), model.familiarity, force=True)
+            traits = measure_scan(model, scan)
+            found = judge(traits, model.familiarity, force=True)
         except VolumeError as error:  # no head
             reason = error.parts["what"]
             return facts | {"verdict": "forced", "score": None, "relative": None, "reason": reason, "gain_db": None}
     relative = found.score / found.refuses_above
     facts |= {"verdict": found.verdict, "score": found.score, "relative": relative, "reason": found.reason}
-    facts["gain_db"] = None
+    facts |= {"gain_db": None, "traits": traits}
     if target is not None:
         facts |= fidelity(model, scan, target, stride)
     return facts
@@ -179,17 +184,29 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
+def by_size(training: list[Traits], right: list[Traits], size: int, seed: int) -> str:
+    """Return how often right scans are warned of and refused by their score, by profiles of few training scans."""
+    rng, scores = np.random.default_rng(seed), []
+    for _ in range(DRAWS):
+        order = rng.permutation(len(training))
+        profile = FamiliarityProfile.of([training[index] for index in order[:size]])
+        others = [training[index] for index in order[size:]]
+        scores += [profile.score(seen) / profile.largest for seen in [*others, *right]]
+    warned, refused = (100 * np.mean(np.array(scores) > limit) for limit in (WARNS, REFUSES))
+    judged_each = len(training) - size + len(right)
+    return f"{judged_each} right scans judged {DRAWS} times, {warned:.1f} % above the warning, {refused:.1f} % refused"
+
+
 def judged(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for each model and scan."""
+    """Yield a row for each model and scan, and one for the training scans."""
     training = dict(each.split("=", 1) for each in arguments.training)
     for name, folder in (each.split("=", 1) for each in arguments.model):
         model = load_model(folder)
         split = read_json(Path(folder) / "split.json")
-        if model.familiarity is None:
-            pairs = pairs_of(Path(training[name]), model, split["train"], model.source)
-            model = with_familiarity(model, [read_volume(pair.source) for pair in pairs])
-        profile = model.familiarity
-        assert isinstance(profile, FamiliarityProfile)
+        pairs = pairs_of(Path(training[name]), model, split["train"], model.source)
+        seen = [measure_scan(model, read_volume(pair.source)) for pair in pairs]
+        model = dataclasses.replace(model, familiarity=FamiliarityProfile.of(seen))
+        yield {"model": name, "kind": "training", "traits": seen}
         for given in arguments.given:
             to, kind, rest = given.split(":", 2)
             domain, dataset = rest.split("=", 1)
@@ -227,18 +244,31 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="whole-head label maps, given as they are, and as CT")
     parser.add_argument("--spoil", type=int, default=1, help="unseen heads that are spoiled, and label maps")
     parser.add_argument("--stride", type=int, help="of the synthesis that is scored; the model's own without it")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="numbers of training scans for the profile")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--json", type=Path, required=True, help="file for all scores")
     arguments = parser.parse_args()
-    began, rows = time.monotonic(), []
+    began, rows, traits = time.monotonic(), [], {}
     for each in judged(arguments):
+        seen = each.pop("traits", None)
+        if each["kind"] == "training":
+            traits[each["model"]] = seen, []
+            continue
+        if each["kind"] == "right" and seen is not None:
+            traits[each["model"]][1].append(seen)
         rows.append(each)
         print(each, file=sys.stderr, flush=True)
+    sizes = {
+        f"{name}, profiles of {size} scans": by_size(training, right, size, arguments.seed)
+        for name, (training, right) in traits.items()
+        for size in arguments.sizes
+        if size <= len(training)
+    }
     facts = {
         "seed": arguments.seed,
         "seconds": time.monotonic() - began,
         "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-        "summary": summary(rows),
+        "summary": summary(rows) | sizes,
         "scans": rows,
     }
     write_json(arguments.json, facts)

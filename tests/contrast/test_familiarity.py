@@ -61,7 +61,7 @@ def test_detail_and_extent_count_in_their_own_units_however_alike_the_training_s
     assert profile.groups["extent"].spread == (15, 15, 15)
     assert profile.groups["detail"].spread == (0.03, 0.03, 0.03)
     assert profile.groups["extent"].scale == profile.groups["detail"].scale == 1
-    same = FamiliarityProfile.of([ORDINARY] * 6)
+    same = FamiliarityProfile.of([ORDINARY] * FEWEST)
     assert list(same.groups) == ["detail", "extent"]
     assert same.largest == 1
     assert same.score(dataclasses.replace(ORDINARY, extent_mm=(175.0, 200.0, 180.0))) == pytest.approx(math.sqrt(1 / 6))

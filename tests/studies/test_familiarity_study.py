@@ -18,11 +18,11 @@ from unscanned.volumes.nifti import Volume
 @pytest.mark.slow
 def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, monkeypatch, capsys):
     grid = {"shape": (40, 48, 40), "spacing_mm": 5.0, "per_anatomy": 1}
-    heads = simulate(tmp_path / "heads", subjects=8, seed=4, **grid)
+    heads = simulate(tmp_path / "heads", subjects=10, seed=4, **grid)
     others = simulate(tmp_path / "others", subjects=2, seed=5, contrasts=("PD", "T2", "T1"), **grid)
     tables = {
         "prepare": {"shape": [40, 48, 40]},
-        "split": {"train": 6, "validation": 1, "test": 1},
+        "split": {"train": 8, "validation": 1, "test": 1},
         "training": {"epochs": 1, "steps_per_epoch": 4, "patch": 16, "validation_stride": 16, "device": "cpu"},
         "synthesis": {"stride": 16},
     }
@@ -31,7 +31,18 @@ def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, m
     del facts["familiarity"]
     write_sealed(tmp_path / "run" / "model" / "model.json", facts)
     given = [f"m:right:own={heads}", f"m:right:others={others}", f"m:wrong:T1w@T1={others}"]
-    words = ["--model", f"m={tmp_path / 'run'}", "--training", f"m={heads}", "--spoil", "2", "--given", *given]
+    words = [
+        "--model",
+        f"m={tmp_path / 'run'}",
+        "--training",
+        f"m={heads}",
+        "--spoil",
+        "2",
+        "--sizes",
+        "8",
+        "--given",
+        *given,
+    ]
     monkeypatch.setattr(sys, "argv", ["familiarity.py", *words, "--json", str(tmp_path / "scores.json")])
     main()
     printed = capsys.readouterr().out
@@ -40,6 +51,7 @@ def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, m
     assert counts == {"own": 2, "others": 2, "T1w": 2}
     assert all((row["gain_db"] is None) == (row["domain"] not in ("own", "others")) for row in rows)
     assert [row["verdict"] for row in rows if row["domain"] == "noise alone"] == ["forced"] * 2
+    assert "m, profiles of 8 scans: 4 right scans judged" in printed
     assert "| m | noise alone | no | 2 | 0 | 0 | 2 |" in printed
 
 

@@ -36,9 +36,9 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """Eight simulated subjects with PD and T2, 40 x 48 x 40 voxels of 5 mm."""
+    """Ten simulated subjects with PD and T2, 40 x 48 x 40 voxels of 5 mm."""
     folder = tmp_path_factory.mktemp("familiar") / "heads"
-    return simulate(folder, subjects=8, per_anatomy=1, shape=(40, 48, 40), spacing_mm=5.0, seed=4)
+    return simulate(folder, subjects=10, per_anatomy=1, shape=(40, 48, 40), spacing_mm=5.0, seed=4)
 
 
 def scan_of(heads, number):
@@ -47,10 +47,10 @@ def scan_of(heads, number):
 
 @pytest.fixture(scope="module")
 def run(heads, tmp_path_factory):
-    """A short training on six of them."""
+    """A short training on eight of them."""
     tables = {
         "prepare": {"shape": [40, 48, 40]},
-        "split": {"train": 6, "validation": 1, "test": 1},
+        "split": {"train": 8, "validation": 1, "test": 1},
         "training": {"epochs": 1, "steps_per_epoch": 10, "patch": 16, "validation_stride": 16, "device": "cpu"},
         "synthesis": {"stride": 16},
     }
@@ -153,7 +153,7 @@ def test_a_profile_takes_all_scans_or_some_at_equal_distances():
 def test_training_keeps_what_the_scans_were_like(run, heads):
     model = load_model(run)
     profile = model.familiarity
-    assert profile.scans == 6
+    assert profile.scans == 8
     assert list(profile.groups) == ["detail", "extent", "layer 1", "layer 2"]
     subjects = json.loads((run / "split.json").read_text())["train"]
     scans = [read_volume(heads / f"sub-{s}" / "anat" / f"sub-{s}_PDw.nii.gz") for s in subjects]
@@ -170,7 +170,7 @@ def test_a_packed_model_keeps_the_profile_or_gets_one(run, heads, tmp_path):
     assert load_model(pack(model, tmp_path / "packed", [scan]).folder).familiarity == model.familiarity
     old = without_profile(run, tmp_path / "old")
     assert old.familiarity is None
-    given = with_familiarity(old, [read_volume(scan_of(heads, number)) for number in range(1, 7)])
+    given = with_familiarity(old, [read_volume(scan_of(heads, number)) for number in range(1, 9)])
     loaded = load_model(pack(given, tmp_path / "given", [scan]).folder)
     assert loaded.familiarity == given.familiarity is not None
     assert loaded.sha256 != old.sha256

@@ -16,8 +16,8 @@ __all__ = ["FEWEST", "REFUSES", "WARNS", "Familiarity", "FamiliarityProfile", "G
 WARNS, REFUSES = 1.25, 2.0
 "A score is too large from these times the largest one of a training scan, judged by the others."
 
-FEWEST = 5
-"Training scans from which a profile is made; fewer say too little about each other."
+FEWEST = 8
+"Training scans from which a profile is made; of fewer, the largest score depends on which they are."
 
 _LEAST_SPREAD = 0.3
 "Of a feature, in the root mean square spread of its layer: few scans may agree in one feature by chance."

@@ -63,7 +63,7 @@ def with_familiarity(model: Model, scans: Iterable[Volume]) -> Model:
 
     Args:
         model: That was trained on the scans.
-        scans: Its training scans of the source contrast, five or more.
+        scans: Its training scans of the source contrast, eight or more.
 
     Raises:
         VolumeError: There is no head in a scan.
