@@ -268,6 +268,22 @@ def test_a_scan_that_was_not_verified_is_not_in_the_series_either(made, tmp_path
     assert said == {True: False, False: True, None: False}
 
 
+def test_a_scan_that_was_forced_though_unlike_the_training_scans_is_called_so_in_the_series(made, tmp_path):
+    series, volume = made
+    for path in volume.parent.glob("*synthetic*"):
+        shutil.copy(path, tmp_path)
+    own = tmp_path / volume.name
+    sidecar = Path(str(own).replace(".nii.gz", ".json"))
+    scan = str(next((series.parent / "nifti").glob("*.nii.gz")))
+    said = {}
+    for verdict in ("familiar", "warned", "forced"):
+        write_json(sidecar, read_json(sidecar) | {"InputFamiliarity": {"Verdict": verdict}})
+        out = tmp_path / verdict
+        assert main(["dicom", str(own), str(series), "-o", str(out), "--scan", scan]) == 0
+        said[verdict] = "unlike those that the model was trained on" in slices(out)[0].DerivationDescription
+    assert said == {"familiar": False, "warned": False, "forced": True}
+
+
 @pytest.mark.parametrize("change", [{"Made": "once"}, {"Made": "2026-01-02"}, {"GeneratedBy": [{"Version": 1}]}])
 def test_a_damaged_sidecar_is_refused(change, made, tmp_path, capsys):
     series, volume = made

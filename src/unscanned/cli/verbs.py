@@ -487,7 +487,8 @@ def synthesize(
     overwrite
         Make volumes again that are there already.
     force
-        Go on with scans that do not show the model's source contrast; the sidecar then says that it is not verified.
+        Go on with scans that do not show the model's source contrast, or are too unlike its training scans; the
+        sidecar then says so.
     """
     given = [path for path in (model, *inputs) if path is not None]
     _check_words(given, to, models_in)

@@ -1,1 +1,1 @@
-"""Whether a scan shows the contrast that a model takes."""
+"""Whether a scan shows the contrast that a model takes, and is like those that it was trained on."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError
 from unscanned.files import digest, read_json, unsealed
 from unscanned.formats.record import Record
@@ -38,6 +39,8 @@ class ModelRecord(Record):
     "Intensity constants of the training set."
     fingerprint: ContrastProfile | None = None
     "What the source contrast looked like in training; older models do not know."
+    familiarity: FamiliarityProfile | None = None
+    "What the training scans were like beyond that; older models do not know."
     settings: dict[str, Any]
     "Settings of the training, read through `read_settings`; format 2 has had all tables from its first release."
     provenance: dict[str, Any] = Field({})

@@ -12,7 +12,17 @@ from unscanned.schema import Schema
 from unscanned.settings import Precision
 from unscanned.volumes.nifti import STAMP
 
-__all__ = ["STAMP", "InputContrast", "Intensity", "ModelFacts", "Sidecar", "SourceScan", "SynthesisFacts", "Tool"]
+__all__ = [
+    "STAMP",
+    "InputContrast",
+    "InputFamiliarity",
+    "Intensity",
+    "ModelFacts",
+    "Sidecar",
+    "SourceScan",
+    "SynthesisFacts",
+    "Tool",
+]
 
 _PASCAL = ConfigDict(extra="ignore", alias_generator=to_pascal, populate_by_name=True)
 
@@ -62,6 +72,18 @@ class InputContrast(_Table):
 
     score: float | None = None
     threshold: float | None = None
+    reason: str = ""
+
+
+class InputFamiliarity(_Table):
+    """How far the scan is from the training scans beyond its contrast."""
+
+    verdict: Literal["familiar", "warned", "forced"] | None = None
+    "None where the model does not know what its training scans were like; forced: it would have been refused."
+    score: float | None = None
+    "Distance from the training scans; 1 is ordinary."
+    warns_above: float | None = None
+    refuses_above: float | None = None
     reason: str = ""
 
 
@@ -129,6 +151,7 @@ class Sidecar(Record):
     input_contrast_verified: bool | None = None
     "None where the model does not know its source contrast."
     input_contrast: InputContrast = InputContrast()
+    input_familiarity: InputFamiliarity = InputFamiliarity()
     synthesis: SynthesisFacts
     warnings: list[str] = Field([])
     made: str = ""

@@ -192,6 +192,8 @@ def _derive(series: Series, voxels: np.ndarray, facts: Sidecar, *, is_compared: 
     notes = "" if is_compared else " The series was taken by its grid, not compared with the source scan."
     if facts.input_contrast_verified is False:
         notes += f" The source scan was not verified to be {facts.source_scans[0].contrast}."
+    if facts.input_familiarity.verdict == "forced":
+        notes += " The source scan is unlike those that the model was trained on."
     identity = [facts.sha256, str(first.SeriesInstanceUID), str(first.get("EchoTime")), notes]
     common: dict[str, Any] = {
         "SOPClassUID": MR_IMAGE_STORAGE,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.display import AUTOMATIC, draws_progress, html_table, in_a_line
 from unscanned.errors import ResourceError
 from unscanned.machine.precision import autocast, check_precision
@@ -48,6 +49,7 @@ class Model:
         profile: What the source contrast looked like in training; None where that is unknown.
         weights_sha256: Of the weights file.
         name: That it was loaded by; empty where that was a folder.
+        familiarity: What the training scans were like beyond their contrast; None where that is unknown.
     """
 
     generators: Sequence[nn.Module]
@@ -59,6 +61,7 @@ class Model:
     profile: ContrastProfile | None = None
     weights_sha256: str = ""
     name: str = ""
+    familiarity: FamiliarityProfile | None = None
 
     def __repr__(self) -> str:
         stages = f" x {len(self.generators)}" if len(self.generators) > 1 else ""

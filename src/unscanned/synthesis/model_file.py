@@ -41,6 +41,7 @@ def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = 
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         normalization=model.normalization,
         fingerprint=model.profile,
+        familiarity=model.familiarity,
         settings=to_dict(model.settings),
         provenance=model.provenance,
     )
@@ -116,6 +117,7 @@ def load_model(
             record.fingerprint,
             weights,
             name,
+            record.familiarity,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(

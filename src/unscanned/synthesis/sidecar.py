@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from unscanned.contrast.check import THRESHOLD, ContrastCheck
+from unscanned.contrast.familiarity import Familiarity
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, VolumeError
 from unscanned.files import read_json, short_digest
 from unscanned.formats.sidecar import (
     InputContrast,
+    InputFamiliarity,
     Intensity,
     ModelFacts,
     Sidecar,
@@ -58,7 +61,14 @@ def output_key(volume: Volume, model: Model, how: Synthesis) -> str:
 
 
 def describe(
-    model: Model, volume: Volume, path: Path, how: Synthesis, checked: ContrastCheck, made: Volume, sha256: str
+    model: Model,
+    volume: Volume,
+    path: Path,
+    how: Synthesis,
+    checked: ContrastCheck,
+    familiarity: Familiarity,
+    made: Volume,
+    sha256: str,
 ) -> Sidecar:
     """Return the sidecar of a synthetic volume; its paths are relative to the folder that it lies in.
 
@@ -68,6 +78,7 @@ def describe(
         path: Where the synthetic volume gets its name.
         how: The settings of synthesis.
         checked: What became of the check of the scan's contrast.
+        familiarity: Whether the scan is like the training scans.
         made: The synthetic volume, with its warnings.
         sha256: Of its file.
     """
@@ -107,6 +118,7 @@ def describe(
         environment=environment(model.device),
         input_contrast_verified=checked.verified,
         input_contrast=InputContrast(score=checked.score, threshold=THRESHOLD, reason=checked.reason),
+        input_familiarity=InputFamiliarity(**asdict(familiarity)),
         synthesis=synthesis_facts(how),
         warnings=list(made.warnings),
         made=utc_now(),

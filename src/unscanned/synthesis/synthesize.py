@@ -24,6 +24,7 @@ from unscanned.machine.provenance import NAME, version
 from unscanned.outputs import claim
 from unscanned.progress import Progress, begin, shares, within
 from unscanned.settings import Synthesis
+from unscanned.synthesis.familiarity import check_familiarity
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
@@ -144,7 +145,8 @@ def synthesize(
         out: Folder; gets dataset_description.json and a BIDS derivative tree.
         overwrite: Make volumes again that are there already, and replace whatever has their names.
         renew: Replace the synthetic volumes of other models too.
-        force: Go on with scans that do not show the model's source contrast; the sidecar then says so.
+        force: Go on with scans that do not show the model's source contrast, or are too unlike its training scans; the
+            sidecar then says so.
         progress: Called with (done, total, label), in thousandths of a scan. Without it a bar, in a terminal and in
             Jupyter; None draws none.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
@@ -201,6 +203,7 @@ def _one(
             return False
         _claim(path, None if renew else model)
     checked = check_contrast(volume, model.profile, model.source, force=force)
+    familiarity = check_familiarity(model, volume, force=force)
     synthetic = model.synthesize(volume, how, progress=making)
     begin(writing, "writing")
     # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
@@ -209,7 +212,7 @@ def _one(
         write_volume(
             content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
         )
-        facts = describe(model, volume, path, how, checked, synthetic, sha256(content))
+        facts = describe(model, volume, path, how, checked, familiarity, synthetic, sha256(content))
         write_json(sidecar, facts.to_json())
         Path(realpath(path)).unlink(missing_ok=True)  # a link stays, as it does where it is written through
     return True
@@ -240,7 +243,8 @@ def _is_done(path: Path, key: str, force: bool) -> bool:
     try:
         facts = read_sidecar(path)
         # What was forced once is refused again without force.
-        accepted = force or facts.input_contrast_verified is not False
+        forced = facts.input_contrast_verified is False or facts.input_familiarity.verdict == "forced"
+        accepted = force or not forced
         return accepted and facts.key == key and facts.sha256 == sha256(path)
     except (OSError, VolumeError):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,17 +10,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unscanned.contrast.check import ContrastProfile
+from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.formats.model import read_model_record
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
 from unscanned.settings import Settings, decisive, difference, read_settings, to_dict, to_toml
+from unscanned.synthesis.familiarity import measure_prepared, some
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import save_model, weights_bytes
 from unscanned.training.chain import Chain
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.start import taken_from
+from unscanned.volumes.grid import Frame
 
 __all__ = ["claim_settings", "claim_split", "save_run_model"]
 
@@ -100,7 +104,11 @@ def save_run_model(
     model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
     folder = run.folder / "model"
     if not _is_saved(model, folder):
-        save_model(model, folder)
+        measured = [
+            measure_prepared(model, case.source, case.head, Frame.from_json(case.facts.frame).working_affine)
+            for case in some(run.training)
+        ]
+        save_model(dataclasses.replace(model, familiarity=FamiliarityProfile.of(measured)), folder)
     return folder
 
 
