@@ -34,7 +34,6 @@ from unscanned.report.model_card import write_card
 from unscanned.settings import Settings, resolve
 from unscanned.simulation.simulate import simulate
 from unscanned.simulation.wide import Spread
-from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
@@ -94,15 +93,20 @@ def make_model(
         ),
         **real_domains(real, contrasts, out / name),
     }
-    evaluations, scans = {}, []
+    evaluations, first = {}, {}
     for number, (domain, place) in enumerate(domains.items(), 1):
         pairs = select_pairs(place, source=contrasts[0], target=contrasts[1]).pairs
-        scans.append(read_volume(pairs[0].source))
-        evaluations[domain] = score(model, place, pairs, contrasts, name, out / name / f"domain-{number}")
+        first[pairs[0].source] = None
+        made = out / name / "synthetic" / ("real" if place.suffix == ".csv" else place.name)
+        # What is there already, such as a real scan that stands in several domains, is not made again.
+        synthesize(model, [(pair.source, pair.case) for pair in pairs], made, renew=True, force=True)
+        evaluations[domain] = out / name / "evaluations" / str(number)
+        source, target = contrasts
+        evaluate(place, {name: made}, evaluations[domain], source=source, target=target, leave_one_out=True)
 
     folder = out / "packed" / name
     shutil.rmtree(folder, ignore_errors=True)
-    pack(model, folder, scans)
+    pack(model, folder, [read_volume(path) for path in first])
     words = {key: value for key, value in own.items() if key not in ("source", "target")}
     write_card(folder, {**plan["card"], "command": f"make models MODELS={name}", **words}, evaluations)
     shutil.rmtree(shelf / name, ignore_errors=True)
@@ -166,14 +170,6 @@ def real_domains(datasets: Sequence[Path], contrasts: Contrasts, out: Path) -> d
 def _is_stripped(pair: Pair) -> bool:
     scan = read_volume(pair.source)
     return looks_skull_stripped(scan.array, scan.affine)
-
-
-def score(model: Model, dataset: Path, pairs: Sequence[Pair], contrasts: Contrasts, arm: str, out: Path) -> Path:
-    """Synthesize and score a domain; return the folder of the evaluation."""
-    synthesize(model, [(pair.source, pair.case) for pair in pairs], out / arm, renew=True, force=True)
-    source, target = contrasts
-    evaluate(dataset, {arm: out / arm}, out / "evaluation", source=source, target=target, leave_one_out=True)
-    return out / "evaluation"
 
 
 def main() -> None:
