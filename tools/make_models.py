@@ -87,11 +87,11 @@ def make_model(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in heads["beyond"].items()}
     )
     domains = {
+        **real_domains(real, contrasts, out / name),
         "simulated heads, anatomies left out": simulate(out / name / "test", clean=True, **common),
         "simulated heads, noise, receive field and slices beyond the training's": simulate(
             out / name / "beyond", clean=True, spread=beyond, **common
         ),
-        **real_domains(real, contrasts, out / name),
     }
     evaluations, first = {}, {}
     for number, (domain, place) in enumerate(domains.items(), 1):

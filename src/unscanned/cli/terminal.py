@@ -193,7 +193,7 @@ def _row_of_model(facts: Mapping[str, Any]) -> tuple[str, ...]:
         _makes(facts),
         _size(facts["bytes"]),
         _voxels(facts),
-        "; ".join(scores) or "none",
+        next(iter(scores), "none"),
         facts["sha256"][:8],
         facts["where"],
     )

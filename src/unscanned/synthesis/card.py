@@ -17,6 +17,8 @@ __all__ = ["card", "written_card"]
 
 _USE = "For research only, not for diagnosis. The licence of the training scans holds for the weights too."
 _SCORES = {"psnr": "PSNR {:.2f} dB", "mae": "MAE {:.3f} z-scores"}
+_SHOWN = ("psnr", "psnr_one_gain", "ssim")
+"Metrics of a card that a terminal shows; the files have all."
 _UNKNOWN = "not known"
 
 
@@ -67,8 +69,10 @@ def written_card(model: ShelvedModel) -> list[tuple[str, str]]:
         facts = [data.licence, "" if data.scans is None else f"{data.scans:,} scans", data.note, data.url or ""]
         rows.append(("data", f"{data.name}: {', '.join(filter(None, facts))}"))
     rows.append(("training", written.command))
-    rows += [("score", _score(score)) for score in written.scores]
+    rows += [("score", _score(score)) for score in written.scores if score.metric in _SHOWN]
     rows += [("fails", failure.what) for failure in written.failures]
+    if (page := model.folder / "README.md").is_file():
+        rows.append(("page", f"{page}: all scores, and a picture of each kind of scan"))
     return [*rows, ("use", "For research only, not for diagnosis.")]
 
 
