@@ -46,6 +46,16 @@ data = [{ name = "heads of the package", licence = "Apache-2.0" }]
 source = "T1"
 target = "T2"
 purpose = "A T2w image, for a test."
+
+[[models.t1w-t2w.failures]]
+what = "Too dark."
+scan = "sub-001"
+axial = 16
+
+[[models.t1w-t2w.failures]]
+what = "Of a scan that is not there."
+scan = "sub-9"
+axial = 1
 """
 
 
@@ -67,6 +77,10 @@ def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     assert all({gain.against for gain in score.gains} >= {"source", "regression"} for score in psnr)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert page.startswith("# t1w-t2w\n\nA T2w image, for a test.\n")
+    [drawn, told] = found.card.failures
+    assert (folder / drawn.picture).read_bytes().startswith(b"\xff\xd8")
+    assert f"![Too dark.]({drawn.picture})" in page
+    assert told.picture is None
     for domain, picture in found.card.pictures.items():
         assert f"![{domain}]({picture})" in page
         assert (folder / picture).read_bytes().startswith(b"\xff\xd8")
@@ -101,6 +115,7 @@ def test_real_scans_are_scored_as_a_whole_and_by_what_they_show(shared_data, tmp
 def test_the_plan_of_the_package_can_be_trained():
     plan = tomllib.loads(make_models.FILE.read_text(encoding="utf-8"))
     assert len(plan["models"]) == 5
+    assert plan["models"]["t1w-t2w"]["failures"][0].keys() >= {"what", "scan", "axial"}
     for model in plan["models"].values():
         settings = make_models.settings_of(plan, (model["source"], model["target"]), None)
         assert settings.change() == resolve("strong", overrides=settings.model_dump(exclude={"preset"}))

@@ -21,15 +21,20 @@ import csv
 import shutil
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import realpath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from unscanned.cli.running import Stop
 from unscanned.datasets.pairs import Pair, select_pairs
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.evaluation.cases import evaluated_images
 from unscanned.evaluation.evaluate import evaluate
+from unscanned.formats.evaluation import read_evaluation
 from unscanned.report.model_card import write_card
 from unscanned.settings import Settings, resolve
 from unscanned.simulation.simulate import simulate
@@ -108,11 +113,44 @@ def make_model(
     shutil.rmtree(folder, ignore_errors=True)
     pack(model, folder, [read_volume(path) for path in first])
     words = {key: value for key, value in own.items() if key not in ("source", "target")}
+    words["failures"] = [
+        show_failure(failure, folder / f"failure-{number}.jpg", evaluations.values())
+        for number, failure in enumerate(own.get("failures", []), 1)
+    ]
     write_card(folder, {**plan["card"], "command": f"make models MODELS={name}", **words}, evaluations)
     shutil.rmtree(shelf / name, ignore_errors=True)
     shutil.copytree(folder, shelf / name)
     shelve(shelf, name)
     return shelf / name
+
+
+def show_failure(failure: Mapping[str, Any], path: Path, evaluations: Iterable[Path]) -> dict[str, str]:
+    """Return a known failure as a card has it, with a picture of its slice if its scan was evaluated."""
+    told = {"what": failure["what"]}
+    for record in map(read_evaluation, evaluations):
+        for case in record.cases:
+            if case.case == failure.get("scan"):
+                [arm] = record.folders
+                images = evaluated_images(case, record)
+                shown = {
+                    record.source: images.source,
+                    arm: images.arms[arm],
+                    f"{record.target} (acquired)": images.target,
+                }
+                draw_slice(shown, images.head, failure["axial"], path)
+                return {**told, "picture": path.name}
+    return told
+
+
+def draw_slice(images: Mapping[str, np.ndarray], head: np.ndarray, axial: int, path: Path) -> None:
+    """Draw the same axial slice of several images beside each other, each in its own greys."""
+    rows, columns = (slice(along.min(), along.max() + 1) for along in np.nonzero(head[:, :, axial]))
+    figure = Figure(figsize=(3 * len(images), 3.6), facecolor="black", layout="constrained")
+    for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
+        axes.imshow(np.rot90(image[rows, columns, axial]), cmap="gray", vmin=0, vmax=np.percentile(image[head], 99.5))
+        axes.set_title(name, color="white")
+        axes.axis("off")
+    figure.savefig(path, dpi=100)
 
 
 def settings_of(plan: Mapping[str, Any], contrasts: Contrasts, labels: Path | None) -> Settings:
