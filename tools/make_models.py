@@ -9,7 +9,8 @@ Everything comes from docs/experiments/models.toml. For each model, OUT gets
 - synthetic volumes and an evaluation for each domain: the test heads, test heads beyond the spread of the training, and
   real scans of BIDS datasets that have both contrasts, whole heads and extracted brains. Beside the model stand the
   source and a voxelwise regression of all other subjects,
-- the model in half precision with its card, which then replaces the one on the shelf.
+- the model with its card, in half precision if that changes no scan by more than `pack` allows, which then replaces
+  the one on the shelf.
 
 --shelf FOLDER is another shelf than the package's. Without --labels, heads of the package's own take their place.
 """
@@ -31,7 +32,7 @@ from matplotlib.figure import Figure
 
 from unscanned.cli.running import Stop
 from unscanned.datasets.pairs import Pair, select_pairs
-from unscanned.errors import DatasetError, SettingsError
+from unscanned.errors import CheckpointError, DatasetError, SettingsError
 from unscanned.evaluation.cases import evaluated_images
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.formats.evaluation import read_evaluation
@@ -39,7 +40,7 @@ from unscanned.report.model_card import write_card
 from unscanned.settings import Settings, resolve
 from unscanned.simulation.simulate import simulate
 from unscanned.simulation.wide import Spread
-from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
 from unscanned.synthesis.synthesize import synthesize
@@ -111,7 +112,11 @@ def make_model(
 
     folder = out / "packed" / name
     shutil.rmtree(folder, ignore_errors=True)
-    pack(model, folder, [read_volume(path) for path in first])
+    try:
+        pack(model, folder, [read_volume(path) for path in first])
+    except CheckpointError as error:
+        print(f"{name} stays in float32: {error}", file=sys.stderr)
+        save_model(model, folder)
     words = {key: value for key, value in own.items() if key not in ("source", "target")}
     words["failures"] = [
         show_failure(failure, folder / f"failure-{number}.jpg", evaluations.values())
