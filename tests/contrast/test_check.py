@@ -1,6 +1,7 @@
 """The contrast check: profiles of few scans, what names and JSON files say, and who is refused in which words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,36 @@ def test_the_centre_is_the_median_so_that_one_mislabelled_scan_does_not_move_it(
     spoiled = ContrastProfile.of([*right, Appearance(-0.7, -0.4, -0.2)])
     assert spoiled.score(PD) < 0.2
     assert spoiled.score(Appearance(-0.7, -0.4, -0.2)) > THRESHOLD
+
+
+def varied(count):
+    """Appearances of one contrast that vary as those of wide physics do: most alike, some far off."""
+    far = [Appearance(0.15 - 0.03 * n, 0.24, -1.35) for n in (20, 22, 24, 26)]
+    near = [Appearance(0.15 + 0.01 * (n % 5), 0.24, -1.35) for n in range(count - len(far))]
+    return near + far
+
+
+def test_of_twenty_training_scans_the_limit_accepts_all_but_one():
+    assert ContrastProfile.of(varied(19)).limit == THRESHOLD
+    seen = varied(20)
+    profile = ContrastProfile.of(seen)
+    scores = sorted(map(profile.score, seen))
+    assert profile.limit == pytest.approx(scores[-2], abs=0.01)
+    assert profile.limit > THRESHOLD
+    spoiled = ContrastProfile.of([*varied(19), Appearance(5.0, 5.0, 5.0)])
+    assert spoiled.limit == pytest.approx(max(map(spoiled.score, varied(19))), abs=0.01)
+
+
+def test_a_scan_within_a_wider_limit_passes_and_its_sidecar_has_the_limit(heads, profiles):
+    scan = heads["T1"][0]
+    score = profiles["PD"].score(measure_appearance(scan.array, scan.affine))
+    wider = replace(profiles["PD"], limit=score + 0.1)
+    checked = check_contrast(Volume(scan.array, scan.affine), wider, "PD")
+    assert checked.verified is True
+    assert checked.to_json()["InputContrast"]["Threshold"] == wider.limit
+    assert f"a score of at most {score - 0.1:g}" in refusal(
+        Volume(scan.array, scan.affine), replace(wider, limit=score - 0.1), "PD"
+    )
 
 
 def test_one_training_scan_still_leaves_room_for_other_scanners():

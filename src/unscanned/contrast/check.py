@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ __all__ = [
 ]
 
 THRESHOLD = 3.6
-"""Largest score that is accepted; docs/contrast-check.md says how often a right scan lies above it."""
+"""Largest score that is accepted, unless the training scans vary more; docs/contrast-check.md says how often a right
+scan lies above it."""
+
+_SHARE, _FEWEST = 0.95, 20
+"""Training scans that a limit has to accept, where there are so many of them. The others may be other contrasts that
+got among them by mistake."""
 
 LARGEST_VOXEL_MM3 = 46.0
 LONGEST_EDGE_MM = 5.05
@@ -69,11 +74,13 @@ class ContrastProfile:
         scans: Number of training scans that could be measured.
         centre: Median over the scans.
         spread: Standard deviations, from the median absolute deviation and not below the least spread.
+        limit: Largest score of a scan that fits: `THRESHOLD`, or what 95 % of 20 or more training scans stay within.
     """
 
     scans: int
     centre: Appearance
     spread: Appearance
+    limit: float = THRESHOLD
 
     @classmethod
     def of(cls, appearances: Sequence[Appearance | None]) -> ContrastProfile | None:
@@ -90,7 +97,11 @@ class ContrastProfile:
         deviation = 1.4826 * np.median(np.abs(vectors - centre), axis=0)
         # The centre of few scans is itself uncertain.
         spread = np.maximum(deviation, _LEAST_SPREAD.vector) * np.sqrt(1 + 1 / len(vectors))
-        return cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
+        profile = cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
+        if len(vectors) < _FEWEST:
+            return profile
+        own = np.linalg.norm((vectors - centre) / spread, axis=1)
+        return replace(profile, limit=max(THRESHOLD, round(float(np.quantile(own, _SHARE, method="lower")), 2)))
 
     def deviations(self, seen: Appearance) -> dict[str, float]:
         """Return how far each number lies from the training scans, in their standard deviations."""
@@ -112,15 +123,17 @@ class ContrastCheck:
             contradicts.
         score: Distance from the training scans; None where it could not be measured.
         reason: In words, what speaks against the scan or why nothing is known; empty where it fits.
+        limit: Largest score of a scan that fits.
     """
 
     verified: bool | None
     score: float | None
     reason: str
+    limit: float = THRESHOLD
 
     def to_json(self) -> dict[str, Any]:
         """Return what a sidecar says of it."""
-        details = {"Score": self.score, "Threshold": THRESHOLD, "Reason": self.reason}
+        details = {"Score": self.score, "Threshold": self.limit, "Reason": self.reason}
         return {"InputContrastVerified": self.verified, "InputContrast": details}
 
 
@@ -144,14 +157,15 @@ def check_contrast(
     coarse = too_coarse(volume)
     seen = measure_appearance(volume.array, volume.affine) if profile else None
     score = profile.score(seen) if profile and seen else None
+    limit = profile.limit if profile else THRESHOLD
     reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
     if profile is not None and seen is None:
         reasons.append("no head in which a contrast can be measured")
-    elif profile is not None and seen is not None and score is not None and score > THRESHOLD and not coarse:
+    elif profile is not None and seen is not None and score is not None and score > limit and not coarse:
         reasons.append(f"score {score:.1f}: {_describe(profile, seen, contrast)}")
     reason = "; ".join(reasons)
     if reason and not force:
-        scans = f" as in the {profile.scans} training scans, a score of at most {THRESHOLD}" if profile else ""
+        scans = f" as in the {profile.scans} training scans, a score of at most {limit:g}" if profile else ""
         raise VolumeError(
             "this is not the contrast that the model was trained on",
             where=volume.path,
@@ -163,8 +177,8 @@ def check_contrast(
         return ContrastCheck(None, None, "the model has no profile of its training scans")
     if not reason and coarse:
         warn(f"{volume.path}: its contrast cannot be judged: {coarse}")
-        return ContrastCheck(None, score, f"cannot be judged: {coarse}")
-    return ContrastCheck(not reason, score, reason)
+        return ContrastCheck(None, score, f"cannot be judged: {coarse}", limit)
+    return ContrastCheck(not reason, score, reason, limit)
 
 
 def too_coarse(volume: Volume) -> str:

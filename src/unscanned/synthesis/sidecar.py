@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unscanned.contrast.check import THRESHOLD, ContrastCheck
+from unscanned.contrast.check import ContrastCheck
 from unscanned.contrast.familiarity import Familiarity
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import CheckpointError, VolumeError
@@ -117,7 +117,7 @@ def describe(
         intensity=to_dict(intensity),
         environment=environment(model.device),
         input_contrast_verified=checked.verified,
-        input_contrast=InputContrast(score=checked.score, threshold=THRESHOLD, reason=checked.reason),
+        input_contrast=InputContrast(score=checked.score, threshold=checked.limit, reason=checked.reason),
         input_familiarity=InputFamiliarity(**asdict(familiarity)),
         synthesis=synthesis_facts(how),
         warnings=list(made.warnings),
