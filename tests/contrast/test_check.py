@@ -204,16 +204,19 @@ def test_of_twenty_training_scans_the_limit_accepts_all_but_one():
     assert spoiled.limit == pytest.approx(max(map(spoiled.score, varied(19))), abs=0.01)
 
 
-def test_a_scan_within_a_wider_limit_passes_and_its_sidecar_has_the_limit(heads, profiles):
+def test_a_scan_that_is_named_as_the_contrast_may_look_as_the_training_scans_do(heads, profiles):
     scan = heads["T1"][0]
     score = profiles["PD"].score(measure_appearance(scan.array, scan.affine))
+    assert score > THRESHOLD
     wider = replace(profiles["PD"], limit=score + 0.1)
-    checked = check_contrast(Volume(scan.array, scan.affine), wider, "PD")
+    named = Volume(scan.array, scan.affine, Path("sub-1_PDw.nii.gz"))
+    with pytest.warns(UserWarning, match="unlike most of the training scans .* as its name says PDw"):
+        checked = check_contrast(named, wider, "PD")
     assert checked.verified is True
     assert checked.to_json()["InputContrast"]["Threshold"] == wider.limit
-    assert f"a score of at most {score - 0.1:g}" in refusal(
-        Volume(scan.array, scan.affine), replace(wider, limit=score - 0.1), "PD"
-    )
+    assert "a score of at most 3.6" in refusal(Volume(scan.array, scan.affine), wider, "PD")
+    closer = replace(wider, limit=score - 0.1)
+    assert f"a score of at most {score - 0.1:g}" in refusal(named, closer, "PD")
 
 
 def test_one_training_scan_still_leaves_room_for_other_scanners():

@@ -74,7 +74,8 @@ class ContrastProfile:
         scans: Number of training scans that could be measured.
         centre: Median over the scans.
         spread: Standard deviations, from the median absolute deviation and not below the least spread.
-        limit: Largest score of a scan that fits: `THRESHOLD`, or what 95 % of 20 or more training scans stay within.
+        limit: Largest score of a scan that fits and is named as the contrast: `THRESHOLD`, or what 95 % of 20 or more
+            training scans stay within. Of a scan that no name speaks for, it is `THRESHOLD`.
     """
 
     scans: int
@@ -149,7 +150,8 @@ def check_contrast(
         force: Return what would have been refused.
 
     Warns:
-        UserWarning: The scan's voxels are too large to judge what it looks like.
+        UserWarning: The scan's voxels are too large to judge what it looks like, or it is taken for its name although
+            most training scans look otherwise.
 
     Raises:
         VolumeError: The scan's name or JSON file says another contrast, or it does not look like the training scans.
@@ -157,8 +159,10 @@ def check_contrast(
     coarse = too_coarse(volume)
     seen = measure_appearance(volume.array, volume.affine) if profile else None
     score = profile.score(seen) if profile and seen else None
-    limit = profile.limit if profile else THRESHOLD
-    reasons = [f"{place} says {_title(key)}" for place, key in named_contrasts(volume.path) if _differs(key, contrast)]
+    named = named_contrasts(volume.path)
+    reasons = [f"{place} says {_title(key)}" for place, key in named if _differs(key, contrast)]
+    is_named = any(key == contrast_key(contrast) for _, key in named)
+    limit = profile.limit if profile and is_named else THRESHOLD
     if profile is not None and seen is None:
         reasons.append("no head in which a contrast can be measured")
     elif profile is not None and seen is not None and score is not None and score > limit and not coarse:
@@ -178,6 +182,11 @@ def check_contrast(
     if not reason and coarse:
         warn(f"{volume.path}: its contrast cannot be judged: {coarse}")
         return ContrastCheck(None, score, f"cannot be judged: {coarse}", limit)
+    if not reason and score is not None and score > THRESHOLD:
+        warn(
+            f"{volume.path}: it looks unlike most of the training scans (score {score:.1f}, most have at most "
+            f"{THRESHOLD}); it is taken as {named[0][0]} says {_title(contrast)}"
+        )
     return ContrastCheck(not reason, score, reason, limit)
 
 
