@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from unscanned.cli import main
+from unscanned.files import write_json
+from unscanned.formats.shelf import ShelfRecord
 from unscanned.settings import Settings, resolve, to_toml
 from unscanned.simulation import heads
 from unscanned.simulation.heads import Head
@@ -84,6 +86,15 @@ def cli(
         return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def no_shipped_models(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The package without its models, whose names a test gives to its own."""
+    empty = tmp_path_factory.mktemp("package")
+    write_json(empty / "models.json", ShelfRecord().to_json())
+    for module in ("shelf", "fetch_model"):
+        monkeypatch.setattr(f"unscanned.synthesis.{module}.SHIPPED", empty)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ QUICK = {"idle_timeout_s": 5.0, "backoff_s": 0.001, "tries": 2}
 
 
 @pytest.fixture(autouse=True)
-def at_home(monkeypatch, tmp_path):
+def at_home(monkeypatch, tmp_path, no_shipped_models):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "unscanned" / "models"

@@ -160,7 +160,7 @@ def test_scans_that_the_model_was_trained_on_are_named_where_they_are_held_out(t
         train(tiny_dataset, tmp_path / "run", settings)
 
 
-def test_the_command_line_starts_from_a_name(cli, tiny_run, others, tmp_path, monkeypatch):
+def test_the_command_line_starts_from_a_name(cli, tiny_run, others, tmp_path, monkeypatch, no_shipped_models):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     shelf = tmp_path / "home" / "unscanned" / "models"
     shutil.copytree(tiny_run / "model", shelf / "pd-t2")
