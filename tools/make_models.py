@@ -45,7 +45,7 @@ from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.run import train
-from unscanned.volumes.nifti import read_volume
+from unscanned.volumes.nifti import STAMP, read_volume
 from unscanned.volumes.skull import looks_skull_stripped
 
 FILE = Path(__file__).parents[1] / "docs" / "experiments" / "models.toml"
@@ -142,19 +142,21 @@ def show_failure(failure: Mapping[str, Any], path: Path, evaluations: Iterable[P
                     arm: images.arms[arm],
                     f"{record.target} (acquired)": images.target,
                 }
-                draw_slice(shown, images.head, failure["axial"], path)
+                draw_slice(shown, arm, images.head, failure["axial"], path)
                 return {**told, "picture": path.name}
     return told
 
 
-def draw_slice(images: Mapping[str, np.ndarray], head: np.ndarray, axial: int, path: Path) -> None:
-    """Draw the same axial slice of several images beside each other, each in its own greys."""
+def draw_slice(images: Mapping[str, np.ndarray], synthetic: str, head: np.ndarray, axial: int, path: Path) -> None:
+    """Draw the same axial slice of several images beside each other, each in its own greys, the synthetic stamped."""
     rows, columns = (slice(along.min(), along.max() + 1) for along in np.nonzero(head[:, :, axial]))
     figure = Figure(figsize=(3 * len(images), 3.6), facecolor="black", layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         axes.imshow(np.rot90(image[rows, columns, axial]), cmap="gray", vmin=0, vmax=np.percentile(image[head], 99.5))
         axes.set_title(name, color="white")
         axes.axis("off")
+        if name == synthetic:
+            axes.text(0.5, 0.01, STAMP, color="#ffd166", ha="center", fontsize=7, transform=axes.transAxes)
     figure.savefig(path, dpi=100)
 
 

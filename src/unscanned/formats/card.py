@@ -22,6 +22,10 @@ class DataSource(Schema):
     "How many; None where they were drawn without end."
     note: str = ""
 
+    def __str__(self) -> str:
+        scans = "" if self.scans is None else f"{self.scans:,} scans"
+        return f"{self.name}: {', '.join(filter(None, (self.licence, scans, self.note, self.url)))}"
+
 
 class KnownFailure(Schema):
     """What a model gets wrong."""

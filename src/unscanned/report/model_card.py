@@ -1,6 +1,7 @@
 """The card of a model, from the model, evaluations of what it made, and the words of its author.
 
-card.json is for programs, README.md the same as a page, with a picture of each domain."""
+card.json is for programs, README.md the same as a page, with a picture of each domain.
+"""
 
 from __future__ import annotations
 
@@ -159,9 +160,7 @@ def _page(card: CardRecord, name: str) -> str:
         f"Made by unscanned {card.unscanned}, {card.made}.",
         "## Trained on",
     ]
-    for data in card.data:
-        facts = [data.licence, "" if data.scans is None else f"{data.scans:,} scans", data.note, data.url or ""]
-        lines.append(f"- {data.name}: {', '.join(filter(None, facts))}")
+    lines += [f"- {data}" for data in card.data]
     lines += [f"```bash\n{card.command}\n```", "## Scores", _SCORED]
     for domain in dict.fromkeys(score.domain for score in card.scores):
         lines += [f"### {domain[0].upper()}{domain[1:]}", _table([row for row in card.scores if row.domain == domain])]
@@ -178,8 +177,8 @@ def _page(card: CardRecord, name: str) -> str:
 
 _SCORED = (
     "Inside the head, mean (SD) over subjects; differences are paired by subject, with 95 % intervals. `source` is the "
-    "source scan with the target's mean and SD, `regression` a voxelwise regression. Each picture is of the scan with "
-    "the median PSNR."
+    "source scan with the target's mean and SD, `regression` a voxelwise regression fitted on other "
+    "subjects. Each picture is of the scan with the median PSNR."
 )
 
 

@@ -65,9 +65,7 @@ def written_card(model: ShelvedModel) -> list[tuple[str, str]]:
         return [*rows, ("card", "none: the model has no card.json"), ("use", _USE)]
     rows += [("for", written.purpose), *(("not for", text) for text in written.not_for)]
     rows += [("licence", written.licence)]
-    for data in written.data:
-        facts = [data.licence, "" if data.scans is None else f"{data.scans:,} scans", data.note, data.url or ""]
-        rows.append(("data", f"{data.name}: {', '.join(filter(None, facts))}"))
+    rows += [("data", str(data)) for data in written.data]
     rows.append(("training", written.command))
     rows += [("score", _score(score)) for score in written.scores if score.metric in _SHOWN]
     rows += [("fails", failure.what) for failure in written.failures]
