@@ -22,6 +22,7 @@ __all__ = [
     "TrainingError",
     "UnscannedError",
     "VolumeError",
+    "WorkerLost",
 ]
 
 
@@ -48,6 +49,9 @@ class UnscannedError(Exception):
         self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
         super().__init__(self._message())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), self.parts)  # as a worker sends it
+
     def at(self, where: object) -> Self:
         """Return this error as one that is about another place."""
         return self.but(where=where)
@@ -70,6 +74,10 @@ class UnscannedError(Exception):
         if self.do is not None:
             text += f". {self.do}"
         return text
+
+
+def _remade(kind: type[UnscannedError], parts: dict[str, Any]) -> UnscannedError:
+    return kind(**parts)
 
 
 class BugError(UnscannedError):
@@ -114,6 +122,12 @@ class TrainingError(UnscannedError):
 
 class ResourceError(UnscannedError):
     """A resource is missing: disk space, memory, a device."""
+
+    exit_code = 7
+
+
+class WorkerLost(UnscannedError):
+    """A case that was given up because each worker that took it died with it."""
 
     exit_code = 7
 

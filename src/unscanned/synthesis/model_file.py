@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors
@@ -10,15 +12,70 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from unscanned.errors import CheckpointError
+from unscanned.errors import CheckpointError, SettingsError
 from unscanned.files import write_bytes, write_sealed
 from unscanned.formats.model import ModelRecord, read_model_record
+from unscanned.machine.device import choose_device
 from unscanned.models import generators
 from unscanned.settings import Settings, read_settings, to_dict
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.shelf import ShelvedModel, place_of
 
-__all__ = ["load_model", "read_generators", "save_model", "weights_bytes"]
+__all__ = ["StoredModel", "load_model", "load_stored", "read_generators", "save_model", "stored", "weights_bytes"]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Where a model is and which it is, for another process to load.
+
+    Attributes:
+        folder: With model.json, as an absolute path.
+        name: That it was loaded by.
+        sha256: Of all that decides what it makes.
+    """
+
+    folder: str
+    name: str
+    sha256: str
+
+
+def stored(model: Model) -> StoredModel:
+    """Return where a model is.
+
+    Raises:
+        SettingsError: It was not read from a folder.
+    """
+    if model.path is None:
+        raise SettingsError(
+            "workers load the model themselves, and it has no folder",
+            where="model",
+            do="Write it with save_model, and load it from there.",
+        )
+    return StoredModel(str(model.path.resolve()), model.name, model.sha256)
+
+
+@lru_cache(maxsize=1)
+def load_stored(place: StoredModel, device: str) -> Model:
+    """Load a model, once in this process.
+
+    Args:
+        place: Where it is.
+        device: As for `choose_device`.
+
+    Raises:
+        CheckpointError: As for `load_model`, or another model is there.
+        ResourceError: The device is not there.
+    """
+    model = load_model(place.folder, choose_device(device))
+    if model.sha256 != place.sha256:
+        raise CheckpointError(
+            "another model is in the folder",
+            where=place.folder,
+            found=f"sha256 {model.sha256[:12]}…",
+            expected=f"{place.sha256[:12]}…",
+            do="Let all machines see the same folder of the model.",
+        )
+    return replace(model, name=place.name)
 
 
 def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import isdir, realpath
+from os.path import abspath, isdir, realpath
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import nibabel as nib
 
+from unscanned.cluster.cases import map_cases
+from unscanned.cluster.summary import Row, Summary
+from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
 from unscanned.datasets.pairs import select_pairs
@@ -20,13 +24,15 @@ from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words, listed
 from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
 from unscanned.machine.crash import of_one
+from unscanned.machine.precision import check_precision
 from unscanned.machine.provenance import NAME, version
 from unscanned.outputs import claim
-from unscanned.progress import Progress, begin, shares, within
+from unscanned.progress import Progress, begin, shares
 from unscanned.settings import Synthesis
+from unscanned.synthesis.audit import audit_outputs
 from unscanned.synthesis.familiarity import check_familiarity
 from unscanned.synthesis.model import Model
-from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.model_file import StoredModel, load_model, load_stored, stored
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
 from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
@@ -131,6 +137,7 @@ def synthesize(
     overwrite: bool = False,
     renew: bool = False,
     force: bool = False,
+    cluster: Cluster | str | None = None,
     progress: Progress | None = AUTOMATIC,
     **changes: Any,
 ) -> Synthesized:
@@ -147,6 +154,8 @@ def synthesize(
         renew: Replace the synthetic volumes of other models too.
         force: Go on with scans that do not show the model's source contrast, or are too unlike its training scans; the
             sidecar then says so.
+        cluster: Where to work, as for `open_cluster`; None works in this process. On a cluster, `out` gets summary.csv
+            too, and at the end every volume is checked against its sidecar.
         progress: Called with (done, total, label), in thousandths of a scan. Without it a bar, in a terminal and in
             Jupyter; None draws none.
         **changes: Settings of synthesis in place of the model's own, as for `Model.how`.
@@ -156,66 +165,140 @@ def synthesize(
             written.
         CheckpointError: As for `load_model`.
         BusyError: Another run writes into `out`.
-        ResourceError: The disk is full, or memory is short.
+        ResourceError: The disk is full, memory is short, or as for `map_cases`.
     """
     model = model if isinstance(model, Model) else load_model(model)
     how = model.how(**changes)
-    refuse_collisions([(scan, output_path(out, scan, model.target, case)) for scan, case in scans])
+    paths = [output_path(out, scan, model.target, case) for scan, case in scans]
+    refuse_collisions([(scan, path) for (scan, _), path in zip(scans, paths, strict=True)])
     _own_description(Path(out))
     result = Synthesized()
-    with lock(out):
+    with lock(out), nullcontext() if cluster is None else open_cluster(cluster, shared=out) as workers:
         remove_partials(out)
         _describe_dataset(Path(out), scans, model.target)
-        for number, (scan, case) in enumerate(scans):
-            path = output_path(out, scan, model.target, case)
-            try:
-                place = f"scan {number + 1} of {len(scans)}, {scan.name}"
-                report = within(progress, number, len(scans), partial("{}, {}".format, place), unit=1000)
-                made = _one(model, scan, path, how, overwrite, renew, force, report)
-            except Interrupted as error:
-                raise error.but(found=f"{number} of {len(scans)} scans done") from error
-            except ResourceError:
-                raise
-            except Exception as error:
-                result.failures[str(scan)] = of_one(error, where=scan)
-                continue
-            (result.written if made else result.skipped).append(path)
+        if workers is None:
+            made = _make_here(model, scans, paths, how, overwrite, renew, force, progress)
+        else:
+            making = partial(_making_on_worker, stored(model), how, overwrite, renew, force)
+            made = _make_there(making, scans, paths, Path(out), workers, progress)
+        for (scan, _), path, found in zip(scans, paths, made, strict=True):
+            if isinstance(found, UnscannedError):
+                result.failures[str(scan)] = found
+            else:
+                (result.written if found else result.skipped).append(path)
         if progress:
             progress(1000 * len(scans), 1000 * len(scans), "synthesized")
     return result
 
 
-def _one(
+Made = list[bool | UnscannedError]
+"Of each scan whether its volume was made, not there already; or why there is none."
+
+
+def _make_here(
     model: Model,
-    scan: Path,
-    path: Path,
+    scans: Sequence[tuple[Path, str | None]],
+    paths: Sequence[Path],
     how: Synthesis,
     overwrite: bool,
     renew: bool,
     force: bool,
     progress: Progress | None,
-) -> bool:
-    reading, making, writing = shares(progress, _COSTS)
-    begin(reading, "reading")
-    volume = read_volume(scan)
-    if not overwrite:
-        if _is_done(path, output_key(volume, model, how), force):
-            return False
-        _claim(path, None if renew else model)
-    checked = check_contrast(volume, model.profile, model.source, force=force)
-    familiarity = check_familiarity(model, volume, force=force)
-    synthetic = model.synthesize(volume, how, progress=making)
-    begin(writing, "writing")
-    # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever happens
-    # in between, no volume stands without its own sidecar.
-    with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
-        write_volume(
-            content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
-        )
-        facts = describe(model, volume, path, how, checked, familiarity, synthetic, sha256(content))
-        write_json(sidecar, facts.to_json())
-        Path(realpath(path)).unlink(missing_ok=True)  # a link stays, as it does where it is written through
-    return True
+) -> Made:
+    """Make the volumes in this process, one after the other."""
+
+    def label(number: int, words: str) -> str:
+        return f"scan {number + 1} of {len(scans)}, {scans[number][0].name}, {words}"
+
+    made: Made = []
+    cases = [(scan, path) for (scan, _), path in zip(scans, paths, strict=True)]
+    making = _Making(model, how, overwrite, renew, force)
+    try:
+        for number, outcome in map_cases(making, cases, progress=progress, words=label, unit=1000):
+            try:
+                made.append(outcome.get())
+            except ResourceError:
+                raise
+            except Exception as error:
+                made.append(of_one(error, where=scans[number][0]))
+    except Interrupted as error:
+        raise error.but(found=f"{len(made)} of {len(scans)} scans done") from error
+    return made
+
+
+def _make_there(
+    making: Callable[[str], _Making],
+    scans: Sequence[tuple[Path, str | None]],
+    paths: Sequence[Path],
+    out: Path,
+    cluster: Cluster,
+    progress: Progress | None,
+) -> Made:
+    """Make the volumes on a cluster, with a row for each scan, and check at the end that each is whole."""
+    making_them, checking = shares(progress, (95, 5))
+    outputs = [path.relative_to(out).as_posix() for path in paths]
+    rows = [Row(output, abspath(scan)) for output, (scan, _) in zip(outputs, scans, strict=True)]
+    cases = [(Path(row.scan), Path(abspath(path))) for row, path in zip(rows, paths, strict=True)]
+    names = [scan.name for scan, _ in scans]
+    made: dict[int, bool | UnscannedError] = {}
+    with Summary.of(out, rows) as summary:
+        for number, outcome in map_cases(
+            None, cases, names=names, cluster=cluster, on_worker=making, folder=abspath(out), progress=making_them
+        ):
+            error = outcome.error
+            made[number] = bool(outcome.value) if error is None else of_one(error, where=names[number])
+            summary.take(outputs[number], outcome, "written" if outcome.value else "skipped")
+        whole = [number for number, found in made.items() if isinstance(found, bool)]
+        found = audit_outputs(out, [outputs[number] for number in whole], cluster=cluster, progress=checking)
+        for number in whole:
+            if (fault := found[outputs[number]]) is not None:
+                made[number] = fault
+                summary.mark(outputs[number], "broken", str(fault))
+    return [made[number] for number in range(len(scans))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """Makes the synthetic volume of a scan at its path, and says whether it was not there already."""
+
+    model: Model
+    how: Synthesis
+    overwrite: bool
+    renew: bool
+    force: bool
+
+    def __call__(self, case: tuple[Path, Path], progress: Progress | None) -> bool:
+        (scan, path), model, how = case, self.model, self.how
+        reading, making, writing = shares(progress, _COSTS)
+        begin(reading, "reading")
+        volume = read_volume(scan)
+        if not self.overwrite:
+            if _is_done(path, output_key(volume, model, how), self.force):
+                return False
+            _claim(path, None if self.renew else model)
+        checked = check_contrast(volume, model.profile, model.source, force=self.force)
+        familiarity = check_familiarity(model, volume, force=self.force)
+        synthetic = model.synthesize(volume, how, progress=making)
+        begin(writing, "writing")
+        # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever
+        # happens in between, no volume stands without its own sidecar.
+        with atomic_path(path) as content, atomic_path(sidecar_path(path)) as sidecar:
+            write_volume(
+                content, synthetic.array, volume.affine, description=f"{SYNTHETIC} {model.target} {NAME} {version()}"
+            )
+            facts = describe(model, volume, path, how, checked, familiarity, synthetic, sha256(content))
+            write_json(sidecar, facts.to_json())
+            Path(realpath(path)).unlink(missing_ok=True)  # a link stays, as it does where it is written through
+        return True
+
+
+def _making_on_worker(
+    model: StoredModel, how: Synthesis, overwrite: bool, renew: bool, force: bool, device: str
+) -> _Making:
+    """Return the work of a worker, whose model stays loaded from scan to scan."""
+    loaded = load_stored(model, device)
+    check_precision(how.precision, loaded.device, convolution=loaded.settings.generator.convolution)
+    return _Making(loaded, how, overwrite, renew, force)
 
 
 def refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:

@@ -1,0 +1,247 @@
+"""The workers of a cohort: processes of this machine, those of a running Dask scheduler, or jobs of Slurm."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unscanned.errors import ResourceError, SettingsError, in_words
+from unscanned.machine.memory import machine_bytes
+
+__all__ = ["TRIES", "Cluster", "open_cluster"]
+
+TRIES = 3
+"How often a scan is taken up whose worker dies with it, where the scheduler is ours."
+
+_CONNECT_S = 10
+"After which a scheduler counts as one that cannot be reached."
+
+_NO_WORKER_S = 60.0
+"How long a running cluster may be without any worker."
+
+_OURS = {
+    "distributed.scheduler.allowed-failures": TRIES - 1,
+    # A worker gets its next task when it has none: a task that waits on it would count its death as one of its own.
+    "distributed.scheduler.worker-saturation": 1.0,
+}
+"Configuration of the schedulers that are started here."
+
+_SHARE_OF_MEMORY = 0.9
+"Of the machine's memory, what all local workers together may take."
+
+_JOB = {"cores": 1, "memory": "4GiB", "walltime": "01:00:00"}
+"What a job of Slurm asks for where dask-jobqueue's own configuration does not say."
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """Workers, and the scheduler that hands them their tasks.
+
+    Attributes:
+        client: Of Dask.
+        place: As it was asked for, such as `local:2`.
+        device: That a worker takes: auto, cpu, cuda or cuda:N.
+        threads: CPU threads of a worker; None leaves their number to it.
+        patience_s: How long there may be no worker at all; None waits for ever, as in a queue.
+    """
+
+    client: Any
+    place: str
+    device: str = "auto"
+    threads: int | None = None
+    patience_s: float | None = _NO_WORKER_S
+
+    @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What Dask knows of each worker, by its address."""
+        found: dict[str, dict[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return found
+
+    @property
+    def slots(self) -> int:
+        """Cases that are worked on at a time."""
+        return sum(worker["nthreads"] for worker in self.workers.values())
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the smallest worker may take before it is ended; None where one has no limit."""
+        limits = [worker["memory_limit"] or 0 for worker in self.workers.values()]
+        return min(limits, default=0) or None
+
+    def __str__(self) -> str:
+        count, limit = len(self.workers), self.memory_bytes
+        words = f"{count} worker{'s' * (count != 1)}" if count else "no worker yet"
+        if count:
+            words += f", each with at most {limit / 2**30:.1f} GiB of memory" if limit else ", with no limit of memory"
+        dashboard = self.client.dashboard_link
+        return f"{self.place}: {words}" + (f"; dashboard {dashboard}" if dashboard else "")
+
+    def wait_for_workers(self) -> None:
+        """Wait for the first worker.
+
+        Raises:
+            ResourceError: None came.
+        """
+        try:
+            if not self.workers:
+                self.client.wait_for_workers(1, timeout=self.patience_s)
+        except TimeoutError as error:
+            raise self.without_workers() from error
+
+    def without_workers(self) -> ResourceError:
+        """Return the error of a cluster that has no worker."""
+        return ResourceError(
+            "the cluster has no worker",
+            where=self.place,
+            found=f"none for {self.patience_s:.0f} seconds" if self.patience_s else "none",
+            expected="one or more",
+            do="Start workers with `dask worker ADDRESS` and run the same command again; what is finished is kept.",
+        )
+
+
+@contextlib.contextmanager
+def open_cluster(
+    place: str | Cluster, *, device: str = "auto", threads: int | None = None, shared: str | Path | None = None
+) -> Iterator[Cluster]:
+    """Yield the workers of a place; those that are started here end with the body.
+
+    Args:
+        place: `local` or `local:N` for N processes of this machine, by default one for each GPU or, without one, for
+            each core; the address of a running Dask scheduler; or `slurm` or `slurm:N` for N jobs of Slurm, configured
+            as dask-jobqueue is. Or a cluster that is open already.
+        device: That each worker takes: auto, cpu, cuda or cuda:N.
+        threads: CPU threads of each worker. When unset, local workers share the cores.
+        shared: Folder that all jobs of Slurm see, for their scripts, logs and certificates.
+
+    Raises:
+        SettingsError: No such place.
+        ResourceError: The scheduler cannot be reached, or the software is not installed.
+    """
+    if isinstance(place, Cluster):
+        yield place
+        return
+    kind, _, number = place.partition(":")
+    if kind in ("local", "slurm"):
+        if number and not re.fullmatch(r"[1-9]\d{0,4}", number):
+            raise SettingsError("no such number of workers", where="cluster", found=place, expected=f"{kind}:N")
+        start = _local if kind == "local" else _slurm
+        with start(place, int(number or 0), device, threads, shared) as cluster:
+            yield cluster
+    elif re.fullmatch(r"[a-z]+://\S+|[^\s/:]+:\d+", place):
+        with _running(place, device, threads) as cluster:
+            yield cluster
+    else:
+        raise SettingsError(
+            "no such cluster",
+            where="cluster",
+            found=place,
+            expected="local, local:N, slurm, slurm:N, or the address of a Dask scheduler such as tcp://host:8786",
+        )
+
+
+@contextlib.contextmanager
+def _local(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
+    distributed = _dask("distributed")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = count or _gpus(device) or max(1, cores // (threads or 1))
+    memory = machine_bytes()
+    with (
+        tempfile.TemporaryDirectory(prefix="unscanned-cluster-") as scratch,
+        _dask("dask").config.set(_OURS),
+        # Certificates of its own: on a machine that many share, nobody else can hand these workers code.
+        distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            memory_limit=int(_SHARE_OF_MEMORY * memory / count) if memory else "auto",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            local_directory=scratch,
+            security=True,
+            protocol="tls",
+        ) as started,
+        distributed.Client(started) as client,
+    ):
+        yield Cluster(client, place, device, threads or max(1, cores // count))
+
+
+@contextlib.contextmanager
+def _running(address: str, device: str, threads: int | None) -> Iterator[Cluster]:
+    distributed = _dask("distributed")
+    try:
+        client = distributed.Client(address, timeout=_CONNECT_S)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ResourceError(
+            "the scheduler cannot be reached",
+            where=address,
+            found=in_words(error),
+            do="Check the address, and that `dask scheduler` runs there and listens to this machine.",
+        ) from error
+    with client:
+        yield Cluster(client, address, device, threads)
+
+
+@contextlib.contextmanager
+def _slurm(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
+    distributed, jobqueue, config = _dask("distributed"), _dask("dask_jobqueue", "slurm"), _dask("dask").config
+    own = {name: config.get(f"jobqueue.slurm.{name}", None) for name in _JOB}
+    job = {name: own[name] or default for name, default in _JOB.items()}
+    if threads:
+        job["cores"] = threads
+    folder = Path(os.path.abspath(shared or ".")) / ".slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        config.set(_OURS),
+        jobqueue.SLURMCluster(
+            processes=1,
+            **job,
+            worker_extra_args=["--nthreads", "1"],
+            log_directory=str(folder),
+            local_directory=config.get("jobqueue.slurm.local-directory", None) or tempfile.gettempdir(),
+            scheduler_options={"dashboard_address": "127.0.0.1:0", "host": _host(config)},
+            silence_logs=logging.CRITICAL,
+        ) as started,
+        distributed.Client(started) as client,
+    ):
+        # A job that ends before its time, or at its limit, is asked for anew.
+        started.adapt(minimum_jobs=count or 1, maximum_jobs=count or 1)
+        yield Cluster(client, place, device, threads, patience_s=None)
+
+
+def _host(config: Any) -> str | None:
+    """Return the name that jobs reach this machine by; None where dask-jobqueue's configuration names an interface."""
+    return None if config.get("jobqueue.slurm.interface", None) else socket.gethostname()
+
+
+def _gpus(device: str) -> int:
+    if device not in ("auto", "cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _dask(name: str, extra: str = "cluster") -> Any:
+    """Return a module that is optional.
+
+    Raises:
+        ResourceError: It is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ResourceError(
+            "needs software that is not installed",
+            where="--cluster",
+            found=f"no module {error.name}",
+            do=f"pip install 'unscanned[{extra}]'",
+        ) from error
