@@ -13,7 +13,7 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
 from unscanned.progress import Progress, within
 
-__all__ = ["Outcome", "map_cases"]
+__all__ = ["Outcome", "in_order", "map_cases"]
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -111,6 +111,17 @@ def map_cases(
         cluster.wait_for_workers()
         _refuse_unfit(cluster, send)
         yield from _there(send, cases, names, cluster, progress, unit or 1)
+
+
+def in_order(outcomes: Iterable[tuple[int, Outcome[R]]]) -> Iterator[Outcome[R]]:
+    """Yield the outcomes in the order of their cases, each as soon as all before it are there."""
+    early: dict[int, Outcome[R]] = {}
+    due = 0
+    for number, outcome in outcomes:
+        early[number] = outcome
+        while due in early:
+            yield early.pop(due)
+            due += 1
 
 
 def _here(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
+from unscanned.cluster.cases import in_order, map_cases
+from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.datasets.aligned import align
 from unscanned.datasets.alignment import AGREES, SHARP, Alignment, measure_alignment
 from unscanned.datasets.layout import Layout, Scan, conversion, likely_pair, present, take_inventory
-from unscanned.datasets.pairs import Finding, Pair, case_name, survey
+from unscanned.datasets.pairs import Finding, Pair, case_name, survey, with_absolute_paths
 from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import DatasetError, VolumeError, listed
+from unscanned.errors import DatasetError, UnscannedError, VolumeError, listed
 from unscanned.files import sha256
 from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
@@ -122,6 +126,7 @@ def examine(
     target: str,
     layout: Layout = "auto",
     resample: bool = False,
+    cluster: Cluster | str | None = None,
     progress: Progress | None = AUTOMATIC,
 ) -> Examination:
     """Read every pair of a dataset, and return what there is, what is wrong with it, and how the pairs are aligned.
@@ -133,11 +138,13 @@ def examine(
         layout: As for `find_pairs`.
         resample: Whether the target will be resampled onto the source's grid; a target on another grid is then only a
             warning.
+        cluster: Where to read the pairs, as for `open_cluster`; None reads them in this process.
         progress: Called with (cases done, cases in all, case). Without it a bar, in a terminal and in Jupyter; None
             draws none.
 
     Raises:
         DatasetError: The dataset cannot be read, or no name in it fits the layout.
+        ResourceError: As for `map_cases`.
     """
     inventory = take_inventory(root, layout, source=source, target=target)
     pairs, findings = survey(root, source=source, target=target, layout=layout)
@@ -155,16 +162,21 @@ def examine(
         )
         for folder in inventory.dicom
     ]
-    seen: dict[str, Content] = {}
-    looks: list[Look] = []
-    alignments: dict[str, Alignment] = {}
-    for done, pair in enumerate(pairs, start=1):
-        try:
-            findings += _check_pair(pair, seen, resample, looks, alignments)
-        except Exception as error:
-            findings.append(Finding(pair.case, "error", "bug", str(of_one(error, where=pair.case)), pair.source))
-        if progress is not None:
-            progress(done, len(pairs), pair.case)
+    examining = partial(_examine, resample=resample)
+    found: list[_Seen] = []
+    with nullcontext() if cluster is None else open_cluster(cluster) as workers:
+        sent = pairs if workers is None else [with_absolute_paths(pair) for pair in pairs]
+        names = [pair.case for pair in pairs]
+        outcomes = in_order(map_cases(examining, sent, names=names, cluster=workers, progress=progress))
+        for pair, outcome in zip(pairs, outcomes, strict=True):
+            try:
+                found.append(outcome.get())
+            except UnscannedError as error:
+                found.append(_Seen([Finding(pair.case, "error", "worker", str(error), pair.source)]))
+            if progress is not None and workers is None:
+                progress(len(found), len(pairs), pair.case)
+    findings += [finding for each in found for finding in each.findings]
+    findings += _copies([content for each in found for content in each.contents])
     return Examination(
         Path(root),
         source,
@@ -172,8 +184,8 @@ def examine(
         pairs,
         sorted(findings, key=lambda finding: (finding.case, finding.severity, finding.fault, str(finding.path))),
         {name: len(sessions) for name, sessions in there.items()},
-        looks,
-        alignments,
+        [look for each in found for look in each.looks],
+        {pair.case: each.alignment for pair, each in zip(pairs, found, strict=True) if each.alignment is not None},
         None if pairs else likely_pair(inventory.scans, source, target),
     )
 
@@ -272,27 +284,39 @@ def _triple(numbers: np.ndarray) -> tuple[float, float, float]:
     return i, j, k
 
 
-def _check_pair(
-    pair: Pair, seen: dict[str, Content], resample: bool, looks: list[Look], alignments: dict[str, Alignment]
-) -> Iterator[Finding]:
+@dataclass
+class _Seen:
+    """What a look at one pair shows."""
+
+    findings: list[Finding] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+    alignment: Alignment | None = None
+
+
+def _examine(pair: Pair, progress: Progress | None, *, resample: bool) -> _Seen:
+    seen = _Seen()
+    try:
+        _look_into(pair, seen, resample)
+    except Exception as error:
+        seen.findings.append(Finding(pair.case, "error", "bug", str(of_one(error, where=pair.case)), pair.source))
+    return seen
+
+
+def _look_into(pair: Pair, seen: _Seen, resample: bool) -> None:
     volumes = []
     for scan, path in _scans(pair):
         try:
             volume = read_volume(path)
         except VolumeError as error:
-            yield Finding(pair.case, "error", _FAULTS.get(error.what, "unreadable"), str(error), path)
+            seen.findings.append(Finding(pair.case, "error", _FAULTS.get(error.what, "unreadable"), str(error), path))
             continue
         volumes.append(volume)
-        looks.append(_look(pair, scan, volume, head_mask(volume.array, volume.affine)))
-        for warning in volume.warnings:
-            yield Finding(pair.case, "warning", "header", warning, path)
+        seen.looks.append(_look(pair, scan, volume, head_mask(volume.array, volume.affine)))
+        seen.findings += [Finding(pair.case, "warning", "header", warning, path) for warning in volume.warnings]
         if not any(volume.spacing_mm == other.spacing_mm for other in volumes[:-1]):
-            yield from _check_spacing(pair.case, volume)
-        content = Content(pair.subject, pair.case, scan, path, _digest(volume))
-        if (first := _copied(content, seen)) is not None:
-            message = f"the same voxels as {first.path}, the {first.scan} of {first.case}"
-            severity: Literal["error", "warning"] = "error" if _is_forbidden(content, first) else "warning"
-            yield Finding(pair.case, severity, "duplicate", message, path)
+            seen.findings += _check_spacing(pair.case, volume)
+        seen.contents.append(Content(pair.subject, pair.case, scan, path, _digest(volume)))
     if len(volumes) < 2:
         return
     if (difference := grid_difference(*volumes)) is not None:
@@ -300,15 +324,25 @@ def _check_pair(
             f"source and target lie on different grids: {difference}; set prepare.resample = true if they are aligned "
             "in world space, which check tells, and register them if not"
         )
-        yield Finding(pair.case, "warning" if resample else "error", "grid", message, pair.target)
+        seen.findings.append(Finding(pair.case, "warning" if resample else "error", "grid", message, pair.target))
     try:
         align(pair, *volumes, resample=True)  # another grid is told already
     except VolumeError as error:
-        yield Finding(pair.case, "error", "head", str(error), Path(str(error.where)))
+        seen.findings.append(Finding(pair.case, "error", "head", str(error), Path(str(error.where))))
         return
-    if (alignment := measure_alignment(*volumes)) is not None:
-        alignments[pair.case] = alignment
-        yield from _check_alignment(pair, alignment)
+    seen.alignment = measure_alignment(*volumes)
+    if seen.alignment is not None:
+        seen.findings += _check_alignment(pair, seen.alignment)
+
+
+def _copies(contents: Iterable[Content]) -> Iterator[Finding]:
+    """Tell each scan with the voxels of an earlier one."""
+    seen: dict[str, Content] = {}
+    for content in contents:
+        if (first := _copied(content, seen)) is not None:
+            message = f"the same voxels as {first.path}, the {first.scan} of {first.case}"
+            severity: Literal["error", "warning"] = "error" if _is_forbidden(content, first) else "warning"
+            yield Finding(content.case, severity, "duplicate", message, content.path)
 
 
 def _check_alignment(pair: Pair, found: Alignment) -> Iterator[Finding]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import abspath
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,17 @@ from unscanned.datasets.layout import (
 )
 from unscanned.errors import DatasetError, SettingsError, listed
 
-__all__ = ["Finding", "Pair", "Selection", "case_name", "find_pairs", "select_pairs", "survey", "what_is_there"]
+__all__ = [
+    "Finding",
+    "Pair",
+    "Selection",
+    "case_name",
+    "find_pairs",
+    "select_pairs",
+    "survey",
+    "what_is_there",
+    "with_absolute_paths",
+]
 
 _WHOLE = "dataset"
 
@@ -56,7 +67,7 @@ class Finding:
         severity: An error makes the case unusable; a warning does not.
         fault: "missing-partner", "ambiguous", "grid", "nonfinite", "constant", "4d", "duplicate", "spacing",
             "header", "head", "unreadable", "name", "offset", "flip", "no-pair",
-            "dicom" or "bug".
+            "dicom", "worker" (it died with the case) or "bug".
         message: What was found, for a person.
         path: The file.
     """
@@ -139,6 +150,12 @@ def select_pairs(
         found=f"{len(findings)} problems{first}",
         do=f"`unscanned check` lists all problems. {what_is_there(scans, source, target)}",
     )
+
+
+def with_absolute_paths(pair: Pair) -> Pair:
+    """Return a pair as another process, with another working folder, finds it."""
+    target = None if pair.target is None else Path(abspath(pair.target))
+    return replace(pair, source=Path(abspath(pair.source)), target=target)
 
 
 def what_is_there(scans: Iterable[Scan], source: str, target: str) -> str:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from os.path import realpath
+from dataclasses import dataclass, field
+from functools import partial
+from os.path import abspath, realpath
 from pathlib import Path
 
+from unscanned.cluster.cases import in_order, map_cases
+from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.datasets.layout import Layout, bids_suffix
-from unscanned.datasets.pairs import Pair, select_pairs
+from unscanned.datasets.pairs import Pair, select_pairs, with_absolute_paths
 from unscanned.display import AUTOMATIC, draws_progress, in_a_line
-from unscanned.errors import BUG, DatasetError, SettingsError, listed
+from unscanned.errors import BUG, DatasetError, SettingsError, UnscannedError, listed
 from unscanned.evaluation.baselines import JointSums, Regression
 from unscanned.evaluation.cases import (
     BASELINES,
@@ -32,14 +35,14 @@ from unscanned.evaluation.cases import (
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
 from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
-from unscanned.evaluation.tissues import find_labels
+from unscanned.evaluation.tissues import Labels, find_labels
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
 from unscanned.outputs import begins_with, claim, json_with
-from unscanned.progress import Progress
+from unscanned.progress import Progress, begin
 
 __all__ = ["EVALUATION", "Evaluation", "claim_evaluation", "evaluate"]
 
@@ -105,6 +108,7 @@ def evaluate(
     leave_one_out: bool = False,
     resample: bool = False,
     labels: str | Path | None = None,
+    cluster: Cluster | str | None = None,
     progress: Progress | None = AUTOMATIC,
 ) -> Evaluation:
     """Score the synthetic volumes of one or more arms and write scores.csv, slices.csv and evaluation.json.
@@ -130,6 +134,7 @@ def evaluate(
         resample: Whether an image on another grid than the target's is resampled to it.
         labels: Folder of label maps of tissues, `<case>_dseg.nii.gz`, on the targets' grids, with their names in
             dseg.tsv; errors are then counted in each tissue too.
+        cluster: Where to score the cases, as for `open_cluster`; None scores them in this process.
         progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
     Raises:
@@ -138,6 +143,7 @@ def evaluate(
         DatasetError: No case to score, none that can be, a subject that is both trained on and scored, or no label maps
             in their folder.
         BusyError: Another process writes into `out`.
+        ResourceError: As for `map_cases`.
     """
     _check_arms(synthetic)
     if leave_one_out and training:
@@ -174,31 +180,21 @@ def evaluate(
     fitted_on = {pair.subject for pair, _ in files} if leave_one_out else set(training)
     trained = [pair for pair in pairs if pair.subject in fitted_on]
     total = len(trained) + len(files)
-    with lock(out):
-        scored = {pair.subject for pair, _ in files}
-        regressions, warnings = _fit(trained, scored, percentile, resample, leave_one_out, progress, total)
+    with lock(out), contextlib.nullcontext() if cluster is None else open_cluster(cluster, shared=out) as workers:
+        subjects_scored = {pair.subject for pair, _ in files}
+        regressions, warnings = _fit(
+            trained, subjects_scored, percentile, resample, leave_one_out, workers, _part(progress, 0, total)
+        )
         own = regressions if leave_one_out else {}
         shared = None if own else next(iter(regressions.values()), None)
         constants = _constants(intensities, warnings)
-        scores: list[Score] = []
-        slices: list[SliceErrors] = []
-        for index, (pair, paths) in enumerate(files):
-            if progress:
-                progress(len(trained) + index, total, pair.case)
-            try:
-                images = load_images(
-                    pair,
-                    paths,
-                    regression=regressions.get(pair.subject),
-                    percentile=percentile,
-                    resample=resample,
-                    ceilings=find_ceilings(dataset, pair.case, target),
-                    labels=tissues,
-                )
-                score_case(pair, images, constants, scores, slices, failures)
-                warnings += [f"{pair.case}: {text}" for text in images.warnings]
-            except Exception as error:
-                failures.append(Failure(case=pair.case, arm="target", reason=str(of_one(error, where=pair.case))))
+        unscored = [_Unscored(pair, paths, regressions.get(pair.subject), dataset, tissues) for pair, paths in files]
+        scoring = _Scoring(constants, target, percentile, resample)
+        scored = _score(scoring, unscored, workers, _part(progress, len(trained), total))
+        scores = [row for each in scored for row in each.scores]
+        slices = [row for each in scored for row in each.slices]
+        failures += [failure for each in scored for failure in each.failures]
+        warnings += [text for each in scored for text in each.warnings]
         if not any(row.arm in synthetic for row in scores):
             raise DatasetError(
                 "no volume could be scored",
@@ -239,6 +235,93 @@ def evaluate(
         write_text(Path(out, "slices.csv"), slices_csv(slices))
         write_json(Path(out, "evaluation.json"), content)
     return Evaluation(Path(out), arms, tuple(scores), tuple(failures), EvaluationRecord.model_validate(content))
+
+
+@dataclass(frozen=True, eq=False)
+class _Unscored:
+    """A case to score: its scans, the volume of each arm, and what is known of it beside."""
+
+    pair: Pair
+    paths: Mapping[str, Path | None]
+    regression: Regression | None
+    dataset: str | Path
+    labels: Labels | None
+
+    def elsewhere(self) -> _Unscored:
+        """Return the case as another process, with another working folder, finds it."""
+        labels, case = self.labels, self.pair.case
+        own = {case: Path(abspath(labels.files[case]))} if labels is not None and case in labels.files else {}
+        return _Unscored(
+            with_absolute_paths(self.pair),
+            {arm: path and Path(abspath(path)) for arm, path in self.paths.items()},
+            self.regression,
+            abspath(self.dataset),
+            None if labels is None else Labels(own, labels.names),
+        )
+
+
+@dataclass
+class _Scored:
+    """What became of a case."""
+
+    scores: list[Score] = field(default_factory=list)
+    slices: list[SliceErrors] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores a case; one that fails is told, and stops no other."""
+
+    constants: Constants
+    target: str
+    percentile: float
+    resample: bool
+
+    def __call__(self, case: _Unscored, progress: Progress | None) -> _Scored:
+        found, pair = _Scored(), case.pair
+        begin(progress, pair.case)
+        try:
+            images = load_images(
+                pair,
+                case.paths,
+                regression=case.regression,
+                percentile=self.percentile,
+                resample=self.resample,
+                ceilings=find_ceilings(case.dataset, pair.case, self.target),
+                labels=case.labels,
+            )
+            score_case(pair, images, self.constants, found.scores, found.slices, found.failures)
+            found.warnings += [f"{pair.case}: {text}" for text in images.warnings]
+        except Exception as error:
+            found.failures.append(_unscored(pair, error))
+        return found
+
+
+def _unscored(pair: Pair, error: Exception) -> Failure:
+    return Failure(case=pair.case, arm="target", reason=str(of_one(error, where=pair.case)))
+
+
+def _score(
+    scoring: _Scoring, cases: Sequence[_Unscored], cluster: Cluster | None, progress: Progress | None
+) -> list[_Scored]:
+    """Return what became of each case, in their order."""
+    sent = cases if cluster is None else [case.elsewhere() for case in cases]
+    names = [case.pair.case for case in cases]
+    found: list[_Scored] = []
+    outcomes = in_order(map_cases(scoring, sent, names=names, cluster=cluster, progress=progress))
+    for case, outcome in zip(cases, outcomes, strict=True):
+        try:
+            found.append(outcome.get())
+        except UnscannedError as error:  # of a worker that died with it
+            found.append(_Scored(failures=[_unscored(case.pair, error)]))
+    return found
+
+
+def _part(progress: Progress | None, start: int, total: int) -> Progress | None:
+    """Return the progress of a part that begins after `start` of all cases."""
+    return None if progress is None else lambda done, of, label: progress(start + done, total, label)
 
 
 def claim_evaluation(out: str | Path) -> None:
@@ -301,17 +384,19 @@ def _fit(
     percentile: float,
     resample: bool,
     leave_one_out: bool,
+    cluster: Cluster | None,
     progress: Progress | None,
-    total: int,
 ) -> tuple[dict[str, Regression], list[str]]:
     """The voxelwise baseline of each subject to score, and a warning for each pair that could not be used."""
     warnings: list[str] = []
     sums: dict[str, JointSums] = {}
-    for index, pair in enumerate(pairs):
-        if progress:
-            progress(index, total, f"regression: {pair.case}")
+    summing = partial(_sums, percentile=percentile, resample=resample)
+    sent = pairs if cluster is None else [with_absolute_paths(pair) for pair in pairs]
+    names = [pair.case for pair in pairs]
+    outcomes = in_order(map_cases(summing, sent, names=names, cluster=cluster, progress=progress))
+    for pair, outcome in zip(pairs, outcomes, strict=True):
         try:
-            found = JointSums.of(*training_pair(pair, percentile=percentile, resample=resample))
+            found = outcome.get()
         except Exception as error:
             warnings.append(f"left out of the regression: {of_one(error, where=pair.case)}")
         else:
@@ -323,6 +408,11 @@ def _fit(
         return {subject: (everyone - sums.get(subject, JointSums.none())).fit() for subject in subjects}, warnings
     except DatasetError as error:
         return {}, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
+
+
+def _sums(pair: Pair, progress: Progress | None, *, percentile: float, resample: bool) -> JointSums:
+    begin(progress, f"regression: {pair.case}")
+    return JointSums.of(*training_pair(pair, percentile=percentile, resample=resample))
 
 
 def _intensities(files: Files) -> list[tuple[str, Path, Intensity]]:

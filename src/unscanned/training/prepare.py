@@ -6,25 +6,28 @@ Prepared volumes are read through memory maps, so that training memory does not 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from os.path import realpath
+from functools import cached_property, partial
+from os.path import abspath, realpath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unscanned.cluster.cases import in_order, map_cases
+from unscanned.cluster.summary import Row, Summary
+from unscanned.cluster.workers import Cluster
 from unscanned.contrast.appearance import measure_appearance
 from unscanned.datasets.aligned import align
-from unscanned.datasets.pairs import Pair
+from unscanned.datasets.pairs import Pair, with_absolute_paths
 from unscanned.display import warn
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError, VolumeError, in_words
-from unscanned.files import atomic_path, read_sealed, sha256, short_digest, write_sealed
+from unscanned.files import atomic_path, lock, read_sealed, sha256, short_digest, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
 from unscanned.machine.crash import of_one
 from unscanned.outputs import claim, nothing
-from unscanned.progress import Progress
+from unscanned.progress import Progress, begin
 from unscanned.settings import Prepare
 from unscanned.volumes.grid import Frame, frame
 from unscanned.volumes.intensity import Contrast, Normalization
@@ -150,7 +153,12 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
 
 
 def prepare(
-    pairs: Sequence[Pair], folder: str | Path, settings: Prepare = _DEFAULTS, *, progress: Progress | None = None
+    pairs: Sequence[Pair],
+    folder: str | Path,
+    settings: Prepare = _DEFAULTS,
+    *,
+    cluster: Cluster | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Case], dict[str, UnscannedError]]:
     """Prepare all pairs; one bad pair does not stop the others.
 
@@ -158,11 +166,12 @@ def prepare(
         pairs: Pairs of a dataset.
         folder: The cache.
         settings: As for `prepare_pair`.
+        cluster: Where to work; None works in this process. On a cluster, `folder` gets summary.csv too.
         progress: Called with (done, total, case).
 
     Raises:
         SettingsError: As for `prepare_pair` and `refuse_other_cases`.
-        ResourceError: The disk is full.
+        ResourceError: The disk is full, or as for `map_cases`.
 
     Warns:
         UserWarning: The model's grid leaves out more than a fiftieth of a head.
@@ -171,20 +180,39 @@ def prepare(
         The prepared cases in the order of `pairs`, and the error of each case that was refused.
     """
     refuse_other_cases(pairs, folder, settings)
+    names = [pair.case for pair in pairs]
     cases, failures = [], {}
-    for index, pair in enumerate(pairs):
-        if progress:
-            progress(index, len(pairs), pair.case)
-        try:
-            cases.append(prepare_pair(pair, folder, settings))
-        except (ResourceError, SettingsError):
-            raise
-        except Exception as error:
-            failures[pair.case] = of_one(error, where=pair.case)
+    with contextlib.nullcontext() if cluster is None else _summary(pairs, folder) as summary:
+        sent = pairs if cluster is None else [with_absolute_paths(pair) for pair in pairs]
+        preparing = partial(_prepare_one, folder=folder if cluster is None else abspath(folder), settings=settings)
+        outcomes = in_order(
+            map_cases(preparing, sent, names=names, cluster=cluster, folder=abspath(folder), progress=progress)
+        )
+        for pair, outcome in zip(pairs, outcomes, strict=True):
+            if summary is not None:
+                summary.take(pair.case, outcome, "written")
+            try:
+                outcome.get()
+                cases.append(Case(pair.case, pair.subject, Path(folder) / pair.case))
+            except (ResourceError, SettingsError):
+                raise
+            except Exception as error:
+                failures[pair.case] = of_one(error, where=pair.case)
     _warn_of_crops(cases)
     if progress:
         progress(len(pairs), len(pairs), "prepared")
     return cases, failures
+
+
+def _prepare_one(pair: Pair, progress: Progress | None, *, folder: str | Path, settings: Prepare) -> Case:
+    begin(progress, pair.case)
+    return prepare_pair(pair, folder, settings)
+
+
+@contextlib.contextmanager
+def _summary(pairs: Sequence[Pair], folder: str | Path) -> Iterator[Summary]:
+    with lock(folder), Summary.of(folder, [Row(pair.case, abspath(pair.source)) for pair in pairs]) as summary:
+        yield summary
 
 
 def refuse_other_cases(pairs: Iterable[Pair], folder: str | Path, settings: Prepare) -> None:
