@@ -15,6 +15,7 @@ CODES = {
     "CheckpointError": 5,
     "TrainingError": 6,
     "ResourceError": 7,
+    "WorkerLost": 7,
     "BusyError": 8,
     "DownloadError": 9,
     "Interrupted": 130,

@@ -10,13 +10,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from unscanned.cli.terminal import complain
 from unscanned.display import bars
 from unscanned.errors import Interrupted
 from unscanned.progress import Pace, Progress
 
-__all__ = ["Stop", "browse", "computing", "progress"]
+if TYPE_CHECKING:
+    from unscanned.cluster.workers import Cluster
+
+__all__ = ["Stop", "browse", "computing", "progress", "workers"]
 
 LINE_EVERY_S = 60.0
 "Between two lines about progress where there is no terminal."
@@ -73,6 +77,21 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
         complain("PyTorch sees no CUDA device, so the CPU is used")
     with progress() as report, Stop() as stop:
         yield report, stop
+
+
+@contextlib.contextmanager
+def workers(
+    cluster: str | None, *, device: str = "auto", threads: int | None = None, shared: Path | None = None
+) -> Iterator[Cluster | None]:
+    """Yield the workers of --cluster, and say who they are and where to watch them; None where it is not given."""
+    if cluster is None:
+        yield None
+        return
+    from unscanned.cluster.workers import open_cluster
+
+    with open_cluster(cluster, device=device, threads=threads, shared=shared) as opened:
+        complain(str(opened))
+        yield opened
 
 
 class Stop:

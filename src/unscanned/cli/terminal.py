@@ -359,6 +359,25 @@ def raise_unusable(found: Any) -> None:
     )
 
 
+def say_audit(found: Any, file: Path | None) -> None:
+    """Print what `audit` found, and write it to a JSON file where one is given.
+
+    Raises:
+        PartialFailure: A scan has no output that is whole.
+    """
+    if file is not None:
+        rows = [dataclasses.asdict(row) for row in found.rows]
+        write_json(file, {"folder": str(found.folder), "counts": found.counts, "scans": rows})
+    say(f"{_count(len(found.rows), 'scan')}: {listed([f'{n} {status}' for status, n in found.counts.items()])}")
+    _complain_of_first([f"{row.scan}: {row.status}: {row.reason}" for row in found.faults])
+    if found.faults:
+        raise PartialFailure(
+            f"{len(found.faults)} of {_count(len(found.rows), 'scan')} have no output that is whole",
+            where=found.folder,
+            do="Run the cohort again: what is whole is not made again.",
+        )
+
+
 def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
     """Print the first failures and how many more there are, and raise that some cases failed, or all.
 

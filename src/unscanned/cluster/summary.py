@@ -1,10 +1,15 @@
-"""summary.csv: a row for every scan of a cohort, with what became of it."""
+"""summary.csv: a row for every scan of a cohort, with what became of it.
+
+Tasks of an array job cannot write one file together. Each keeps lines of its own beside it, which count as rows.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -12,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.cluster.cases import Outcome
-from unscanned.errors import DatasetError
-from unscanned.files import read_text, write_text
+from unscanned.errors import BusyError, DatasetError, listed
+from unscanned.files import read_text, short_digest, write_text
 from unscanned.outputs import begins_with, claim
 
-__all__ = ["SUMMARY", "Row", "Summary", "read_summary"]
+__all__ = ["CLAIMS", "LOST_AFTER_S", "SUMMARY", "Row", "Summary", "claim_path", "finished_rows", "read_summary"]
 
 SUMMARY = "summary.csv"
+CLAIMS = ".cohort"
+"Folder of the claims, and of the lines, of the tasks of an array job."
+
+LOST_AFTER_S = 900.0
+"Age from which on a claim without a sign of life counts as lost."
 
 _SAVED_EVERY_S = 30.0
 
@@ -74,14 +84,17 @@ class Summary:
 
         Raises:
             SettingsError: Another file has its name.
+            BusyError: Tasks of an array job work on the folder.
             ResourceError: It cannot be written.
         """
+        _refuse_claimed(folder)
         path = Path(folder, SUMMARY)
         claim(path, begins_with(",".join(_COLUMNS)), "the summary of a cohort, or nothing")
         earlier = read_summary(folder) if path.exists() else {}
         made = {output: row for output, row in earlier.items() if row.status == "written"}
         summary = cls(path, {**earlier, **{row.output: row for row in rows}}, made)
         summary.save()
+        shutil.rmtree(Path(folder, CLAIMS), ignore_errors=True)  # what it said stands in the file now
         try:
             yield summary
         finally:
@@ -122,8 +135,50 @@ class Summary:
         self._saved_at = time.monotonic()
 
 
+def claim_path(folder: str | Path, output: str) -> Path:
+    """Return the file that stands for the claim of a scan."""
+    return Path(folder, CLAIMS, f"{short_digest({'output': output})}.claim")
+
+
+def finished_rows(folder: str | Path) -> dict[str, Row]:
+    """Return what the tasks of an array job have said, by output; a line that is cut off says nothing."""
+    rows: dict[str, Row] = {}
+    for path in sorted(Path(folder, CLAIMS).glob("*.jsonl")):
+        with contextlib.suppress(OSError):
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError, RecursionError):
+                    row = Row(**json.loads(line))
+                    rows[row.output] = row
+    return rows
+
+
+def _refuse_claimed(folder: str | Path) -> None:
+    """Refuse a folder in which a task of an array job has claimed a scan and still shows signs of life."""
+    for path in Path(folder, CLAIMS).glob("*.claim"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < LOST_AFTER_S:
+                owners = listed(sorted(set(_claimed(folder).values()))) or "tasks without a name"
+                raise BusyError(
+                    "tasks of an array job write into the folder",
+                    where=folder,
+                    found=owners,
+                    do=f"Wait for them to end. Tasks that were killed count as lost after {LOST_AFTER_S / 60:.0f} "
+                    "minutes.",
+                )
+
+
+def _claimed(folder: str | Path) -> dict[str, str]:
+    """Return who has each scan that is claimed, by output."""
+    owners: dict[str, str] = {}
+    for path in Path(folder, CLAIMS).glob("*.claim"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            held = json.loads(path.read_bytes())
+            owners[held["output"]] = held["owner"]
+    return owners
+
+
 def read_summary(folder: str | Path) -> dict[str, Row]:
-    """Return the rows of a folder's summary, by output.
+    """Return the rows of a folder's summary, by output, with what the tasks of an array job have said since.
 
     Raises:
         DatasetError: There is none, or it is damaged.
@@ -142,4 +197,11 @@ def read_summary(folder: str | Path) -> dict[str, Row]:
             expected=f"a table with the columns {', '.join(_COLUMNS)}",
             do="Run the cohort again: what is finished is not made again.",
         ) from error
-    return {row.output: row for row in rows}
+    found = {row.output: row for row in rows}
+    for output, row in finished_rows(folder).items():
+        earlier = found.get(output)
+        found[output] = earlier if row.status == "skipped" and earlier and earlier.status == "written" else row
+    for output, owner in _claimed(folder).items():
+        if output in found and found[output].status == "waiting":
+            found[output] = replace(found[output], status="running", worker=owner)
+    return found

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.errors import ResourceError, SettingsError, in_words
-from unscanned.machine.memory import machine_bytes
 
 __all__ = ["TRIES", "Cluster", "open_cluster"]
 
@@ -149,6 +148,8 @@ def open_cluster(
 
 @contextlib.contextmanager
 def _local(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
+    from unscanned.machine.memory import machine_bytes
+
     distributed = _dask("distributed")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or _gpus(device) or max(1, cores // (threads or 1))

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import nibabel as nib
 
 from unscanned.cluster.cases import map_cases
-from unscanned.cluster.summary import Row, Summary
+from unscanned.cluster.summary import SUMMARY, Row, Summary
 from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.contrast.check import check_contrast
 from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
@@ -36,7 +36,16 @@ from unscanned.synthesis.model_file import StoredModel, load_model, load_stored,
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
 from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
 
-__all__ = ["Synthesized", "list_inputs", "output_path", "refuse_collisions", "synthesize"]
+__all__ = [
+    "Making",
+    "Synthesized",
+    "list_inputs",
+    "making_on_worker",
+    "output_path",
+    "plan_cohort",
+    "refuse_collisions",
+    "synthesize",
+]
 
 _ENTITIES = ("task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 "What else the name of an anatomical derivative may say beside subject and session, in the order that BIDS asks for."
@@ -169,18 +178,17 @@ def synthesize(
     """
     model = model if isinstance(model, Model) else load_model(model)
     how = model.how(**changes)
-    paths = [output_path(out, scan, model.target, case) for scan, case in scans]
-    refuse_collisions([(scan, path) for (scan, _), path in zip(scans, paths, strict=True)])
-    _own_description(Path(out))
     result = Synthesized()
+    paths = _paths(model, scans, out)
     with lock(out), nullcontext() if cluster is None else open_cluster(cluster, shared=out) as workers:
         remove_partials(out)
-        _describe_dataset(Path(out), scans, model.target)
         if workers is None:
-            made = _make_here(model, scans, paths, how, overwrite, renew, force, progress)
+            _describe_dataset(Path(out), scans, model.target)
+            made = _make_here(Making(model, how, overwrite, renew, force), scans, paths, progress)
         else:
-            making = partial(_making_on_worker, stored(model), how, overwrite, renew, force)
-            made = _make_there(making, scans, paths, Path(out), workers, progress)
+            rows = plan_cohort(model, scans, Path(out))
+            on_worker = partial(making_on_worker, stored(model), how, overwrite, renew, force)
+            made = _make_there(on_worker, rows, Path(out), workers, progress)
         for (scan, _), path, found in zip(scans, paths, made, strict=True):
             if isinstance(found, UnscannedError):
                 result.failures[str(scan)] = found
@@ -191,19 +199,33 @@ def synthesize(
     return result
 
 
+def plan_cohort(model: Model, scans: Sequence[tuple[Path, str | None]], out: Path) -> list[Row]:
+    """Return a row for each scan of a cohort, and make the folder ready for its volumes; its lock is held.
+
+    Raises:
+        SettingsError: Two scans have one output, or the folder is another dataset.
+    """
+    paths = _paths(model, scans, out)
+    _describe_dataset(out, scans, model.target)
+    _ignore(out, f"/{SUMMARY}")
+    pairs = zip(paths, scans, strict=True)
+    return [Row(path.relative_to(out).as_posix(), abspath(scan)) for path, (scan, _) in pairs]
+
+
+def _paths(model: Model, scans: Sequence[tuple[Path, str | None]], out: str | Path) -> list[Path]:
+    """Return the output of each scan; refuse outputs that would replace each other or another dataset."""
+    paths = [output_path(out, scan, model.target, case) for scan, case in scans]
+    refuse_collisions([(scan, path) for (scan, _), path in zip(scans, paths, strict=True)])
+    _own_description(Path(out))
+    return paths
+
+
 Made = list[bool | UnscannedError]
 "Of each scan whether its volume was made, not there already; or why there is none."
 
 
 def _make_here(
-    model: Model,
-    scans: Sequence[tuple[Path, str | None]],
-    paths: Sequence[Path],
-    how: Synthesis,
-    overwrite: bool,
-    renew: bool,
-    force: bool,
-    progress: Progress | None,
+    making: Making, scans: Sequence[tuple[Path, str | None]], paths: Sequence[Path], progress: Progress | None
 ) -> Made:
     """Make the volumes in this process, one after the other."""
 
@@ -212,7 +234,6 @@ def _make_here(
 
     made: Made = []
     cases = [(scan, path) for (scan, _), path in zip(scans, paths, strict=True)]
-    making = _Making(model, how, overwrite, renew, force)
     try:
         for number, outcome in map_cases(making, cases, progress=progress, words=label, unit=1000):
             try:
@@ -227,23 +248,17 @@ def _make_here(
 
 
 def _make_there(
-    making: Callable[[str], _Making],
-    scans: Sequence[tuple[Path, str | None]],
-    paths: Sequence[Path],
-    out: Path,
-    cluster: Cluster,
-    progress: Progress | None,
+    on_worker: Callable[[str], Making], rows: Sequence[Row], out: Path, cluster: Cluster, progress: Progress | None
 ) -> Made:
     """Make the volumes on a cluster, with a row for each scan, and check at the end that each is whole."""
     making_them, checking = shares(progress, (95, 5))
-    outputs = [path.relative_to(out).as_posix() for path in paths]
-    rows = [Row(output, abspath(scan)) for output, (scan, _) in zip(outputs, scans, strict=True)]
-    cases = [(Path(row.scan), Path(abspath(path))) for row, path in zip(rows, paths, strict=True)]
-    names = [scan.name for scan, _ in scans]
+    cases = [(Path(row.scan), Path(abspath(out), row.output)) for row in rows]
+    names = [scan.name for scan, _ in cases]
+    outputs = [row.output for row in rows]
     made: dict[int, bool | UnscannedError] = {}
     with Summary.of(out, rows) as summary:
         for number, outcome in map_cases(
-            None, cases, names=names, cluster=cluster, on_worker=making, folder=abspath(out), progress=making_them
+            None, cases, names=names, cluster=cluster, on_worker=on_worker, folder=abspath(out), progress=making_them
         ):
             error = outcome.error
             made[number] = bool(outcome.value) if error is None else of_one(error, where=names[number])
@@ -254,11 +269,11 @@ def _make_there(
             if (fault := found[outputs[number]]) is not None:
                 made[number] = fault
                 summary.mark(outputs[number], "broken", str(fault))
-    return [made[number] for number in range(len(scans))]
+    return [made[number] for number in range(len(rows))]
 
 
 @dataclass(frozen=True, eq=False)
-class _Making:
+class Making:
     """Makes the synthetic volume of a scan at its path, and says whether it was not there already."""
 
     model: Model
@@ -268,6 +283,7 @@ class _Making:
     force: bool
 
     def __call__(self, case: tuple[Path, Path], progress: Progress | None) -> bool:
+        """Make the volume of (scan, path); return False where it is there from the same input, model and settings."""
         (scan, path), model, how = case, self.model, self.how
         reading, making, writing = shares(progress, _COSTS)
         begin(reading, "reading")
@@ -292,13 +308,13 @@ class _Making:
         return True
 
 
-def _making_on_worker(
+def making_on_worker(
     model: StoredModel, how: Synthesis, overwrite: bool, renew: bool, force: bool, device: str
-) -> _Making:
+) -> Making:
     """Return the work of a worker, whose model stays loaded from scan to scan."""
     loaded = load_stored(model, device)
     check_precision(how.precision, loaded.device, convolution=loaded.settings.generator.convolution)
-    return _Making(loaded, how, overwrite, renew, force)
+    return Making(loaded, how, overwrite, renew, force)
 
 
 def refuse_collisions(outputs: Sequence[tuple[Path, Path]]) -> None:

@@ -16,6 +16,7 @@ from unscanned.settings import Layout, Settings, preset_names
 __all__ = [
     "PRESETS",
     "Arms",
+    "Cluster",
     "DryRun",
     "File",
     "Given",
@@ -104,6 +105,14 @@ Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Arms = Annotated[
     tuple[str, ...],
     Parameter(consume_multiple=True, help=f"Presets to compare, of {', '.join(preset_names())}."),
+]
+Cluster = Annotated[
+    str | None,
+    Parameter(
+        name="--cluster",
+        help="Work on all cases side by side: local or local:N (processes of this machine), the address of a Dask "
+        "scheduler, or slurm or slurm:N (jobs).",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
 from unscanned.cli.verbs.common import (
     PRESETS,
+    Cluster,
     DryRun,
     File,
     GivenToPrepare,
@@ -170,6 +171,7 @@ def check(
     preset: Annotated[str, Parameter(name=["--preset", "-p"], help=f"{PRESETS}.")] = "resgan",
     propose: Path | None = None,
     measure_s: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 20.0,
+    cluster: Cluster = None,
     json: Json = None,
 ) -> None:
     """Read every pair of a dataset, print what is there and what is wrong, and advise; exit 3 where a case is unusable.
@@ -206,8 +208,16 @@ def check(
     start = options.resolve(preset, None, None)
     if propose is not None:
         claim(propose, begins_with(WRITTEN_BY), "settings that unscanned wrote")
-    with running.progress() as progress:
-        found = examine(dataset, source=source, target=target, layout=layout, resample=resample, progress=progress)
+    with running.workers(cluster) as workers, running.progress() as progress:
+        found = examine(
+            dataset,
+            source=source,
+            target=target,
+            layout=layout,
+            resample=resample,
+            cluster=workers,
+            progress=progress,
+        )
     terminal.say_examination(found)
     proposal = proposal_of(found, layout=layout, multiple=start.training.patch)
     cost = None
@@ -263,6 +273,7 @@ def prepare(
     preset: Preset = None,
     settings: File = None,
     given: GivenToPrepare = None,
+    cluster: Cluster = None,
     dry_run: DryRun = False,
 ) -> None:
     """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
@@ -284,9 +295,9 @@ def prepare(
     from unscanned.training import prepare as module
 
     check_apart(dataset, out)
-    with running.progress() as progress:
+    with running.workers(cluster, shared=out) as workers, running.progress() as progress:
         found = select_pairs(dataset, **resolved.data.model_dump())
-        cases, failures = module.prepare(found.pairs, out, resolved.prepare, progress=progress)
+        cases, failures = module.prepare(found.pairs, out, resolved.prepare, cluster=workers, progress=progress)
     terminal.say(f"{len(cases)} cases are prepared in {out}")
     terminal.complain_of_incomplete(found.incomplete)
     terminal.raise_partial({**found.refused, **failures}, len(found.pairs) + len(found.refused))

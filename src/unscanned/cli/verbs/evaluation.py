@@ -9,7 +9,19 @@ from cyclopts import Parameter
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.verbs.common import InLayout, Json, LimitMb, Out, Resample, Source, Subset, Target, app, claim_json
+from unscanned.cli.verbs.common import (
+    Cluster,
+    InLayout,
+    Json,
+    LimitMb,
+    Out,
+    Resample,
+    Source,
+    Subset,
+    Target,
+    app,
+    claim_json,
+)
 from unscanned.datasets.split import read_split
 from unscanned.report import LIMIT_MB
 
@@ -26,6 +38,7 @@ def evaluate(
     leave_one_out: bool = False,
     resample: Resample = False,
     labels: Path | None = None,
+    cluster: Cluster = None,
     json: Json = None,
 ) -> None:
     """Score synthetic volumes against the acquired ones: MAE, MSE, PSNR, SSIM, per subject and per slice.
@@ -70,7 +83,7 @@ def evaluate(
     claim_json(json, EVALUATION)
     arms = options.named_folders(synthetic)
     parts = read_split(split) if split is not None else None
-    with running.progress() as progress:
+    with running.workers(cluster, shared=out) as workers, running.progress() as progress:
         result = run(
             dataset,
             arms,
@@ -83,6 +96,7 @@ def evaluate(
             leave_one_out=leave_one_out,
             resample=resample,
             labels=labels,
+            cluster=workers,
             progress=progress,
         )
     if json is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.verbs.common import How, Json, ModelsIn, Out, app, claim_json
+from unscanned.cli.settings import HowOptions
+from unscanned.cli.verbs.common import Cluster, How, Json, ModelsIn, Out, app, claim_json
+from unscanned.cluster.summary import LOST_AFTER_S
 from unscanned.outputs import json_with
 from unscanned.progress import interruptible, shares
 
@@ -50,6 +52,8 @@ def synthesize(
     threads: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     force: Annotated[bool, Parameter(negative="")] = False,
+    cluster: Cluster = None,
+    emit: Annotated[tuple[Literal["slurm"], Path] | None, Parameter(negative="")] = None,
 ) -> None:
     """Make the target contrast of scans, each on its own grid, with a sidecar that says what made it.
 
@@ -61,6 +65,10 @@ def synthesize(
     Example: `unscanned synthesize sub-01_T1w.nii.gz --to T2w -o synthetic`
 
     Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic --mode volume --memory-mib 1024`
+
+    Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic --cluster local:4`
+
+    Example: `unscanned synthesize runs/resgan/model data/my-bids -o synthetic --emit slurm jobs`
 
     Parameters
     ----------
@@ -76,12 +84,14 @@ def synthesize(
     device
         auto, cpu, cuda or cuda:N.
     threads
-        CPU threads.
+        CPU threads; with --cluster, of each worker.
     overwrite
         Make volumes again that are there already.
     force
         Go on with scans that do not show the model's source contrast, or are too unlike its training scans; the
         sidecar then says so.
+    emit
+        slurm DIR: make nothing, and write the script of an array job and its list of scans into DIR.
     """
     given = [path for path in (model, *inputs) if path is not None]
     _check_words(given, to, models_in)
@@ -95,8 +105,10 @@ def synthesize(
 
     for dataset in given if to is not None else given[1:]:
         check_apart(dataset, out)
+    if emit is not None:
+        return _emit(given, emit[1], out, to, cluster, overwrite, models_in, how, device, threads, force)
     set_process_threads(threads)
-    chosen = choose_device(device)
+    chosen = choose_device(device if cluster is None else "cpu")
     if to is None:
         loaded = load_model(given[0], chosen, models_in=models_in)
         scans, failures = list_inputs(given[1:], source=loaded.source, target=loaded.target)
@@ -113,10 +125,22 @@ def synthesize(
         )
     result = Synthesized()
     if work:
-        with running.computing(device) as (progress, stop):
+        with (
+            running.workers(cluster, device=device, threads=threads, shared=out) as workers,
+            running.computing(device if cluster is None else "cpu") as (progress, stop),
+        ):
             parts = shares(interruptible(progress, stop, out), [len(scans) for _, scans in work])
             for (each, scans), part in zip(work, parts, strict=True):
-                made = run(each, scans, out, overwrite=overwrite, force=force, progress=part, **options.overrides(how))
+                made = run(
+                    each,
+                    scans,
+                    out,
+                    overwrite=overwrite,
+                    force=force,
+                    cluster=workers,
+                    progress=part,
+                    **options.overrides(how),
+                )
                 result.written += made.written
                 result.skipped += made.skipped
                 result.failures |= made.failures
@@ -129,6 +153,96 @@ def synthesize(
     if count == 1 and failures:
         raise next(iter(failures.values()))
     terminal.raise_partial(failures, count)
+    return None
+
+
+def _emit(
+    given: Sequence[Path],
+    folder: Path,
+    out: Path,
+    to: str | None,
+    cluster: str | None,
+    overwrite: bool,
+    models_in: Path | None,
+    how: HowOptions | None,
+    device: str,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Write the script of an array job in place of the volumes."""
+    from unscanned.errors import SettingsError
+    from unscanned.synthesis.array_job import emit_slurm
+    from unscanned.synthesis.model_file import load_model
+    from unscanned.synthesis.synthesize import list_inputs
+
+    for word, is_given in (("--to", to is not None), ("--cluster", cluster is not None), ("--overwrite", overwrite)):
+        if is_given:
+            raise SettingsError("does not go together with --emit", where=word, do="Leave out one of them.")
+    loaded = load_model(given[0], models_in=models_in)
+    scans, failures = list_inputs(given[1:], source=loaded.source, target=loaded.target)
+    script = emit_slurm(
+        loaded, scans, out, folder, force=force, device=device, threads=threads, **options.overrides(how)
+    )
+    terminal.say(f"{len(scans)} scans are listed; next: sbatch {script}, and then unscanned audit {out}")
+    terminal.raise_partial(failures, len(scans) + len(failures))
+
+
+@app.command
+def take(
+    folder: Path,
+    *,
+    task: int = 0,
+    tasks: int = 1,
+    lost_after_s: Annotated[float, Parameter(validator=validators.Number(gt=0))] = LOST_AFTER_S,
+) -> None:
+    """Make volumes of the list that `synthesize --emit slurm` wrote, until none is left to take; its script calls this.
+
+    Any number of tasks may share the list, on any machines that see its folder and that of the outputs.
+
+    Example: `unscanned take jobs --task 3 --tasks 10`
+
+    Parameters
+    ----------
+    folder
+        That --emit named.
+    task
+        Number of this task, from 0: where in the list it begins.
+    tasks
+        How many tasks share the list.
+    lost_after_s
+        Age at which a scan that another task took, and that shows no sign of life, is taken up again, s.
+    """
+    from unscanned.synthesis.array_job import take_scans
+
+    with running.progress() as progress, running.Stop() as stop:
+        made = take_scans(
+            folder, task=task, tasks=tasks, lost_after_s=lost_after_s, progress=progress, should_stop=stop
+        )
+    terminal.say(f"{len(made.written)} written, {len(made.skipped)} were there already")
+    terminal.raise_partial(made.failures, None)
+
+
+@app.command
+def audit(out: Path, *, cluster: Cluster = None, json: Json = None) -> None:
+    """Say which scans of a cohort have no output, a broken one, or failed, and why; exit 4 where one has.
+
+    Holds summary.csv against the volumes and their sidecars, hashes included.
+
+    Example: `unscanned audit synthetic --json audit.json`
+
+    Parameters
+    ----------
+    out
+        Folder that `synthesize --cluster`, `synthesize --emit` or `prepare --cluster` wrote into.
+    json
+        Also write the row of every scan to this file.
+    """
+    from unscanned.synthesis.audit import audit as run
+
+    claim_json(json, json_with("folder", "counts", "scans"))
+    with running.workers(cluster, shared=out) as workers, running.progress() as progress:
+        found = run(out, cluster=workers, progress=progress)
+    terminal.say_audit(found, json)
 
 
 def _check_words(given: Sequence[Path], to: str | None, models_in: Path | None) -> None:
