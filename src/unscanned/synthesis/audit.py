@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import abspath
 from pathlib import Path
 
 from unscanned.cluster.cases import map_cases
-from unscanned.cluster.summary import Row, read_summary
+from unscanned.cluster.summary import SUMMARY, Row, read_summary
 from unscanned.cluster.workers import Cluster
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, UnscannedError, VolumeError
@@ -19,6 +19,8 @@ from unscanned.progress import Progress, begin
 from unscanned.synthesis.sidecar import read_sidecar
 
 __all__ = ["Audit", "audit", "audit_outputs"]
+
+_WHOLE = ("written", "skipped")
 
 _AT_A_TIME = 50
 "Outputs that are one task: each takes milliseconds."
@@ -46,7 +48,7 @@ class Audit:
     @property
     def faults(self) -> tuple[Row, ...]:
         """The rows of scans without an output that is whole."""
-        return tuple(row for row in self.rows if row.status not in ("written", "skipped"))
+        return tuple(row for row in self.rows if row.status not in _WHOLE)
 
 
 @draws_progress
@@ -63,9 +65,11 @@ def audit(folder: str | Path, *, cluster: Cluster | None = None, progress: Progr
         ResourceError: As for `map_cases`.
     """
     folder, rows = Path(folder), read_summary(folder)
-    said = [output for output, row in rows.items() if row.status in ("written", "skipped")]
+    written_at = (folder / SUMMARY).stat().st_mtime_ns
+    # A volume that is newer than the summary was made since, by a call that was killed or that wrote none.
+    said = [o for o, row in rows.items() if row.status in _WHOLE or _modified(folder / o) > written_at]
     found = audit_outputs(folder, said, cluster=cluster, progress=progress)
-    return Audit(folder, tuple(_audited(folder, row, found.get(output)) for output, row in rows.items()))
+    return Audit(folder, tuple(_audited(folder, row, found) for row in rows.values()))
 
 
 def audit_outputs(
@@ -88,14 +92,24 @@ def audit_outputs(
     return dict(zip(outputs, (fault for number in range(len(parts)) for fault in found[number]), strict=True))
 
 
-def _audited(folder: Path, row: Row, fault: UnscannedError | None) -> Row:
-    if fault is not None:
+def _audited(folder: Path, row: Row, found: Mapping[str, UnscannedError | None]) -> Row:
+    fault = found.get(row.output)
+    if row.output in found and fault is None:
+        return row if row.status in _WHOLE else replace(row, status="written", reason="")
+    if row.status in _WHOLE:
         status = "broken" if Path(folder, row.output).exists() else "missing"
-        return Row(row.output, row.scan, status, str(fault), row.seconds, row.worker)
+        return replace(row, status=status, reason=str(fault))
     if row.status in ("waiting", "running"):
         reason = "not taken up yet" if row.status == "waiting" else f"taken up by {row.worker}, and not finished"
-        return Row(row.output, row.scan, "missing", reason, row.seconds, row.worker)
+        return replace(row, status="missing", reason=reason)
     return row
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _faults(paths: Sequence[Path], progress: Progress | None) -> list[UnscannedError | None]:

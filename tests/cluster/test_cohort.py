@@ -1,0 +1,70 @@
+"""A cohort on the workers of one machine: nothing is lost, nothing is made twice, and everything is said."""
+
+import os
+import signal
+
+import pytest
+from cohorts import deadly, start, statuses, volumes, wait_for, workers_of, write_scans
+
+from unscanned.cluster.summary import read_summary
+from unscanned.files import sha256
+
+pytest.importorskip("distributed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cohort_outlives_a_corrupt_scan_a_deadly_one_a_killed_worker_and_a_killed_client(
+    tiny_run, tiny_dataset, tmp_path, cli
+):
+    dataset = write_scans(tiny_dataset, tmp_path / "in", 12)
+    corrupt = dataset / "sub-003" / "anat" / "sub-003_PDw.nii.gz"
+    corrupt.write_bytes(corrupt.read_bytes()[:2000])
+    environment = deadly(tmp_path / "deadly", "sub-005_PDw")
+    out = tmp_path / "out"
+    call = ["synthesize", tiny_run, dataset, "-o", out, "--cluster", "local:2", "--force"]
+
+    first = start(*call, environment=environment)
+    wait_for(lambda: len(volumes(out)) >= 2)
+    os.kill(workers_of(first)[0].pid, signal.SIGKILL)
+    wait_for(lambda: len(volumes(out)) >= 5)
+    workers = workers_of(first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_for(lambda: not any(worker.is_running() for worker in workers))
+    before = volumes(out)
+
+    second = start(*call, environment=environment)
+    _, complained = second.communicate(timeout=300)
+
+    assert second.returncode == 4, complained
+    after = volumes(out)
+    assert len(after) == 10
+    assert {name: after[name] for name in before} == before
+    assert "2 of 12 cases failed" in complained
+    assert "dashboard http://127.0.0.1:" in complained
+    rows = {row.scan.split("/")[-1]: row for row in read_summary(out).values()}
+    assert statuses(out)["failed"] == 2
+    assert rows["sub-003_PDw.nii.gz"].status == "failed"
+    assert "the worker died with it, 3 times" in rows["sub-005_PDw.nii.gz"].reason
+    audit = cli("audit", out)
+    assert audit.returncode == 4
+    assert "2 of 12 scans have no output that is whole" in audit.stderr
+    assert not [*out.rglob(".partial-*")]
+
+    mended = write_scans(tiny_dataset, tmp_path / "again", 12)
+    corrupt.write_bytes((mended / "sub-003" / "anat" / corrupt.name).read_bytes())
+    third = cli(*call[:-3], "--force")  # in this process
+    assert third.returncode == 0, third.stderr
+    assert len(third.stdout.splitlines()) == 3  # two were missing, the others are counted
+    assert cli("audit", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_bits_as_this_process(tiny_run, tiny_dataset, tmp_path, cli):
+    for out, words in (("here", ()), ("there", ("--cluster", "local:2"))):
+        done = cli("synthesize", tiny_run, tiny_dataset, "-o", tmp_path / out, "--force", *words)
+        assert done.returncode == 0, done.stderr
+    here, there = (sorted((tmp_path / out).glob("sub-*/anat/*.nii.gz")) for out in ("here", "there"))
+    assert [sha256(path) for path in here] == [sha256(path) for path in there]
+    assert len(here) == 4
