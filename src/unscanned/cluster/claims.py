@@ -43,18 +43,19 @@ class Claims:
         with writing(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
 
-    def each(self, rows: Sequence[Row], start: int) -> Iterator[tuple[Row, bool]]:
+    def each(self, rows: Sequence[Row], start: int, share: int) -> Iterator[tuple[Row, bool]]:
         """Yield the rows that this task has claimed, one after the other, until none is left to take.
 
         Args:
             rows: All scans of the cohort.
             start: Where to begin, so that tasks do not come to the same scan.
+            share: How many from there are this task's to begin with; the others are those of tasks that may be lost.
 
         Yields:
             The row, and whether it may be worked on: False where it was taken up too often, and is to be given up.
         """
-        for row in (*rows[start:], *rows[:start]):
-            if time.monotonic() - self._looked_at > _LOOKS_EVERY_S:
+        for number, row in enumerate((*rows[start:], *rows[:start])):
+            if number == share or time.monotonic() - self._looked_at > _LOOKS_EVERY_S:
                 self._finished, self._looked_at = set(finished_rows(self._out)), time.monotonic()
             if row.output not in self._finished and (tries := self._take(row)):
                 yield row, tries <= TRIES

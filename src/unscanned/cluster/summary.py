@@ -116,8 +116,7 @@ class Summary:
             seconds=round(outcome.seconds, 3),
             worker=outcome.worker,
         )
-        # Who made a volume, and how long it took, stays known when a later call finds it there.
-        self.rows[output] = self._earlier.get(output, row) if row.status == "skipped" else row
+        self.rows[output] = _later(self._earlier.get(output), row)
         if time.monotonic() - self._saved_at > _SAVED_EVERY_S:
             self.save()
 
@@ -148,8 +147,13 @@ def finished_rows(folder: str | Path) -> dict[str, Row]:
             for line in path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, TypeError, RecursionError):
                     row = Row(**json.loads(line))
-                    rows[row.output] = row
+                    rows[row.output] = _later(rows.get(row.output), row)
     return rows
+
+
+def _later(earlier: Row | None, row: Row) -> Row:
+    """Return the row to keep: who made a volume stays known when another finds it there."""
+    return earlier if earlier is not None and (earlier.status, row.status) == ("written", "skipped") else row
 
 
 def _refuse_claimed(folder: str | Path) -> None:
@@ -199,8 +203,7 @@ def read_summary(folder: str | Path) -> dict[str, Row]:
         ) from error
     found = {row.output: row for row in rows}
     for output, row in finished_rows(folder).items():
-        earlier = found.get(output)
-        found[output] = earlier if row.status == "skipped" and earlier and earlier.status == "written" else row
+        found[output] = _later(found.get(output), row)
     for output, owner in _claimed(folder).items():
         if output in found and found[output].status == "waiting":
             found[output] = replace(found[output], status="running", worker=owner)

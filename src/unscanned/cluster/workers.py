@@ -197,7 +197,7 @@ def _slurm(place: str, count: int, device: str, threads: int | None, shared: str
     if threads:
         job["cores"] = threads
     folder = Path(os.path.abspath(shared or ".")) / ".slurm"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (
         config.set(_OURS),
         jobqueue.SLURMCluster(
@@ -208,6 +208,9 @@ def _slurm(place: str, count: int, device: str, threads: int | None, shared: str
             local_directory=config.get("jobqueue.slurm.local-directory", None) or tempfile.gettempdir(),
             scheduler_options={"dashboard_address": "127.0.0.1:0", "host": _host(config)},
             silence_logs=logging.CRITICAL,
+            security=True,  # its certificates lie in the shared folder, which others cannot read
+            protocol="tls://",
+            shared_temp_directory=str(folder),
         ) as started,
         distributed.Client(started) as client,
     ):

@@ -167,12 +167,17 @@ def take_scans(
         What became of the scans that this task took.
 
     Raises:
+        SettingsError: No such number of a task.
         DatasetError: The list cannot be read.
         CheckpointError: As for `load_model`.
         ResourceError: The disk is full, memory is short, another version of the package wrote the list, or the device
             is not there.
         Interrupted: `should_stop` said so.
     """
+    if tasks < 1 or task < 0:
+        raise SettingsError(
+            "no such task", where="task", found=f"{task} of {tasks}", expected="0 or more, of 1 or more"
+        )
     record, rows = _read_list(Path(folder))
     if record.unscanned != version():
         raise ResourceError(
@@ -188,8 +193,8 @@ def take_scans(
     making = making_on_worker(StoredModel(**record.model), how, False, False, record.force, record.device)
     owner = _owner(task)
     claims = Claims(out, owner, lost_after_s=lost_after_s)
-    result, share = Synthesized(), -(-len(rows) // max(1, tasks))
-    for number, (row, is_free) in enumerate(claims.each(rows, len(rows) * task // max(1, tasks) % max(1, len(rows)))):
+    result, share = Synthesized(), -(-len(rows) // tasks)
+    for number, (row, is_free) in enumerate(claims.each(rows, share * task % max(1, len(rows)), share)):
         began, path = time.monotonic(), out / row.output
         error: UnscannedError | None = None
         report = within(
