@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
+from os.path import abspath
 from pathlib import Path
 from typing import Any
 
+from unscanned.cluster.cases import in_order, map_cases
+from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.display import AUTOMATIC, draws_progress
@@ -26,8 +31,8 @@ from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
 from unscanned.training.effort import SCORED, run_costs, synthesis_cost
-from unscanned.training.prepare import refuse_other_cases
-from unscanned.training.run import check_settings, train
+from unscanned.training.prepare import prepare, refuse_other_cases
+from unscanned.training.run import Trained, check_settings, train
 from unscanned.training.start import resolve_run
 
 __all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
@@ -62,6 +67,7 @@ def reproduce(
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     command: str | None = None,
+    cluster: Cluster | str | None = None,
     progress: Progress | None = AUTOMATIC,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Reproduced:
@@ -77,6 +83,9 @@ def reproduce(
         file: TOML settings for all arms.
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
+        cluster: Where to work, as for `open_cluster`: arms are trained side by side, one on each worker, and a chain
+            waits for the arm that is its first stage. A worker that is lost leaves its last checkpoint, from which
+            another one goes on. None works in this process.
         progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each training step, and whenever other work tells how far it is.
 
@@ -98,7 +107,7 @@ def reproduce(
     claim_folder(out)
     _claim_experiment(out, split, [pair for pair in found.pairs if pair.subject not in split["test"]], first)
     failures: dict[str, UnscannedError] = {}
-    parts = _parts(progress, settings, found.pairs, split)
+    parts = _parts(progress, settings, found.pairs, split, side_by_side=cluster is not None)
     names = {arm: f"arm {number} of {len(settings)}, {arm}: " for number, arm in enumerate(settings, 1)}
 
     def watched(part: str, label: str) -> Progress | None:
@@ -111,52 +120,52 @@ def reproduce(
         "environment": environment(),
         "arms": {},
     }
-    for arm, wanted in settings.items():
-        began = time.monotonic()
-        trained = train(
+    with nullcontext() if cluster is None else open_cluster(cluster, device=first.training.device) as workers:
+        if workers is None:
+            trainings = _train_here(dataset, out, settings, parts, names, should_stop)
+        else:
+            used = [pair for pair in found.pairs if pair.subject not in split["test"]]
+            prepare(used, out / "prepared", first.prepare, cluster=workers)  # once, not by each arm
+            trainings = _train_there(dataset, out, settings, workers, watched("train", "training: "))
+        for arm, (trained, seconds) in trainings.items():
+            failures |= trained.failures
+            record["arms"][arm] = {
+                "stages": trained.stages,
+                "seconds_this_call": seconds,
+                "settings": to_dict(settings[arm]),
+            }
+        write_json(out / "split.json", split)
+        scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
+        for arm, wanted in settings.items():
+            began = time.monotonic()
+            device = choose_device(wanted.training.device if workers is None else "cpu")
+            model = load_model(out / "arms" / arm / "model", device)
+            # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
+            made = synthesize(
+                model,
+                scans,
+                out / "synthetic" / arm,
+                renew=True,
+                force=True,
+                cluster=workers,
+                progress=watched(f"synthesize {arm}", f"{names[arm]}synthesis, "),
+            )
+            failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
+            record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
+        evaluation = evaluate(
             dataset,
-            out / "arms" / arm,
-            wanted,
-            cache=out / "prepared",
-            first_stage=_first_stage(arm, settings, out),
-            progress=labelled(parts[f"train {arm}"], f"{names[arm]}training, "),
-            should_stop=should_stop,
+            {arm: out / "synthetic" / arm for arm in settings},
+            out / "evaluation",
+            source=first.data.source,
+            target=first.data.target,
+            layout=first.data.layout,
+            subjects=split["test"],
+            training=split["train"],
+            percentile=first.prepare.percentile,
+            resample=first.prepare.resample,
+            cluster=workers,
+            progress=watched("score", "scores, "),
         )
-        failures |= trained.failures
-        record["arms"][arm] = {
-            "stages": trained.stages,
-            "seconds_this_call": time.monotonic() - began,
-            "settings": to_dict(wanted),
-        }
-    write_json(out / "split.json", split)
-    scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
-    for arm, wanted in settings.items():
-        began = time.monotonic()
-        model = load_model(out / "arms" / arm / "model", choose_device(wanted.training.device))
-        # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
-        made = synthesize(
-            model,
-            scans,
-            out / "synthetic" / arm,
-            renew=True,
-            force=True,
-            progress=watched(f"synthesize {arm}", f"{names[arm]}synthesis, "),
-        )
-        failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
-        record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
-    evaluation = evaluate(
-        dataset,
-        {arm: out / "synthetic" / arm for arm in settings},
-        out / "evaluation",
-        source=first.data.source,
-        target=first.data.target,
-        layout=first.data.layout,
-        subjects=split["test"],
-        training=split["train"],
-        percentile=first.prepare.percentile,
-        resample=first.prepare.resample,
-        progress=watched("score", "scores, "),
-    )
     record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
     report = write_report(
@@ -169,8 +178,91 @@ def reproduce(
     return Reproduced(evaluation, report, failures, found.incomplete)
 
 
+Trainings = dict[str, tuple[Trained, float]]
+"What each arm's training made, and the seconds that it took in this call."
+
+
+def _train_here(
+    dataset: str | Path,
+    out: Path,
+    settings: Mapping[str, Settings],
+    parts: Mapping[str, Progress | None],
+    names: Mapping[str, str],
+    should_stop: Callable[[], bool],
+) -> Trainings:
+    """Train the arms one after the other."""
+    trainings: Trainings = {}
+    for arm, wanted in settings.items():
+        began = time.monotonic()
+        trained = train(
+            dataset,
+            out / "arms" / arm,
+            wanted,
+            cache=out / "prepared",
+            first_stage=_first_stage(arm, settings, out),
+            progress=labelled(parts[f"train {arm}"], f"{names[arm]}training, "),
+            should_stop=should_stop,
+        )
+        trainings[arm] = trained, time.monotonic() - began
+    return trainings
+
+
+def _train_there(
+    dataset: str | Path,
+    out: Path,
+    settings: Mapping[str, Settings],
+    cluster: Cluster,
+    progress: Progress | None,
+) -> Trainings:
+    """Train the arms side by side; one that fails stops no other, and its error is raised when all have ended."""
+    arms = list(settings)
+    folder = Path(abspath(out))
+    first_stages = [_first_stage(arm, settings, folder) for arm in arms]
+    cases = [(arm, settings[arm], first) for arm, first in zip(arms, first_stages, strict=True)]
+    after = {number: arms.index(first.parent.name) for number, first in enumerate(first_stages) if first is not None}
+    on_worker = partial(_training_on_worker, abspath(dataset), folder)
+    outcomes = in_order(
+        map_cases(
+            None,
+            cases,
+            names=arms,
+            cluster=cluster,
+            on_worker=on_worker,
+            folder=folder,
+            after=after,
+            progress=progress,
+        )
+    )
+    ended = dict(zip(arms, outcomes, strict=True))
+    return {
+        arm: (replace(outcome.get(), model=out / "arms" / arm / "model"), outcome.seconds)
+        for arm, outcome in ended.items()
+    }
+
+
+def _training_on_worker(
+    dataset: str, out: Path, device: str
+) -> Callable[[tuple[str, Settings, Path | None], Progress | None], Trained]:
+    return partial(_train_arm, dataset=dataset, out=out, device=device)
+
+
+def _train_arm(
+    case: tuple[str, Settings, Path | None], progress: Progress | None, *, dataset: str, out: Path, device: str
+) -> Trained:
+    arm, settings, first_stage = case
+    wanted = settings.change(training={"device": device})
+    return train(
+        dataset, out / "arms" / arm, wanted, cache=out / "prepared", first_stage=first_stage, progress=progress
+    )
+
+
 def _parts(
-    progress: Progress | None, settings: Mapping[str, Settings], pairs: Sequence[Pair], split: Mapping[str, list[str]]
+    progress: Progress | None,
+    settings: Mapping[str, Settings],
+    pairs: Sequence[Pair],
+    split: Mapping[str, list[str]],
+    *,
+    side_by_side: bool,
 ) -> dict[str, Progress | None]:
     """Return the progress of each part of an experiment by its name; all arms are trained before any is tested."""
     training, validation, test = (
@@ -180,6 +272,8 @@ def _parts(
     for arm, wanted in settings.items():
         has_first_stage = _first_stage(arm, settings, Path()) is not None
         costs[f"train {arm}"] = sum(run_costs(wanted, training, validation, has_first_stage=has_first_stage).values())
+    if side_by_side:
+        costs = {"train": sum(costs.values())}
     costs |= {f"synthesize {arm}": test * synthesis_cost(wanted) for arm, wanted in settings.items()}
     shown = test * SCORED * (len(settings) + len(BASELINES))
     costs |= {"score": shown, "report": shown}

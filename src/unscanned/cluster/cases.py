@@ -13,7 +13,7 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,6 +79,7 @@ def map_cases(
     cluster: Cluster | None = None,
     on_worker: Callable[[str], Work[C, R]] | None = None,
     folder: str | Path | None = None,
+    after: Mapping[int, int] | None = None,
     progress: Progress | None = None,
     words: Callable[[int, str], str] = lambda number, label: label,
     unit: int | None = None,
@@ -93,6 +94,8 @@ def map_cases(
         on_worker: Takes the device of a worker and returns the work as it is done there, such as with a model that was
             loaded once; its errors end the whole.
         folder: That the workers write into.
+        after: Of cases that need another one's result on disk, the number of that case, which comes before it. Where
+            that fails on a cluster, they are not begun.
         progress: Called with (done, total, label).
         words: Makes the label of the whole from the number of the case and its own label, in this process.
         unit: What a case counts in the progress, where the work tells how far it is.
@@ -110,7 +113,7 @@ def map_cases(
         send = _Sent(work, on_worker, version(), cluster.device, cluster.threads, str(folder) if folder else None)
         cluster.wait_for_workers()
         _refuse_unfit(cluster, send)
-        yield from _there(send, cases, names, cluster, progress, unit or 1)
+        yield from _there(send, cases, names, cluster, after or {}, progress, unit or 1)
 
 
 def in_order(outcomes: Iterable[tuple[int, Outcome[R]]]) -> Iterator[Outcome[R]]:
@@ -241,10 +244,17 @@ def _task(send: _Sent, case: Any, name: str) -> Outcome[Any]:
 
 
 def _there(
-    send: _Sent, cases: Sequence[Any], names: Sequence[str], cluster: Cluster, progress: Progress | None, unit: int
+    send: _Sent,
+    cases: Sequence[Any],
+    names: Sequence[str],
+    cluster: Cluster,
+    after: Mapping[int, int],
+    progress: Progress | None,
+    unit: int,
 ) -> Iterator[tuple[int, Outcome[Any]]]:
     client, group = cluster.client, f"{NAME}-{uuid.uuid4().hex}"
-    waiting = deque(range(len(cases)))
+    waiting = deque(number for number in range(len(cases)) if number not in after)
+    held = {first: [number for number, needed in after.items() if needed == first] for first in after.values()}
     running: dict[int, Any] = {}
     lacking: dict[int, list[str]] = {}
     ended: SimpleQueue[int] = SimpleQueue()
@@ -286,6 +296,12 @@ def _there(
             for text in found.warnings:
                 warn(text)
             yield number, found
+            for later in held.pop(number, []):
+                if found.error is None:
+                    waiting.append(later)
+                else:
+                    done, failed = done + 1, failed + 1
+                    yield later, Outcome(error=found.error)
         if progress is not None:
             progress(unit * done, unit * len(cases), f"{done} of {len(cases)} done")
     finally:

@@ -30,6 +30,7 @@ _OURS = {
     "distributed.scheduler.allowed-failures": TRIES - 1,
     # A worker gets its next task when it has none: a task that waits on it would count its death as one of its own.
     "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.worker.daemon": False,  # a training has processes of its own, which read its batches
 }
 "Configuration of the schedulers that are started here."
 

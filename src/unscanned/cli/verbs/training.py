@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.verbs.common import Arms, DryRun, File, Given, Json, Load, Out, TrainPreset, app, claim_json
+from unscanned.cli.verbs.common import Arms, Cluster, DryRun, File, Given, Json, Load, Out, TrainPreset, app, claim_json
 from unscanned.outputs import json_with
 from unscanned.schema import read
 from unscanned.settings import Settings
@@ -87,12 +87,15 @@ def reproduce(
     arms: Arms = ("adv", "adv-gdl", "resgan", "resgan-acm"),
     settings: File = None,
     given: Given = None,
+    cluster: Cluster = None,
     json: Json = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the reference's experiment: train the arms on one split, synthesize, score, report. Goes on after a break.
 
     Example: `unscanned reproduce data/ixi -o runs/ixi`
+
+    Example: `unscanned reproduce data/ixi -o runs/ixi --cluster local:2`
 
     Example: `unscanned reproduce data/bids -o runs/bids --data.source T1w --data.target T2w --training.epochs 3`
 
@@ -122,7 +125,11 @@ def reproduce(
     command = "unscanned " + " ".join(sys.argv[1:])
     # Without an arm, which is refused below, there is no device.
     first = resolve_run(arms[0], settings, options.overrides(given)) if arms else Settings()
-    with running.computing(first.training.device) as (progress, stop):
+    device = first.training.device
+    with (
+        running.workers(cluster, device=device, shared=out) as workers,
+        running.computing(device if cluster is None else "cpu") as (progress, stop),
+    ):
         result = run(
             dataset,
             out,
@@ -130,6 +137,7 @@ def reproduce(
             file=settings,
             overrides=options.overrides(given),
             command=command,
+            cluster=workers,
             progress=progress,
             should_stop=stop,
         )
