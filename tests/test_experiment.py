@@ -1,12 +1,16 @@
 import json
+import os
 import re
 import shutil
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tool import run, start
 
+from unscanned.cluster.workers import open_cluster
 from unscanned.errors import Interrupted, SettingsError
 from unscanned.experiment import reproduce
 from unscanned.settings import to_dict
@@ -199,3 +203,26 @@ def test_a_killed_process_goes_on_to_the_same_volumes_and_scores(whole, tiny_dat
     assert volumes(out) == volumes(whole[0])
     assert scores(out) == scores(whole[0])
     assert set(ARMS) <= set(json.loads((tmp_path / "scores.json").read_text())["arms"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_a_cluster_a_lost_workers_training_goes_on_and_the_result_is_that_of_one_process(
+    whole, tiny_dataset, overrides, tmp_path
+):
+    pytest.importorskip("distributed")
+    out = tmp_path / "out"
+    with open_cluster("local:2", device="cpu", threads=1) as cluster, ThreadPoolExecutor(1) as pool:
+        pids = cluster.client.run(os.getpid).values()
+        running = pool.submit(reproduce, tiny_dataset, out, arms=ARMS, overrides=overrides, cluster=cluster)
+        while not ([*out.glob("arms/**/checkpoints/*")] or running.done()):
+            time.sleep(0.01)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        result = running.result()
+        assert not set(pids) & set(cluster.client.run(os.getpid).values())
+    assert not result.failures
+    first, chain = (out / "arms" / arm / "model" / "model.json" for arm in ARMS)
+    assert first.stat().st_mtime < chain.stat().st_mtime  # which waited for it
+    assert volumes(out) == volumes(whole[0])
+    assert scores(out) == scores(whole[0])

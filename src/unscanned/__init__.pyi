@@ -1,3 +1,4 @@
+from .cluster.workers import open_cluster as open_cluster
 from .datasets.check import check_dataset as check_dataset
 from .datasets.ixi import fetch_ixi as fetch_ixi
 from .datasets.pairs import find_pairs as find_pairs
@@ -10,6 +11,7 @@ from .report.view import write_view as write_view
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate
+from .synthesis.audit import audit as audit
 from .synthesis.choice import pick_model as pick_model
 from .synthesis.fetch_model import fetch_model as fetch_model
 from .synthesis.model import Model as Model
