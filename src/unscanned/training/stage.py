@@ -199,7 +199,7 @@ def build_step(
         previous=previous,
         precision=training.precision,
         order=training.order,
-        average=Average(generator, training.average) if training.average > 0 else None,
+        average=Average(generator, training.average, keep=training.keep) if training.average > 0 else None,
         clip_norm=training.clip_norm,
         outside=loss.outside,
         adversarial_after=loss.adversarial_after,
