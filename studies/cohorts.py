@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,6 +31,7 @@ from unscanned.cluster.workers import open_cluster
 from unscanned.files import write_json
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
+from unscanned.synthesis.array_job import emit_slurm, read_list
 from unscanned.synthesis.audit import audit
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
@@ -213,30 +215,35 @@ def throughput(out: Path, count: int = 12, rounds: int = 3, stride: int = 2) -> 
 
 
 def memory(out: Path, count: int = 150) -> dict[str, object]:
-    """Return the resident memory of the one worker after each scan."""
+    """Return the resident memory of the one worker after each scan, and draw it."""
     dataset, model = world(out)
-    scans = list_inputs([write_scans(dataset, out / "scans-memory", count)], source="PD", target="T2")[0]
-    resident: list[float] = []
-    with open_cluster("local:1", threads=1) as cluster:
-        (process,) = cluster.client.run(os.getpid).values()
-        worker = psutil.Process(process)
-
-        def look(done: int, total: int, words: str) -> None:
-            resident.append(worker.memory_info().rss / 2**20)
-
-        synthesize(model, scans, out / "made-memory", force=True, cluster=cluster, progress=look)
-        limit = cluster.memory_bytes
+    resident, limit = resident_mib(dataset, model, out, count)
     draw_memory(resident, out / "memory.png")
     third = len(resident) // 3
     return {
         "scans": count,
-        "looks": len(resident),
         "middle third, MiB": statistics.median(resident[third : 2 * third]),
         "last third, MiB": statistics.median(resident[2 * third :]),
         "most, MiB": max(resident),
         "limit, MiB": limit and limit / 2**20,
         "resident_mib": [round(value, 1) for value in resident],
     }
+
+
+def resident_mib(dataset: Path, model: Path, out: Path, count: int) -> tuple[list[float], int | None]:
+    """Return the resident memory of a worker after each scan of a cohort, MiB, and its limit, bytes."""
+    scans = list_inputs([write_scans(dataset, out / "scans-memory", count)], source="PD", target="T2")[0]
+    after: dict[str, float] = {}
+    with open_cluster("local:1", threads=1) as cluster:
+        (process,) = cluster.client.run(os.getpid).values()
+        worker = psutil.Process(process)
+
+        def look(done: int, total: int, words: str) -> None:
+            after.setdefault(words.split()[0], worker.memory_info().rss / 2**20)
+
+        synthesize(model, scans, out / "made-memory", force=True, cluster=cluster, progress=look)
+        limit = cluster.memory_bytes
+    return [after[str(done)] for done in range(1, count + 1)], limit
 
 
 def draw_memory(resident: list[float], path: Path) -> None:
@@ -256,26 +263,25 @@ def draw_memory(resident: list[float], path: Path) -> None:
 
 def planning(out: Path, count: int = 100_000) -> dict[str, object]:
     """Time what a cohort of this size costs before its first scan is read; the scans are empty files."""
-    from unscanned.synthesis.array_job import _read_list, emit_slurm
-
     _, model = world(out)
     table = out / "scans.csv"
     empty = out / "scan.nii.gz"
     empty.touch()
     table.write_text("subject,PD\n" + "".join(f"s{number:06d},scan.nii.gz\n" for number in range(count)))
     found: dict[str, object] = {"scans": count}
-    began = time.monotonic()
-    scans, _ = list_inputs([table], source="PD", target="T2")
-    found["listing, s"] = round(time.monotonic() - began, 1)
-    began = time.monotonic()
-    emit_slurm(load_model(model), scans, out / "made-plan", out / "jobs")
-    found["rows, list and script, s"] = round(time.monotonic() - began, 1)
-    began = time.monotonic()
-    _read_list(out / "jobs")
-    found["a task reads its list, s"] = round(time.monotonic() - began, 1)
-    began = time.monotonic()
-    read_summary(out / "made-plan")
-    found["audit reads the rows, s"] = round(time.monotonic() - began, 1)
+
+    def timed(what: str, work: Callable[[], Any]) -> Any:
+        began, used = time.monotonic(), time.process_time()
+        result = work()
+        found[f"{what}, s"] = round(time.monotonic() - began, 1)
+        found[f"{what}, s of the processor"] = round(time.process_time() - used, 1)
+        return result
+
+    scans, _ = timed("listing", lambda: list_inputs([table], source="PD", target="T2"))
+    loaded = load_model(model)
+    timed("rows, list and script", lambda: emit_slurm(loaded, scans, out / "made-plan", out / "jobs"))
+    timed("a task reads its list", lambda: read_list(out / "jobs"))
+    timed("audit", lambda: audit(out / "made-plan", progress=None))
     found["inodes before any output"] = sum(1 for _ in (out / "made-plan").rglob("*")) + len(
         [*(out / "jobs").iterdir()]
     )

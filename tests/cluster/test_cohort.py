@@ -2,12 +2,18 @@
 
 import os
 import signal
+import statistics
+import time
 
 import pytest
-from cohorts import deadly, start, statuses, volumes, wait_for, workers_of, write_scans
+from cohorts import deadly, resident_mib, start, statuses, volumes, wait_for, workers_of, write_scans
+from psutil import Process
 
 from unscanned.cluster.summary import read_summary
 from unscanned.files import sha256
+from unscanned.synthesis.array_job import emit_slurm
+from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.synthesize import list_inputs
 
 pytest.importorskip("distributed")
 
@@ -68,3 +74,24 @@ def test_a_cluster_makes_the_same_bits_as_this_process(tiny_run, tiny_dataset, t
     here, there = (sorted((tmp_path / out).glob("sub-*/anat/*.nii.gz")) for out in ("here", "there"))
     assert [sha256(path) for path in here] == [sha256(path) for path in there]
     assert len(here) == 4
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_worker_does_not_grow_with_the_scans(tiny_run, tiny_dataset, tmp_path):
+    resident, limit = resident_mib(tiny_dataset, tiny_run, tmp_path, 30)
+    assert statistics.median(resident[20:]) < 1.05 * statistics.median(resident[10:20])
+    assert max(resident) < limit / 2**20
+
+
+def test_a_cohort_is_planned_without_a_read_of_its_scans(tiny_run, tmp_path):
+    (tmp_path / "scan.nii.gz").touch()  # reading it would be refused
+    lines = [f"s{number},scan.nii.gz\n" for number in range(5000)]
+    (tmp_path / "scans.csv").write_text("subject,PD\n" + "".join(lines))
+    began, opened = time.process_time(), Process().num_fds()
+    scans, failures = list_inputs([tmp_path / "scans.csv"], source="PD", target="T2")
+    emit_slurm(load_model(tiny_run), scans, tmp_path / "out", tmp_path / "jobs")
+    assert len(read_summary(tmp_path / "out")) == 5000
+    assert not failures
+    assert Process().num_fds() <= opened
+    assert sum(1 for _ in (tmp_path / "out").rglob("*")) + sum(1 for _ in (tmp_path / "jobs").rglob("*")) < 12
+    assert time.process_time() - began < 10  # 0.5 s on a free core

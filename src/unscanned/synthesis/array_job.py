@@ -45,7 +45,7 @@ from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import StoredModel, stored
 from unscanned.synthesis.synthesize import Synthesized, making_on_worker, plan_cohort
 
-__all__ = ["emit_slurm", "take_scans"]
+__all__ = ["emit_slurm", "read_list", "take_scans"]
 
 _SCANS_A_TASK = 50
 _MOST_TASKS = 100
@@ -178,7 +178,7 @@ def take_scans(
         raise SettingsError(
             "no such task", where="task", found=f"{task} of {tasks}", expected="0 or more, of 1 or more"
         )
-    record, rows = _read_list(Path(folder))
+    record, rows = read_list(Path(folder))
     if record.unscanned != version():
         raise ResourceError(
             "another version of unscanned wrote the list",
@@ -242,7 +242,12 @@ def _owner(task: int) -> str:
     return f"job-{job}-{task}" if job else f"{socket.gethostname()}-{os.getpid()}"
 
 
-def _read_list(folder: Path) -> tuple[CohortRecord, list[Row]]:
+def read_list(folder: Path) -> tuple[CohortRecord, list[Row]]:
+    """Return what the tasks of an array job make, and a row for each scan.
+
+    Raises:
+        DatasetError: There is no list, or it is damaged.
+    """
     try:
         record = CohortRecord.load(read_json(folder / "cohort.json"), where=folder, error=DatasetError)
         rows = [Row(**json.loads(line)) for line in read_text(folder / "scans.jsonl").splitlines()]
