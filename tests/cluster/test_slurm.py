@@ -180,7 +180,9 @@ def test_workers_that_are_jobs_of_slurm_outlive_a_requeued_job_and_one_killed_by
     finally:
         client.send_signal(signal.SIGKILL)
     assert client.returncode == 0, complained
-    assert statuses(out) == {"written": 16}
+    # A job may be killed between a volume and its word on it: then the next one finds it there.
+    assert set(statuses(out)) <= {"written", "skipped"}
+    assert len(volumes(out)) == len(read_summary(out)) == 16
     assert (tmp_path / "hangs" / "hung").exists()
     assert all(row.worker.startswith("SLURMCluster") for row in read_summary(out).values())
     assert cli("audit", out).returncode == 0
