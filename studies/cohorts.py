@@ -2,6 +2,7 @@
 
     python studies/cohorts.py storm OUT        200 scans; one corrupt, one deadly, a worker and the client killed
     python studies/cohorts.py throughput OUT   two workers against one, and the overhead of a task
+    python studies/cohorts.py overhead OUT     the same with work that waits 2 s, whatever else the machine does
     python studies/cohorts.py memory OUT       resident memory of a worker over scans, as memory.json and memory.png
     python studies/cohorts.py planning OUT     planning of 100,000 scans, with open files and inodes
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from unscanned.cluster.cases import map_cases
 from unscanned.cluster.summary import read_summary
 from unscanned.cluster.workers import open_cluster
 from unscanned.files import write_json
@@ -214,6 +216,35 @@ def throughput(out: Path, count: int = 12, rounds: int = 3, stride: int = 2) -> 
     }
 
 
+def wait_2_s(case: int, progress: object) -> int:
+    """Do what a model would that takes 2 s a scan, without a processor."""
+    time.sleep(2.0)
+    return case
+
+
+def overhead(out: Path, count: int = 12, rounds: int = 3) -> dict[str, object]:
+    """Time tasks of 2 s on one worker and on two, in turn: what is not waiting is the cost of the tasks."""
+    names = [f"scan {number}" for number in range(count)]
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for workers in (1, 2):
+            with open_cluster(f"local:{workers}", device="cpu", threads=1) as cluster:
+                cluster.client.wait_for_workers(workers)
+                list(map_cases(wait_2_s, range(workers), names=names, cluster=cluster))
+                began = time.monotonic()
+                list(map_cases(wait_2_s, range(count), names=names, cluster=cluster))
+                walls[workers].append(time.monotonic() - began)
+    median = {workers: statistics.median(all_of_it) for workers, all_of_it in walls.items()}
+    return {
+        "tasks": count,
+        "walls, s": {workers: [round(wall, 2) for wall in all_of_it] for workers, all_of_it in walls.items()},
+        "two over one": median[1] / median[2],
+        "overhead of a task, one worker": median[1] / (2.0 * count) - 1,
+        "overhead of a task, two workers": median[2] / (2.0 * count / 2) - 1,
+        "load of the machine": os.getloadavg(),
+    }
+
+
 def memory(out: Path, count: int = 150) -> dict[str, object]:
     """Return the resident memory of the one worker after each scan, and draw it."""
     dataset, model = world(out)
@@ -290,7 +321,7 @@ def planning(out: Path, count: int = 100_000) -> dict[str, object]:
     return found
 
 
-STUDIES = {"storm": storm, "throughput": throughput, "memory": memory, "planning": planning}
+STUDIES = {"storm": storm, "throughput": throughput, "overhead": overhead, "memory": memory, "planning": planning}
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ def test_every_command_in_the_pages_is_understood(line):
         assert words[1:3] == ["-m", "pytest"]
         assert is_path(words[3])
     else:
-        assert words[0] in {"pip", "mkdir", "dcm2niix", "source"}
+        assert words[0] in {"pip", "mkdir", "dcm2niix", "sbatch", "source"}
 
 
 @each_page
@@ -199,7 +199,9 @@ def test_every_option_and_verb_that_a_page_names_exists(page):
     assert unknown == []
 
 
-ELSEWHERE = frozenset({"--corpus", "--subjects", "--strides", "--precisions", "--loss.l2", "--generator.options.width"})
+ELSEWHERE = frozenset(
+    {"--corpus", "--host", "--subjects", "--strides", "--precisions", "--loss.l2", "--generator.options.width"}
+)
 "Options that a page names in a sentence: of programs in studies/ and tests/, and of what CONTRIBUTING adds."
 
 
