@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"[+-]?\d+\.\d+")
 OUTPUTS = re.compile(
     r"(\w*/)?(derivatives|sourcedata|code|runs?|synthetic|arms|evaluation|prepared|dataset|model|best|checkpoints|"
     r"tensorboard|stage-\d|fold-\d|dicom|nifti|mended|my-bids|my-scans)/.*"
-    r"|(?:.*/)?(log\.jsonl|settings\.(toml|json)|split\.json|models?\.json|card\.json|case\.json|scores\.csv|slices\.csv|mine\.toml|"
+    r"|(?:.*/)?(log\.jsonl|scans\.jsonl|summary\.csv|cohort\.json|settings\.(toml|json)|split\.json|models?\.json|card\.json|case\.json|scores\.csv|slices\.csv|mine\.toml|"
     r"evaluation\.json|reproduce\.json|benchmark(-gpu)?\.json|check\.json|dataset_description\.json|report\.html|sbom\.json)"
 )
 "Files and folders that the pages name and commands make."
