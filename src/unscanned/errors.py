@@ -56,6 +56,10 @@ class UnscannedError(Exception):
         """Return this error with other parts, such as `do`, in place of its own."""
         return type(self)(**{**self.parts, **parts})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error of one process is raised in the others too.
+        return _again, (type(self), self.parts, self.exit_code)
+
     @property
     def parts(self) -> dict[str, Any]:
         """What it was made from, by the names of the arguments."""
@@ -70,6 +74,12 @@ class UnscannedError(Exception):
         if self.do is not None:
             text += f". {self.do}"
         return text
+
+
+def _again(kind: type[UnscannedError], parts: dict[str, Any], exit_code: int) -> UnscannedError:
+    error = kind(**parts)
+    error.exit_code = exit_code
+    return error
 
 
 class BugError(UnscannedError):

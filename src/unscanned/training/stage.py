@@ -16,6 +16,7 @@ from torch import nn
 from unscanned.errors import TrainingError
 from unscanned.losses import CRITERIA, TERMS, UNIT_TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
+from unscanned.models.shared_norm import share_batch_norm
 from unscanned.progress import Progress
 from unscanned.settings import Settings, Training, decisive, to_dict
 from unscanned.synthesis.context import PatchChain
@@ -171,12 +172,20 @@ def build_step(
     generator, adversary = build_generator(settings, stage, device), None
     if start is not None:
         generator.load_state_dict(start.state_dict())
+    share_batch_norm(generator)
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
+        share_batch_norm(network)
         optimizer = optimizers.build(network, training, share=training.discriminator_rate)
         criterion, clip_norm = CRITERIA[loss.criterion], training.clip_norm
         adversary = Adversary(
-            network, optimizer, training.precision, criterion, clip_norm=clip_norm, penalty=loss.gradient_penalty
+            network,
+            optimizer,
+            training.precision,
+            criterion,
+            clip_norm=clip_norm,
+            penalty=loss.gradient_penalty,
+            parts=training.accumulate,
         )
     return Step(
         generator,
@@ -197,6 +206,7 @@ def build_step(
         outside=loss.outside,
         adversarial_after=loss.adversarial_after,
         goes_on=loss.on_collapse == "regression",
+        parts=training.accumulate,
     )
 
 
