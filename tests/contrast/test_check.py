@@ -219,6 +219,26 @@ def test_a_scan_that_is_named_as_the_contrast_may_look_as_the_training_scans_do(
     assert f"a score of at most {score - 0.1:g}" in refusal(named, closer, "PD")
 
 
+def test_a_scan_that_nothing_speaks_for_must_not_look_like_the_targets_of_the_training(heads):
+    """A model of many scanners takes a wide spread, and that may hold its targets too."""
+    seen = {c: [measure_appearance(scan.array, scan.affine) for scan in heads[c]] for c in CONTRASTS}
+    spread = Appearance(balance=0.6, order=0.3, strength=0.9)
+    alone = replace(ContrastProfile.of(seen["PD"]), spread=spread)
+    both = replace(alone, made=ContrastProfile.of(seen["T2"]))
+    scan = heads["T2"][0]
+    assert check_contrast(scan, alone, "PD").verified is True
+    message = refusal(scan, both, "PD")
+    assert "neither its name nor a JSON file says PDw, and it looks more like the training's targets" in message
+    assert not both.fits(seen["T2"][0])
+    assert alone.fits(seen["T2"][0])
+    for right, looks in zip(heads["PD"], seen["PD"], strict=True):
+        assert check_contrast(right, both, "PD").verified is True
+        assert both.fits(looks)
+    named = Volume(scan.array, scan.affine, Path("sub-1_PDw.nii.gz"))
+    assert check_contrast(named, both, "PD").verified is True
+    assert check_contrast(scan, both, "PD", force=True).verified is False
+
+
 def test_one_training_scan_still_leaves_room_for_other_scanners():
     # One scan: the least spreads times the square root of 2. Offsets of one such spread each make sqrt(3).
     single = ContrastProfile.of([PD])
@@ -232,7 +252,9 @@ def test_scans_that_could_not_be_measured_are_left_out():
 
 
 def test_a_profile_survives_json():
-    profile = ContrastProfile.of([PD, Appearance(0.1, 0.3, -1.2), Appearance(0.3, 0.2, -1.1)])
+    targets = [Appearance(0.5, 0.3, 0.1), None]
+    profile = ContrastProfile.of([PD, Appearance(0.1, 0.3, -1.2), Appearance(0.3, 0.2, -1.1)], targets)
+    assert profile.made == ContrastProfile.of(targets)
     written = TypeAdapter(ContrastProfile)
     assert written.validate_json(written.dump_json(profile)) == profile
 

@@ -11,6 +11,7 @@ import tool
 import torch
 
 import unscanned
+from unscanned.contrast.appearance import measure_appearance
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
@@ -81,6 +82,16 @@ def test_the_model_says_what_it_was_trained_on_and_not_on_the_test_subject(tiny_
     assert [case["case"] for case in provenance["training_cases"]] == [f"sub-{subject}" for subject in split["train"]]
     assert provenance["validation_cases"] == [f"sub-{subject}" for subject in split["validation"]]
     assert not list((tiny_run / "prepared").glob(f"sub-{split['test'][0]}"))
+
+
+def test_the_model_knows_what_both_contrasts_of_its_training_looked_like(tiny_run, tiny_dataset):
+    profile, split = load_model(tiny_run / "model").profile, json.loads((tiny_run / "split.json").read_text())
+    assert profile.scans == profile.made.scans == len(split["train"])
+    for subject in split["train"]:
+        for contrast, is_target in (("PD", False), ("T2", True)):
+            [path] = tiny_dataset.glob(f"sub-{subject}/anat/*_{contrast}w.nii.gz")
+            scan = read_volume(path)
+            assert profile.is_like_made(measure_appearance(scan.array, scan.affine)) is is_target
 
 
 def test_the_first_losses_are_the_sum_that_the_settings_weigh(tiny_run, tiny_settings):

@@ -26,7 +26,7 @@ def refusal(error: CycloptsError) -> SettingsError:
     see = f"See unscanned {verb} --help." if verb else "See unscanned --help."
     match error:
         case UnknownCommandError():
-            names = [name for name in error.app or () if not name.startswith("-")]
+            names = sorted(name for name in error.app or () if not name.startswith("-"))
             typed = (error.unused_tokens or [""])[0]
             if typed.startswith("-"):
                 return SettingsError("unknown option", where=typed, do=see)

@@ -76,16 +76,24 @@ class ContrastProfile:
         spread: Standard deviations, from the median absolute deviation and not below the least spread.
         limit: Largest score of a scan that fits and is named as the contrast: `THRESHOLD`, or what 95 % of 20 or more
             training scans stay within. Of a scan that no name speaks for, it is `THRESHOLD`.
+        made: What the targets of the same training looked like; None where that is unknown.
     """
 
     scans: int
     centre: Appearance
     spread: Appearance
     limit: float = THRESHOLD
+    made: ContrastProfile | None = None
 
     @classmethod
-    def of(cls, appearances: Sequence[Appearance | None]) -> ContrastProfile | None:
+    def of(
+        cls, appearances: Sequence[Appearance | None], made: Sequence[Appearance | None] = ()
+    ) -> ContrastProfile | None:
         """Return the profile of training scans, or None where none of them could be measured.
+
+        Args:
+            appearances: Of the scans of the source contrast.
+            made: Of their targets.
 
         Example:
             >>> ContrastProfile.of([Appearance(0.5, 0.3, 0.1)]).score(Appearance(0.5, 0.3, 0.1))
@@ -98,7 +106,8 @@ class ContrastProfile:
         deviation = 1.4826 * np.median(np.abs(vectors - centre), axis=0)
         # The centre of few scans is itself uncertain.
         spread = np.maximum(deviation, _LEAST_SPREAD.vector) * np.sqrt(1 + 1 / len(vectors))
-        profile = cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()))
+        targets = cls.of(made) if made else None
+        profile = cls(len(vectors), Appearance(*centre.tolist()), Appearance(*spread.tolist()), made=targets)
         if len(vectors) < _FEWEST:
             return profile
         own = np.linalg.norm((vectors - centre) / spread, axis=1)
@@ -112,6 +121,14 @@ class ContrastProfile:
     def score(self, seen: Appearance) -> float:
         """Return the length of the vector of deviations: 0 at the centre, about 1.7 for an ordinary right scan."""
         return float(np.linalg.norm(list(self.deviations(seen).values())))
+
+    def is_like_made(self, seen: Appearance) -> bool:
+        """Whether a scan looks more like the targets of the training than like its sources."""
+        return self.made is not None and self.made.score(seen) < self.score(seen)
+
+    def fits(self, seen: Appearance) -> bool:
+        """Whether a scan of which nothing else is known looks like the training scans, and not like their targets."""
+        return self.score(seen) <= THRESHOLD and not self.is_like_made(seen)
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,9 @@ def check_contrast(
         reasons.append("no head in which a contrast can be measured")
     elif profile is not None and seen is not None and score is not None and score > limit and not coarse:
         reasons.append(f"score {score:.1f}: {_describe(profile, seen, contrast)}")
+    elif profile is not None and seen is not None and profile.is_like_made(seen) and not is_named and not coarse:
+        unsaid = f"neither its name nor a JSON file says {_title(contrast)}"
+        reasons.append(f"score {score:.1f}: {unsaid}, and it looks more like the training's targets")
     reason = "; ".join(reasons)
     if reason and not force:
         scans = f" as in the {profile.scans} training scans, a score of at most {limit:g}" if profile else ""

@@ -178,14 +178,14 @@ def _that_it_looks_like(scan: Path, to: str, models: Sequence[ShelvedModel]) -> 
         )
     scores = {model: model.record.fingerprint.score(seen) for model in models if model.record.fingerprint}
     looks = "; ".join(f"{bids_suffix(model.record.source)} scores {score:.1f}" for model, score in scores.items())
-    fitting = [model for model, score in scores.items() if score <= THRESHOLD]
+    fitting = [model for model in scores if model.record.fingerprint and model.record.fingerprint.fits(seen)]
     if not fitting:
         raise VolumeError(
             "the contrast of the scan is not known",
             where=scan,
             found=f"neither its name nor a JSON file says; it looks like none that a model for {to} takes"
             + (f": {looks}" if looks else ""),
-            expected=f"a score of at most {THRESHOLD}",
+            expected=f"a score of at most {THRESHOLD}, and looks that are not more like what the model makes",
             do=_NAME_IT,
         )
     reason = f"it looks like the scans that the model was trained on: {looks}, at most {THRESHOLD} fits"

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from unscanned.contrast.appearance import measure_appearance
 from unscanned.contrast.check import ContrastProfile
 from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
@@ -100,15 +103,15 @@ def save_run_model(
         provenance["label_maps"] = run.simulated.identity()
     if run.start is not None:
         provenance["started_from"] = taken_from(run.start)
-    profile = ContrastProfile.of([case.facts.appearance for case in run.training])
-    model = Model(chain.networks, run.settings, run.normalization, provenance, profile=profile)
+    model = Model(chain.networks, run.settings, run.normalization, provenance)
     folder = run.folder / "model"
     if not _is_saved(model, folder):
-        measured = [
-            measure_prepared(model, case.source, case.head, Frame.from_json(case.facts.frame).working_affine)
-            for case in some(run.training)
-        ]
-        save_model(dataclasses.replace(model, familiarity=FamiliarityProfile.of(measured)), folder)
+        grids = [(case, Frame.from_json(case.facts.frame).working_affine) for case in some(run.training)]
+        targets = [measure_appearance(np.asarray(case.target), grid) for case, grid in grids]
+        contrast = ContrastProfile.of([case.facts.appearance for case in run.training], targets)
+        measured = [measure_prepared(model, case.source, case.head, grid) for case, grid in grids]
+        known = dataclasses.replace(model, profile=contrast, familiarity=FamiliarityProfile.of(measured))
+        save_model(known, folder)
     return folder
 
 
