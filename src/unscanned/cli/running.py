@@ -14,6 +14,7 @@ from types import FrameType
 from unscanned.cli.terminal import complain
 from unscanned.display import bars
 from unscanned.errors import Interrupted
+from unscanned.machine.started import tells
 from unscanned.progress import Pace, Progress
 
 __all__ = ["Stop", "browse", "computing", "progress"]
@@ -39,11 +40,17 @@ def progress() -> Iterator[Progress]:
     """
     from rich.console import Console
 
-    if Console(stderr=True).is_interactive:
+    if not tells():
+        yield _nothing
+    elif Console(stderr=True).is_interactive:
         with bars() as show:
             yield show
     else:
         yield _lines()
+
+
+def _nothing(done: int, total: int, label: str) -> None:
+    """Show nothing: another process does."""
 
 
 def _lines() -> Progress:
@@ -69,7 +76,7 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
     """
     import torch
 
-    if device == "auto" and not torch.cuda.is_available():
+    if tells() and device == "auto" and not torch.cuda.is_available():
         complain("PyTorch sees no CUDA device, so the CPU is used")
     with progress() as report, Stop() as stop:
         yield report, stop
@@ -101,4 +108,5 @@ class Stop:
         if self.signal is not None:
             raise KeyboardInterrupt(number)
         self.signal = number
-        complain("stopping after this step; once more to stop at once")
+        if tells():
+            complain("stopping after this step; once more to stop at once")

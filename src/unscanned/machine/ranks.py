@@ -7,9 +7,7 @@ function here returns at once, with what it was given. Rank 0 alone writes files
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,22 +20,18 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from unscanned.errors import ResourceError, UnscannedError
+from unscanned.machine.started import RankLost, hand_over, is_rank
 
 __all__ = [
-    "RankLost",
     "add_gradients",
     "count",
     "each",
     "each_tells",
     "first",
-    "is_rank",
     "joined",
-    "leave",
-    "local_number",
     "most",
     "number",
     "share",
-    "started",
     "summed",
     "total",
     "totals",
@@ -53,31 +47,7 @@ STEP_S = 600.0
 _BEAT_S = 1.0
 _PATIENT = timedelta(days=7)
 "For work that one rank does while the others wait: preparation, validation."
-_AFTER_OTHERS_S = 3.0
-"That a rank waits before it says that another is lost, so that the cause is told first."
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-
 _patient: list[dist.ProcessGroup] = []
-
-
-class RankLost(ResourceError):
-    """Another process of this training has died or hangs."""
-
-
-def is_rank() -> bool:
-    """Whether this process was started as one of several that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def started() -> tuple[int, int]:
-    """Return how many processes were started to train together, and how many of them on this host."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return size, int(os.environ.get("LOCAL_WORLD_SIZE", size))
-
-
-def local_number() -> int:
-    """Return the number of this process among those of its host."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def number() -> int:
@@ -230,31 +200,6 @@ def summed(x: Tensor) -> Tensor:
     return x if count() == 1 else _Sum.apply(x)
 
 
-def leave(message: str, error: UnscannedError | None) -> bool:
-    """Hand what went wrong in a rank to the process that started it, which tells it once.
-
-    Args:
-        message: In words.
-        error: What was raised.
-
-    Returns:
-        Whether it was handed over; otherwise this process has to tell it.
-    """
-    path = os.environ.get(_ERROR_FILE)
-    if path is None or not is_rank():
-        return False
-    # One that waits for a lost rank may be ended without a word. One that ends of itself must not be cut off because
-    # another was quicker.
-    if threading.current_thread() is threading.main_thread():
-        for caught in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(caught, signal.SIG_DFL if isinstance(error, RankLost) else signal.SIG_IGN)
-    if isinstance(error, RankLost):
-        time.sleep(_AFTER_OTHERS_S)
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump({"message": message, "timestamp": round(time.time_ns() / 1e9)}, file)
-    return True
-
-
 class _Beat:
     """A thread that shows that this rank lives, and looks whether the next one does.
 
@@ -299,7 +244,7 @@ class _Beat:
 
     def _give_up(self, what: str, *, found: object) -> None:
         error = ResourceError(what, found=found, do="The last checkpoint is kept. Run it again to go on.")
-        if not self._end.is_set() and not leave(str(error), error):
+        if not self._end.is_set() and not hand_over(str(error), error):
             os.write(2, f"unscanned: {error}\n".encode())
         os._exit(ResourceError.exit_code)  # the main thread may wait within an exchange, where nothing reaches it
 

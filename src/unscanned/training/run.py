@@ -16,7 +16,7 @@ from unscanned.datasets.split import split_subjects
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError, listed
 from unscanned.files import lock, read_text, remove_partials
-from unscanned.machine import ranks
+from unscanned.machine import ranks, started
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
 from unscanned.machine.memory import keep_freed_memory_in_process, machine_bytes
@@ -105,7 +105,7 @@ def _device(training: Training) -> torch.device:
         ResourceError: There are not as many GPUs.
     """
     device = choose_device(training.device)
-    devices, here = ranks.started() if ranks.is_rank() else (training.devices, training.devices)
+    devices, here = started.sizes() if started.is_rank() else (training.devices, training.devices)
     if training.devices not in (1, devices):
         raise SettingsError(
             "torchrun has started another number of processes",
@@ -136,7 +136,7 @@ def _device(training: Training) -> torch.device:
             expected=here,
             do="Set training.devices lower, or training.device to cpu.",
         )
-    return torch.device("cuda", ranks.local_number()) if ranks.is_rank() else device
+    return torch.device("cuda", started.local_rank()) if started.is_rank() else device
 
 
 def _check_batch(batch: int, edge: int) -> None:
@@ -205,7 +205,7 @@ def train(
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
     check_apart(dataset, folder)
-    if settings.training.devices > 1 and not ranks.is_rank():
+    if settings.training.devices > 1 and not started.is_rank():
         raise SettingsError(
             "several devices train in processes of their own, which Python did not start",
             where="training.devices",
