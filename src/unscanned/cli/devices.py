@@ -47,9 +47,8 @@ def train_on_devices(dataset: Path, out: Path, settings: Settings) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     devices = settings.training.devices
-    with tempfile.TemporaryDirectory(prefix="unscanned-") as folder, _signals_put_back():
+    with tempfile.TemporaryDirectory(prefix="unscanned-") as folder, _alone():
         file = Path(folder) / "settings.toml"
         write_text(file, to_toml(settings))
         _set_environment(devices)
@@ -116,11 +115,13 @@ def _with_code(message: str, code: int) -> UnscannedError:
 
 
 @contextlib.contextmanager
-def _signals_put_back() -> Iterator[None]:
-    """Take back what the agent does at signals when it has ended."""
+def _alone() -> Iterator[None]:
+    """Keep what the agent logs from the user, and take back afterwards what it does at signals."""
     before = {number: signal.getsignal(number) for number in _CAUGHT}
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.disable(logging.NOTSET)
         for number, handler in before.items():
             signal.signal(number, handler)

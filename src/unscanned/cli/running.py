@@ -14,7 +14,7 @@ from types import FrameType
 from unscanned.cli.terminal import complain
 from unscanned.display import bars
 from unscanned.errors import Interrupted
-from unscanned.machine.started import tells
+from unscanned.machine.started import is_rank, tells
 from unscanned.progress import Pace, Progress
 
 __all__ = ["Stop", "browse", "computing", "progress"]
@@ -108,5 +108,5 @@ class Stop:
         if self.signal is not None:
             raise KeyboardInterrupt(number)
         self.signal = number
-        if tells():
+        if not is_rank():  # which a signal also ends when another has failed
             complain("stopping after this step; once more to stop at once")

@@ -40,7 +40,7 @@ __all__ = [
 T = TypeVar("T")
 S = TypeVar("S")
 
-SILENT_S = 20.0
+SILENT_S = 15.0
 "Without a sign of life from a rank until it counts as hanging. torchrun then takes 30 s more to kill it."
 STEP_S = 600.0
 "That a rank waits for the others within a step."
@@ -231,8 +231,7 @@ class _Beat:
                 self.store.set(f"beat/{self.rank}", str(beats))
                 now = self.store.get(f"beat/{self.watched}")
             except RuntimeError as error:
-                if not self._end.is_set():
-                    self._give_up("what started the training is gone", found=error)
+                self._give_up("what started this training is gone", found=error, told_by_others=False)
                 return
             if now != seen:
                 seen, seen_at = now, time.monotonic()
@@ -242,9 +241,11 @@ class _Beat:
                     found=f"no sign of life from rank {self.watched} for {SILENT_S:.0f} s",
                 )
 
-    def _give_up(self, what: str, *, found: object) -> None:
+    def _give_up(self, what: str, *, found: object, told_by_others: bool = True) -> None:
+        if self._end.is_set():
+            return
         error = ResourceError(what, found=found, do="The last checkpoint is kept. Run it again to go on.")
-        if not self._end.is_set() and not hand_over(str(error), error):
+        if not told_by_others or not hand_over(str(error), error):
             os.write(2, f"unscanned: {error}\n".encode())
         os._exit(ResourceError.exit_code)  # the main thread may wait within an exchange, where nothing reaches it
 
@@ -257,8 +258,7 @@ def _exchanging() -> Iterator[None]:
     except RuntimeError as error:
         raise RankLost(
             "another process of the training is lost",
-            where=f"rank {number()}",
-            found=str(error).splitlines()[0],
+            found=f"rank {os.environ['RANK']} waits for it in vain",
             do="The last checkpoint is kept. Run it again to go on.",
         ) from error
 

@@ -1,0 +1,152 @@
+"""One training on several devices against the same on one: how equal the steps are, and how much faster.
+
+    python studies/devices.py equal --preset resgan --generator small --patch 16 --steps 50 --precision float64
+    python studies/devices.py efficiency --preset strong --patch 32 --steps 8
+
+Each process has one thread. The patches are noise, and a target that depends on them, drawn from the number of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unscanned.machine import ranks
+from unscanned.machine.started import tells
+from unscanned.settings import Settings, resolve
+from unscanned.training.stage import build_step
+
+Result = dict[str, Any]
+
+
+def wanted(preset: str, generator: str | None, patch: int, batch: int | None, accumulate: int) -> Settings:
+    """Return the settings of a preset with other patches; the adversary, where there is one, is there from the start."""
+    tables: dict[str, dict[str, Any]] = {
+        "training": {"patch": patch, "validation_stride": min(patch, 32), "accumulate": accumulate},
+        "synthesis": {"stride": min(patch, 8)},
+        "context": {"stride": min(patch, 8)},
+        "loss": {"adversarial_after": 0},
+    }
+    if batch is not None:
+        tables["training"]["batch"] = batch
+    if generator is not None:
+        tables |= {"generator": {"name": generator, "options": {}}, "discriminator": {"name": "small"}}
+    return resolve(preset, overrides=tables)
+
+
+def take_steps(settings: Settings, count: int, precision: str) -> Result:
+    """Take steps in this process, alone or as one of several.
+
+    Returns:
+        The losses of each step, the gradients of the first, the weights at the end, and the seconds of each step.
+    """
+    torch.set_num_threads(1)
+    dtype = getattr(torch, precision)
+    size, edge, outer = (settings.training.batch, settings.training.patch, settings.training.margin)
+    with ranks.joined(torch.device("cpu")):
+        torch.manual_seed(0)
+        step = build_step(settings, 1, "cpu")
+        for network in step.networks.values():
+            network.to(dtype)
+        step.generator.train()
+        own, losses, seconds, gradients = ranks.share(size), [], [], {}
+        for number in range(count):
+            random = torch.Generator().manual_seed(number)
+            source = torch.randn(size, 1, *(edge + 2 * outer,) * 3, generator=random)
+            centre = source[(..., *(slice(outer, outer + edge),) * 3)]
+            target = 0.5 * centre + 0.1 * torch.randn(size, 1, *(edge,) * 3, generator=random)
+            began = time.perf_counter()
+            losses.append(step(*(part[own.start : own.stop].to(dtype) for part in (source, target))))
+            seconds.append(time.perf_counter() - began)
+            if number == 0:
+                gradients = {
+                    f"{name}/{key}": parameter.grad.clone()
+                    for name, network in step.networks.items()
+                    for key, parameter in network.named_parameters()
+                    if parameter.grad is not None
+                }
+        weights = {
+            f"{n}/{key}": value for n, network in step.networks.items() for key, value in network.state_dict().items()
+        }
+    return {"losses": losses, "gradients": gradients, "weights": weights, "seconds": seconds}
+
+
+def on_devices(devices: int, words: list[str]) -> Result:
+    """Take the same steps in several processes, which torchrun starts, and return what the first of them has."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.pt"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+        subprocess.run([*torchrun, __file__, *words, "--out", str(out)], check=True)
+        return torch.load(out)
+
+
+def differences(one: Result, other: Result) -> dict[str, float]:
+    """Return the largest relative difference of losses and gradients and the largest difference of weights.
+
+    A bias in front of a batch norm has no effect and no gradient but what rounding leaves, which Adam makes steps of: in
+    float32 such biases, and the running means behind them, are of no use for a comparison, and are counted apart.
+    """
+    told = {"losses": 0.0}
+    for first, second in zip(one["losses"], other["losses"], strict=True):
+        told["losses"] = max(told["losses"], *(abs(first[key] - second[key]) / abs(first[key]) for key in first))
+    idle = {
+        key
+        for key, value in one["gradients"].items()
+        if key.endswith("bias") and value.norm() < 1e-5 * _beside(one, key)
+    }
+    for kind in ("gradients", "weights"):
+        for key, first in one[kind].items():
+            difference = (first.double() - other[kind][key].double()).norm(torch.inf if kind == "weights" else 2)
+            if kind == "gradients":
+                difference /= first.double().norm().clamp_min(1e-300)
+            name = f"{kind} of no effect" if key in idle or key.endswith("running_mean") else kind
+            told[name] = max(told.get(name, 0.0), float(difference))
+    return told
+
+
+def _beside(one: Result, key: str) -> float:
+    """Return the norm of the gradient of the weight that a bias belongs to."""
+    return float(one["gradients"][key.removesuffix("bias") + "weight"].norm())
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("equal", "efficiency"))
+    parser.add_argument("--preset", default="resgan")
+    parser.add_argument("--generator")
+    parser.add_argument("--patch", type=int, default=16)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="of a process that torchrun started")
+    asked = parser.parse_args()
+    settings = wanted(asked.preset, asked.generator, asked.patch, asked.batch, asked.accumulate)
+    result = take_steps(settings, asked.steps, asked.precision)
+    if asked.out is not None:
+        if tells():
+            torch.save(result, asked.out)
+        return
+    other = on_devices(asked.devices, sys.argv[1:])
+    if asked.what == "equal":
+        print(json.dumps(differences(result, other), indent=2))
+        return
+    alone, together = (sorted(taken["seconds"])[len(taken["seconds"]) // 2] for taken in (result, other))
+    print(
+        f"{asked.preset}, patches of {asked.patch}, batch {settings.training.batch}: a step takes {alone:.3f} s alone, "
+        f"{together:.3f} s on {asked.devices}; efficiency {alone / together / asked.devices:.0%} (median of {asked.steps})"
+    )
+
+
+if __name__ == "__main__":
+    main()
