@@ -3,7 +3,7 @@
     python studies/devices.py equal --preset resgan --generator small --patch 16 --steps 50 --precision float64
     python studies/devices.py efficiency --preset strong --patch 32 --steps 8
 
-Each process has one thread. The patches are noise, and a target that depends on them, drawn from the number of the step.
+Each process has one thread. The patches are noise, and the target depends on them; the number of the step is the seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 
 def wanted(preset: str, generator: str | None, patch: int, batch: int | None, accumulate: int) -> Settings:
-    """Return the settings of a preset with other patches; the adversary, where there is one, is there from the start."""
+    """Return the settings of a preset with other patches; where there is an adversary, it is there from the start."""
     tables: dict[str, dict[str, Any]] = {
         "training": {"patch": patch, "validation_stride": min(patch, 32), "accumulate": accumulate},
         "synthesis": {"stride": min(patch, 8)},
@@ -91,8 +91,8 @@ def on_devices(devices: int, words: list[str]) -> Result:
 def differences(one: Result, other: Result) -> dict[str, float]:
     """Return the largest relative difference of losses and gradients and the largest difference of weights.
 
-    A bias in front of a batch norm has no effect and no gradient but what rounding leaves, which Adam makes steps of: in
-    float32 such biases, and the running means behind them, are of no use for a comparison, and are counted apart.
+    A bias in front of a batch norm has no effect. Its gradient is what rounding leaves, and Adam makes whole steps of
+    it, so in float32 such biases and the running means behind them are of no use for a comparison: they stand apart.
     """
     told = {"losses": 0.0}
     for first, second in zip(one["losses"], other["losses"], strict=True):
@@ -144,7 +144,8 @@ def main() -> None:
     alone, together = (sorted(taken["seconds"])[len(taken["seconds"]) // 2] for taken in (result, other))
     print(
         f"{asked.preset}, patches of {asked.patch}, batch {settings.training.batch}: a step takes {alone:.3f} s alone, "
-        f"{together:.3f} s on {asked.devices}; efficiency {alone / together / asked.devices:.0%} (median of {asked.steps})"
+        f"{together:.3f} s on {asked.devices}; efficiency {alone / together / asked.devices:.0%}, "
+        f"median of {asked.steps} steps"
     )
 
 

@@ -24,7 +24,7 @@ class SharedBatchNorm(nn.BatchNorm3d):
         if not self.training or ranks.count() == 1:
             return super().forward(x)
         axes = (0, 2, 3, 4)
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        variance, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), axes, correction=0)
         mean, variance, count = pooled(mean, variance, x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
         offset = self.bias - mean * scale

@@ -126,7 +126,10 @@ class PatchBatches:
     def _sample(self, case: Pair, start: Sequence[int], number: int, step: int, slot: int) -> list[np.ndarray]:
         """Return input, target and, with `gives_head`, head of a patch, each (channel, i, j, k)."""
         constants = self.normalization
-        source, target = self._wide(case.source, start), cut(case.target, start, self.patch)
+        source, target = (
+            np.asarray(part, np.float32)
+            for part in (self._wide(case.source, start), cut(case.target, start, self.patch))
+        )
         changes = None
         if self.augmentation != _AS_IT_IS:
             changes = Changes(self.augmentation, (self.seed, self.order, step, slot))

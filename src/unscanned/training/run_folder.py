@@ -107,9 +107,11 @@ def save_run_model(
     folder = run.folder / "model"
     if not _is_saved(model, folder):
         grids = [(case, Frame.from_json(case.facts.frame).working_affine) for case in some(run.training)]
-        targets = [measure_appearance(np.asarray(case.target), grid) for case, grid in grids]
+        targets = [measure_appearance(np.asarray(case.target, np.float32), grid) for case, grid in grids]
         contrast = ContrastProfile.of([case.facts.appearance for case in run.training], targets)
-        measured = [measure_prepared(model, case.source, case.head, grid) for case, grid in grids]
+        measured = [
+            measure_prepared(model, np.asarray(case.source, np.float32), case.head, grid) for case, grid in grids
+        ]
         known = dataclasses.replace(model, profile=contrast, familiarity=FamiliarityProfile.of(measured))
         save_model(known, folder)
     return folder

@@ -41,7 +41,7 @@ def map_case(
     how = run.settings.synthesis
     with autocast(how.precision, run.device):
         return chain(
-            run.normalization.source.standardize(case.source),
+            run.normalization.source.standardize(np.asarray(case.source, np.float32)),
             [*(previous.generators if previous is not None else ()), network],
             how.model_copy(update={"stride": stride, "batch": None}),
             earlier=volumes.get(case.name),
@@ -91,11 +91,12 @@ def _scores(
 ) -> dict[str, float]:
     contrasts, training = run.normalization, run.settings.training
     synthetic = map_case(run, network, case, volumes, previous, training.validation_stride)
-    target, head = contrasts.target.standardize(case.target), np.asarray(case.head)
+    acquired, head = np.asarray(case.target, np.float32), np.asarray(case.head)
+    target = contrasts.target.standardize(acquired)
     signs = output_signs(synthetic, target, head, training.patch)
     places = fixed_patches(head, training.patch)
     if adversary is not None and adversary.takes_part and places:
-        source = contrasts.source.standardize(case.source)
+        source = contrasts.source.standardize(np.asarray(case.source, np.float32))
         signs["d_accuracy"] = discriminator_accuracy(
             adversary.discriminator,
             source,
@@ -106,5 +107,5 @@ def _scores(
             run.device,
             boundary=adversary.criterion.boundary,
         )
-    unit = psnr(np.asarray(case.target), contrasts.target.unit(synthetic), data_range=1.0)
+    unit = psnr(acquired, contrasts.target.unit(synthetic), data_range=1.0)
     return {"psnr": unit, "mae": mae(target, synthetic), **signs}
