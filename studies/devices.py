@@ -22,9 +22,13 @@ import torch
 from unscanned.machine import ranks
 from unscanned.machine.started import tells
 from unscanned.settings import Settings, resolve
+from unscanned.training.optimizers import rate, set_rate
 from unscanned.training.stage import build_step
 
 Result = dict[str, Any]
+
+LENGTH = 10_000
+"Steps of a training, for the schedule of its learning rate."
 
 
 def wanted(preset: str, generator: str | None, patch: int, batch: int | None, accumulate: int) -> Settings:
@@ -63,6 +67,7 @@ def take_steps(settings: Settings, count: int, precision: str) -> Result:
             source = torch.randn(size, 1, *(edge + 2 * outer,) * 3, generator=random)
             centre = source[(..., *(slice(outer, outer + edge),) * 3)]
             target = 0.5 * centre + 0.1 * torch.randn(size, 1, *(edge,) * 3, generator=random)
+            set_rate(step.optimizers.values(), rate(settings.training, number, LENGTH))
             began = time.perf_counter()
             losses.append(step(*(part[own.start : own.stop].to(dtype) for part in (source, target))))
             seconds.append(time.perf_counter() - began)

@@ -36,7 +36,7 @@ def start(dataset: Path, run: Path, settings: Path, *options: object, devices: i
 def train(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Train to the end."""
     with start(*arguments, **options) as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -57,7 +57,7 @@ def ranks(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return {int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()}
 
 
-def end(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, list[str], float]:
+def end(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, list[str], float]:
     """Wait for the end, and return the exit code, the lines on standard error and the seconds that it took."""
     began = time.monotonic()
     _, err = process.communicate(timeout=timeout)

@@ -11,7 +11,8 @@ import steps_on_ranks
 import torch
 from torch import nn
 
-from unscanned.errors import DatasetError, Interrupted, SettingsError
+from unscanned.errors import DatasetError, Interrupted, ResourceError, SettingsError
+from unscanned.experiment import reproduce
 from unscanned.losses import GeneratorLoss
 from unscanned.models import generators
 from unscanned.settings import resolve
@@ -120,8 +121,11 @@ def test_more_parts_than_patches_are_refused(training, message):
 
 
 def test_python_alone_starts_no_devices_and_says_what_does(tmp_path):
-    with pytest.raises(SettingsError, match=r"training\.devices: .* found 2, expected 1\. .*torchrun"):
+    refused = pytest.raises(SettingsError, match=r"training\.devices: .* found 2, expected 1\. .*torchrun")
+    with refused:
         train(tmp_path, tmp_path / "run", settings(devices=2))
+    with refused:
+        reproduce(tmp_path, tmp_path / "run", arms=("resgan",), overrides={"training": {"devices": 2}})
     assert not (tmp_path / "run").exists()
 
 
@@ -136,8 +140,6 @@ def test_torchrun_with_another_number_of_processes_is_refused(monkeypatch):
 def test_gpus_that_are_not_there_and_one_that_is_named_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    from unscanned.errors import ResourceError
-
     with pytest.raises(ResourceError, match="found 2 CUDA devices, expected 4"):
         check_settings(settings(device="auto", devices=4))
     with pytest.raises(SettingsError, match="one GPU is named for several processes; found cuda:1"):

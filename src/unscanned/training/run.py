@@ -38,7 +38,7 @@ from unscanned.training.simulated import simulated_pairs
 from unscanned.training.start import constants_from, load_start, resolve_run, warn_of_seen
 from unscanned.volumes.intensity import Normalization
 
-__all__ = ["Trained", "check_settings", "train"]
+__all__ = ["Trained", "check_alone", "check_settings", "train"]
 
 _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
@@ -139,6 +139,22 @@ def _device(training: Training) -> torch.device:
     return torch.device("cuda", started.local_rank()) if started.is_rank() else device
 
 
+def check_alone(settings: Settings) -> None:
+    """Refuse several devices where this process has to do the work alone.
+
+    Raises:
+        SettingsError: The settings ask for them, or torchrun started several processes.
+    """
+    if settings.training.devices > 1 or started.is_rank():
+        raise SettingsError(
+            "several devices train one arm, in processes of their own",
+            where="training.devices",
+            found=max(settings.training.devices, started.sizes()[0]),
+            expected=1,
+            do="Call unscanned train for each arm, or from Python unscanned.train in a program that torchrun starts.",
+        )
+
+
 def _check_batch(batch: int, edge: int) -> None:
     """Refuse more patches than the memory holds without any network: source, target, synthetic and its gradient."""
     fits = (machine_bytes() or 2**62) // (4 * 4 * edge**3)
@@ -205,14 +221,8 @@ def train(
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
     check_apart(dataset, folder)
-    if settings.training.devices > 1 and not started.is_rank():
-        raise SettingsError(
-            "several devices train in processes of their own, which Python did not start",
-            where="training.devices",
-            found=settings.training.devices,
-            expected=1,
-            do="Call unscanned train with it, or start your program with torchrun.",
-        )
+    if not started.is_rank():
+        check_alone(settings)
     with ranks.joined(device), _held(folder):
         if ranks.number() > 0:
             progress = None
