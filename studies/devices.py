@@ -1,9 +1,11 @@
 """One training on several devices against the same on one: how equal the steps are, and how much faster.
 
     python studies/devices.py equal --preset resgan --generator small --patch 16 --steps 50 --precision float64
+    python studies/devices.py equal --preset strong --prepared runs/strong/prepared --precision float64
     python studies/devices.py efficiency --preset strong --patch 32 --steps 8
 
-Each process has one thread. The patches are noise, and the target depends on them; the number of the step is the seed.
+Each process has one thread. Without the prepared volumes of a run the patches are noise, on which the target depends;
+the number of the step is the seed.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unscanned.machine import ranks
 from unscanned.machine.started import tells
 from unscanned.settings import Settings, resolve
+from unscanned.training.batches import PatchBatches
 from unscanned.training.optimizers import rate, set_rate
-from unscanned.training.stage import build_step
+from unscanned.training.prepare import Case, normalization
+from unscanned.training.stage import build_step, weights_digest
 
 Result = dict[str, Any]
 
@@ -46,30 +52,48 @@ def wanted(preset: str, generator: str | None, patch: int, batch: int | None, ac
     return resolve(preset, overrides=tables)
 
 
-def take_steps(settings: Settings, count: int, precision: str) -> Result:
+def noise(settings: Settings) -> Callable[[int], tuple[Tensor, ...]]:
+    """Return what maps a step to this rank's share of a batch of noise."""
+    size, edge, outer = settings.training.batch, settings.training.patch, settings.training.margin
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        random, own = torch.Generator().manual_seed(step), ranks.share(size)
+        source = torch.randn(size, 1, *(edge + 2 * outer,) * 3, generator=random)
+        centre = source[(..., *(slice(outer, outer + edge),) * 3)]
+        target = 0.5 * centre + 0.1 * torch.randn(size, 1, *(edge,) * 3, generator=random)
+        return source[own.start : own.stop], target[own.start : own.stop]
+
+    return batch
+
+
+def patches(settings: Settings, prepared: Path) -> PatchBatches:
+    """Return the batches of a training on all prepared cases of a folder."""
+    cases = [Case(folder.name, folder.name, folder) for folder in sorted(prepared.iterdir())]
+    return PatchBatches(cases, normalization(cases), settings.training, augmentation=settings.augmentation)
+
+
+def take_steps(settings: Settings, count: int, precision: str, prepared: Path | None = None) -> Result:
     """Take steps in this process, alone or as one of several.
 
     Returns:
-        The losses of each step, the gradients of the first, the weights at the end, and the seconds of each step.
+        A digest of the weights of each rank, the losses of each step, the gradients of the first, the weights at the
+        end, and the seconds of each step.
     """
     torch.set_num_threads(1)
     dtype = getattr(torch, precision)
-    size, edge, outer = (settings.training.batch, settings.training.patch, settings.training.margin)
     with ranks.joined(torch.device("cpu")):
         torch.manual_seed(0)
         step = build_step(settings, 1, "cpu")
         for network in step.networks.values():
             network.to(dtype)
         step.generator.train()
-        own, losses, seconds, gradients = ranks.share(size), [], [], {}
+        batches = noise(settings) if prepared is None else patches(settings, prepared)
+        losses, seconds, gradients = [], [], {}
         for number in range(count):
-            random = torch.Generator().manual_seed(number)
-            source = torch.randn(size, 1, *(edge + 2 * outer,) * 3, generator=random)
-            centre = source[(..., *(slice(outer, outer + edge),) * 3)]
-            target = 0.5 * centre + 0.1 * torch.randn(size, 1, *(edge,) * 3, generator=random)
+            batch = [part.to(dtype) for part in batches(number)]
             set_rate(step.optimizers.values(), rate(settings.training, number, LENGTH))
             began = time.perf_counter()
-            losses.append(step(*(part[own.start : own.stop].to(dtype) for part in (source, target))))
+            losses.append(step(*batch))
             seconds.append(time.perf_counter() - began)
             if number == 0:
                 gradients = {
@@ -81,7 +105,9 @@ def take_steps(settings: Settings, count: int, precision: str) -> Result:
         weights = {
             f"{n}/{key}": value for n, network in step.networks.items() for key, value in network.state_dict().items()
         }
-    return {"losses": losses, "gradients": gradients, "weights": weights, "seconds": seconds}
+        digest = weights_digest(torch.nn.ModuleDict(step.networks))
+        on_all = ranks.each(lambda _: digest, range(ranks.count()))
+    return {"digests": on_all, "losses": losses, "gradients": gradients, "weights": weights, "seconds": seconds}
 
 
 def on_devices(devices: int, words: list[str]) -> Result:
@@ -134,10 +160,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
     parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--prepared", type=Path, help="prepared volumes of a run, in place of noise")
     parser.add_argument("--out", type=Path, help="of a process that torchrun started")
     asked = parser.parse_args()
     settings = wanted(asked.preset, asked.generator, asked.patch, asked.batch, asked.accumulate)
-    result = take_steps(settings, asked.steps, asked.precision)
+    result = take_steps(settings, asked.steps, asked.precision, asked.prepared)
     if asked.out is not None:
         if tells():
             torch.save(result, asked.out)

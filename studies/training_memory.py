@@ -124,8 +124,8 @@ def draw(found: list[dict[str, float]], path: Path) -> None:
     axes.plot(subjects, [row["peak_mib"] for row in found], "o-", label="peak")
     axes.plot(subjects, [row["rss_anon_mib"] for row in found], "s--", label="at the end")
     axes.set(xscale="log", xlabel="training subjects", ylabel="memory without file pages, MiB")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.set_ylim(0, 1.2 * max(row["peak_mib"] for row in found))
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=120)
 
 

@@ -17,6 +17,7 @@ from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.formats.model import read_model_record
+from unscanned.machine import ranks
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
 from unscanned.settings import Settings, decisive, difference, read_settings, to_dict, to_toml
@@ -97,7 +98,7 @@ def save_run_model(
         "left_out": {case: str(error) for case, error in failures.items()},
         "incomplete": dict(incomplete),
         "stages": chain.results,
-        "environment": environment(run.device),
+        "environment": {**environment(run.device), **({"devices": ranks.count()} if ranks.count() > 1 else {})},
     }
     if run.simulated is not None:
         provenance["label_maps"] = run.simulated.identity()
