@@ -2,7 +2,7 @@
 
     python studies/devices.py equal --preset resgan --generator small --patch 16 --steps 50 --precision float64
     python studies/devices.py equal --preset strong --prepared runs/strong/prepared --precision float64
-    python studies/devices.py efficiency --preset strong --patch 32 --steps 8
+    python studies/devices.py efficiency --preset strong --patch 32 --steps 8 --alone
 
 Each process has one thread. Without the prepared volumes of a run the patches are noise, on which the target depends;
 the number of the step is the seed.
@@ -11,12 +11,14 @@ the number of the step is the seed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,30 @@ def patches(settings: Settings, prepared: Path) -> PatchBatches:
     return PatchBatches(cases, normalization(cases), settings.training, augmentation=settings.augmentation)
 
 
-def take_steps(settings: Settings, count: int, precision: str, prepared: Path | None = None) -> Result:
-    """Take steps in this process, alone or as one of several.
+@contextlib.contextmanager
+def undisturbed(wanted: bool) -> Iterator[None]:
+    """Have all threads of this process go before those of others meanwhile, which only root may."""
+    tasks = [int(task) for task in os.listdir("/proc/self/task")] if wanted else []
+    for task in tasks:
+        os.sched_setscheduler(task, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+
+
+def take_steps(
+    settings: Settings, count: int, precision: str, prepared: Path | None = None, *, alone: bool = False
+) -> Result:
+    """Take steps in this process, by itself or as one of several.
+
+    Args:
+        settings: What to train.
+        count: Steps.
+        precision: float32 or float64.
+        prepared: Prepared volumes to cut patches from; None takes noise.
+        alone: Whether no other process of the machine may take part of its time.
 
     Returns:
         A digest of the weights of each rank, the losses of each step, the gradients of the first, the weights at the
@@ -89,11 +113,13 @@ def take_steps(settings: Settings, count: int, precision: str, prepared: Path | 
         step.generator.train()
         batches = noise(settings) if prepared is None else patches(settings, prepared)
         losses, seconds, gradients = [], [], {}
-        for number in range(count):
-            batch = [part.to(dtype) for part in batches(number)]
+        drawn = [[part.to(dtype) for part in batches(number)] for number in range(count)]
+        ranks.most(0)  # all begin at once
+        for number, batch in enumerate(drawn):
             set_rate(step.optimizers.values(), rate(settings.training, number, LENGTH))
             began = time.perf_counter()
-            losses.append(step(*batch))
+            with undisturbed(alone):
+                losses.append(step(*batch))
             seconds.append(time.perf_counter() - began)
             if number == 0:
                 gradients = {
@@ -161,10 +187,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--prepared", type=Path, help="prepared volumes of a run, in place of noise")
+    parser.add_argument("--alone", action="store_true", help="no other process may take part of the steps' time (root)")
     parser.add_argument("--out", type=Path, help="of a process that torchrun started")
     asked = parser.parse_args()
     settings = wanted(asked.preset, asked.generator, asked.patch, asked.batch, asked.accumulate)
-    result = take_steps(settings, asked.steps, asked.precision, asked.prepared)
+    result = take_steps(settings, asked.steps, asked.precision, asked.prepared, alone=asked.alone)
     if asked.out is not None:
         if tells():
             torch.save(result, asked.out)

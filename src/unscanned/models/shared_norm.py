@@ -6,7 +6,7 @@ penalty does. This one is made of operations that can be.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from unscanned.machine import ranks
 
 __all__ = ["SharedBatchNorm", "pooled", "share_batch_norm"]
+
+_AXES = (0, 2, 3, 4)
 
 
 class SharedBatchNorm(nn.BatchNorm3d):
@@ -23,8 +25,7 @@ class SharedBatchNorm(nn.BatchNorm3d):
         """Map (batch, channel, i, j, k) to the same shape."""
         if not self.training or ranks.count() == 1:
             return super().forward(x)
-        axes = (0, 2, 3, 4)
-        variance, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), axes, correction=0)
+        mean, variance = _Moments.apply(x.to(torch.promote_types(x.dtype, torch.float32)))
         mean, variance, count = pooled(mean, variance, x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
         offset = self.bias - mean * scale
@@ -32,8 +33,31 @@ class SharedBatchNorm(nn.BatchNorm3d):
             cast(Tensor, self.num_batches_tracked).add_(1)
             cast(Tensor, self.running_mean).lerp_(mean, cast(float, self.momentum))
             cast(Tensor, self.running_var).lerp_(variance * (count / (count - 1)), cast(float, self.momentum))
-        shape = (1, -1, 1, 1, 1)
-        return torch.addcmul(offset.view(shape), x, scale.view(shape)).to(x.dtype)
+        return torch.addcmul(_of_channels(offset), x, _of_channels(scale)).to(x.dtype)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and biased variance of each channel, for which nothing but the input is kept.
+
+    `torch.var_mean` takes twenty times as long on a CPU where the channels come last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(_AXES)
+        ctx.save_for_backward(x, mean)
+        return mean, (x - _of_channels(mean)).square_().mean(_AXES)
+
+    @staticmethod
+    def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = 2 / count * of_variance
+        return torch.addcmul(_of_channels(of_mean / count - slope * mean), x, _of_channels(slope))
+
+
+def _of_channels(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1, 1)
 
 
 def share_batch_norm(network: nn.Module) -> None:
