@@ -3,8 +3,9 @@
 Run: python studies/fine_tuning.py OUT MODEL DATASET... [--source T1w --target T2w --steps 300]
 
 Each patient of the BIDS datasets is left out once. On the pairs of all others one network goes on from the model
-(`train --from`), and one of the same kind starts from scratch, with the same settings and the same number of steps, so
-at the same cost. Each then makes the target of the patient that it has not seen. The model itself has seen none.
+(`train --from`), one does so and keeps half of the model's weights (`training.keep`), and one of the same kind starts
+from scratch, with the same settings and the same number of steps, so at the same cost. Each then makes the target of
+the patient that it has not seen. The model itself has seen none.
 
 OUT gets a run for each patient and arm, which goes on where it was when the call is repeated, the synthetic volumes,
 an evaluation with a regression fitted on the other patients, and report.html.
@@ -29,7 +30,7 @@ from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.run import train
 from unscanned.training.start import resolve_run
 
-ARMS = ("fine-tuned", "from-scratch")
+ARMS = ("fine-tuned", "half-kept", "from-scratch")
 SHOWN = ("psnr", "psnr_one_gain", "ssim", "hfen", "mae")
 
 
@@ -39,7 +40,8 @@ def settings_of(arm: str, model: Path, split: Path, common: dict[str, dict[str, 
     own["training"] |= {"start": str(model)}
     own["split"] = {"file": str(split)}
     settings = resolve_run(None, None, own)
-    return settings if arm == "fine-tuned" else settings.change(training={"start": None})
+    change: dict[str, Any] = {"fine-tuned": {}, "half-kept": {"keep": 0.5}, "from-scratch": {"start": None}}[arm]
+    return settings.change(training=change)
 
 
 def table_of(datasets: Sequence[Path], source: str, target: str, path: Path) -> Path:

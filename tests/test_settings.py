@@ -115,6 +115,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "threads": None,
             "precision": "float32",
             "start": None,
+            "keep": 0.0,
         },
         "augmentation": {
             "shift": 0.0,

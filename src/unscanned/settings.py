@@ -238,6 +238,8 @@ class Training(Schema):
     "Arithmetic of the networks: float32, tf32 (CUDA) or bfloat16, where the device has it. Weights stay float32."
     start: str | None = Field(None, json_schema_extra=INDIFFERENT)
     "Model whose weights the generator starts from: a name that unscanned models lists, or a folder; unset draws them."
+    keep: float = Field(0.0, ge=0, lt=1)
+    "Share of the start's weights in the average that becomes the model: more forgets less (Wortsman et al. 2022)."
 
 
 class Augmentation(Schema):
@@ -443,7 +445,8 @@ def check(settings: Settings) -> None:
 
     Raises:
         SettingsError: A patch larger than the grid or smaller than the window of SSIM, a stride larger than the patch,
-            a context that cannot be had, augmentation that leaves nothing of a patch, or a loss without a term.
+            a context that cannot be had, augmentation that leaves nothing of a patch, a share to keep of no weights, or
+            a loss without a term.
     """
     _check_loss(settings.loss)
     _check_augmentation(settings.augmentation, settings.training.patch)
@@ -461,6 +464,14 @@ def check(settings: Settings) -> None:
             where="training.patch",
             found=f"{patch} with loss.ssim = {settings.loss.ssim}",
             expected=f"at least {_SSIM_WINDOW}",
+        )
+    if settings.training.keep > 0 and (settings.training.start is None or settings.training.average == 0):
+        raise SettingsError(
+            "there is nothing to keep a share of",
+            where="training.keep",
+            found=f"{settings.training.keep:g} without "
+            + ("training.start" if settings.training.start is None else "training.average"),
+            expected="0, or a model to start from and an average of the weights",
         )
     strides = {
         "synthesis.stride": settings.synthesis.stride,

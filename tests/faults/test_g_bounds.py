@@ -59,6 +59,7 @@ def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anyth
         ("strong", ["--training.clip-norm", 0], "must be positive"),
         ("strong", ["--augmentation.blur", 10], "augmentation that leaves nothing of a patch"),
         ("strong", ["--augmentation.resolution", 30], "augmentation that leaves nothing of a patch"),
+        ("strong", ["--training.keep", 0.5], "there is nothing to keep a share of"),
         ("strong", ["--augmentation.field", 1], "must be below 1"),
         ("strong", ["--augmentation.noise", 1], "must be below 1"),
         ("strong", ["--augmentation.intensity", 3], "must be at most 2"),

@@ -128,7 +128,7 @@ def test_several_models_of_the_same_contrasts_are_not_chosen_among(shelf, heads,
 
 def test_no_models_at_all_are_said_to_be_none(heads, tmp_path):
     (tmp_path / "models.json").write_text('{"format": 1, "models": {}}')
-    with pytest.raises(SettingsError, match="no model makes this contrast; found no models: none comes with"):
+    with pytest.raises(SettingsError, match="no model makes this contrast; found no models: none is on the shelf"):
         pick_model(scan(heads, 3, "T1"), "T2w", models_in=tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_without_any_model_the_refusal_says_so(own, at_home, monkeypatch):
     write_json(own / "models.json", {"format": 1, "models": {}})
     monkeypatch.setattr(module, "SHIPPED", own)
     assert list_models() == []
-    with pytest.raises(CheckpointError, match="found no models: none comes with this release, and none was fetched"):
+    with pytest.raises(CheckpointError, match="found no models: none is on the shelf, and none was fetched"):
         load_model("t1w-t2w")
 
 

@@ -38,6 +38,19 @@ def test_statistics_of_batch_norm_are_averaged_and_counts_are_taken():
     assert average.network[1].num_batches_tracked.item() == 7
 
 
+def test_a_share_of_the_first_weights_stays_however_long_it_goes_on():
+    generator = network(1.0, mean=4.0)
+    plain, keeping = Average(generator, 0.5), Average(generator, 0.5, keep=0.25)
+    for step, value in enumerate((2.0, 3.0, 7.0), 1):
+        nn.init.constant_(generator[0].weight, value)
+        generator[1].running_mean.fill_(-value)
+        plain.update(step)
+        keeping.update(step)
+    for name, first in (("0.weight", 1.0), ("1.running_mean", 4.0)):
+        mixed = 0.75 * plain.network.state_dict()[name] + 0.25 * first
+        assert torch.allclose(keeping.network.state_dict()[name], mixed, rtol=1e-6)
+
+
 def test_the_generator_is_left_alone_and_no_gradient_reaches_the_average():
     generator = network(2.0)
     before = {name: tensor.clone() for name, tensor in generator.state_dict().items()}

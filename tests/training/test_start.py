@@ -81,8 +81,9 @@ def test_what_a_run_started_from_stands_in_its_model_and_on_its_card(tiny_run, o
     assert "started_from" not in start.provenance
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(tiny_run, others, tmp_path):
-    settings = from_(tiny_run)
+@pytest.mark.parametrize("given", [{}, {"average": 0.9, "keep": 0.5}])
+def test_an_interrupted_run_goes_on_bit_for_bit(tiny_run, others, tmp_path, given):
+    settings = from_(tiny_run, training=given)
     whole = train(others, tmp_path / "whole", settings)
     with pytest.raises(Interrupted, match="step 2 of 6, saved"):
         train(others, tmp_path / "parts", settings, should_stop=after(2, tmp_path / "parts"))
@@ -90,6 +91,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tiny_run, others, tmp_path):
     assert weights(again.model.parent) == weights(whole.model.parent)
     first = read_json(whole.model / "model.json")["provenance"]["started_from"]
     assert read_json(again.model / "model.json")["provenance"]["started_from"] == first
+
+
+def test_a_run_that_keeps_nearly_all_of_its_start_hardly_moves(tiny_run, others, tmp_path):
+    start = load_model(tiny_run)
+    moved = {}
+    for keep in (0.0, 0.99):
+        run = tmp_path / f"keep-{keep}"
+        trained = train(others, run, from_(tiny_run, training={"average": 0.5, "keep": keep, "learning_rate": 1e-2}))
+        pairs = zip(load_model(trained.model).generators[0].parameters(), start.generators[0].parameters(), strict=True)
+        moved[keep] = max(float((made - before).detach().abs().max()) for made, before in pairs)
+    assert 0 < moved[0.99] < 0.02 * moved[0.0]
 
 
 def test_a_run_does_not_go_on_from_another_start(tiny_run, others, tmp_path):

@@ -149,7 +149,7 @@ def say_models(models: Sequence[Any], file: Path | None) -> None:
         Console().print(table)
         say("next: unscanned models NAME, or unscanned synthesize NAME SCAN -o OUT")
     elif not failures:
-        say("no models: none comes with this release, and none was fetched")
+        say("no models: none is on the shelf, and none was fetched")
         say("unscanned train makes one from your own pairs; unscanned fetch model takes one from an address")
     raise_partial(failures, len(models))
 

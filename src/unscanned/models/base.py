@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from unscanned.errors import SettingsError
@@ -57,6 +58,9 @@ class GeneratorBase(NetworkBase):
 
     convolution = "auto"
     "The way that it takes; `build` sets it."
+
+    layout: ClassVar[torch.memory_format] = torch.contiguous_format
+    "How its weights lie in memory while it trains on a CPU; files hold them in their own order."
 
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2, **options: Any) -> None:
         super().__init__()

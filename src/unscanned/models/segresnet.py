@@ -77,6 +77,8 @@ class SegResNetGenerator(GeneratorBase):
                 raise ValueError(f"group norm takes filters that are a multiple of {GROUPS}")
             return self
 
+    layout = torch.channels_last_3d
+
     def __init__(self, in_channels: int = 1, *, slope: float = 0.2, **options: Any) -> None:
         super().__init__()
         own = self.Options(**options)

@@ -211,7 +211,7 @@ def find_model(name: str, models_in: str | Path | None = None) -> ShelvedModel:
 
 def there_are(models: Sequence[ShelvedModel]) -> str:
     """Return in words which models there are."""
-    return listed([model.name for model in models]) or "no models: none comes with this release, and none was fetched"
+    return listed([model.name for model in models]) or "no models: none is on the shelf, and none was fetched"
 
 
 def place_of(model: str | Path | ShelvedModel, models_in: str | Path | None = None) -> Path | ShelvedModel:

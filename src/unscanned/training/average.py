@@ -20,14 +20,17 @@ class Average:
     Args:
         generator: Whose weights are averaged; not changed.
         decay: Share of the average that a step leaves, below 1.
+        keep: Share of the generator's weights as they are now that every average holds, below 1: a fine-tuned network
+            forgets less of what it knew (Wortsman et al., CVPR 2022, eq. 1, on the way instead of at the end).
 
     Attributes:
         network: A copy of the generator with the averaged weights; without gradients.
     """
 
-    def __init__(self, generator: nn.Module, decay: float) -> None:
-        self.generator, self.decay = generator, decay
+    def __init__(self, generator: nn.Module, decay: float, *, keep: float = 0.0) -> None:
+        self.generator, self.decay, self.keep = generator, decay, keep
         self.network = copy.deepcopy(generator).requires_grad_(False)
+        self._start = copy.deepcopy(self.network.state_dict()) if keep > 0 else None
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -36,6 +39,7 @@ class Average:
         now = self.generator.state_dict()
         for name, mean in self.network.state_dict().items():
             if mean.is_floating_point():
-                mean.lerp_(now[name], 1 - kept)
+                latest = now[name] if self._start is None else now[name].lerp(self._start[name], self.keep)
+                mean.lerp_(latest, 1 - kept)
             else:
                 mean.copy_(now[name])

@@ -66,11 +66,19 @@ def restore(
             raise CheckpointError("the checkpoint does not fit the network", where=name, found=error) from error
     for name, optimizer in optimizers.items():
         content = optimizer.state_dict()
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in _below(tensors, name).items():
             number, entry = key.split("/")
-            values.setdefault(int(number), {})[entry] = tensor
+            values.setdefault(int(number), {})[entry] = _laid_out(tensor, weights[int(number)])
         optimizer.load_state_dict({"state": values, "param_groups": content["param_groups"]})
+
+
+def _laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return what belongs to each number of a weight in the weight's order in memory, which a fused step relies on."""
+    if tensor.shape != weight.shape or tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_strided(weight.shape, weight.stride(), dtype=tensor.dtype).copy_(tensor)
 
 
 def save_checkpoint(

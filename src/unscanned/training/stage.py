@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import convert_conv3d_weight_memory_format
 
 from unscanned.errors import TrainingError
 from unscanned.losses import CRITERIA, TERMS, UNIT_TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
+from unscanned.models.base import GeneratorBase
 from unscanned.models.shared_norm import share_batch_norm
+from unscanned.models.wrappers import inner
 from unscanned.progress import Progress
 from unscanned.settings import Settings, Training, decisive, to_dict
 from unscanned.synthesis.context import PatchChain
@@ -147,7 +150,11 @@ class Stage:
 
 def build_generator(settings: Settings, stage: int, device: torch.device | str) -> nn.Module:
     """Return the fresh generator of a stage, from torch's global random state."""
-    return generators.build(in_channels=1 if stage == 1 else 2, **to_dict(settings.generator)).to(device)
+    network = generators.build(in_channels=1 if stage == 1 else 2, **to_dict(settings.generator)).to(device)
+    kind = inner(network)
+    if torch.device(device).type == "cpu" and isinstance(kind, GeneratorBase):
+        convert_conv3d_weight_memory_format(network, kind.layout)
+    return network
 
 
 def build_step(
@@ -201,7 +208,7 @@ def build_step(
         previous=previous,
         precision=training.precision,
         order=training.order,
-        average=Average(generator, training.average) if training.average > 0 else None,
+        average=Average(generator, training.average, keep=training.keep) if training.average > 0 else None,
         clip_norm=training.clip_norm,
         outside=loss.outside,
         adversarial_after=loss.adversarial_after,
