@@ -2,10 +2,12 @@
 
     python studies/devices.py equal --preset resgan --generator small --patch 16 --steps 50 --precision float64
     python studies/devices.py equal --preset strong --prepared runs/strong/prepared --precision float64
+    python studies/devices.py nudged --preset strong --precision float64
     python studies/devices.py efficiency --preset strong --patch 32 --steps 8 --alone
 
 Each process has one thread. Without the prepared volumes of a run the patches are noise, on which the target depends;
-the number of the step is the seed.
+the number of the step is the seed. `nudged` is one process against itself with weights that are changed by 1e-15 of
+themselves: how far two ways to compute the same must come apart.
 """
 
 from __future__ import annotations
@@ -88,7 +90,13 @@ def undisturbed(wanted: bool) -> Iterator[None]:
 
 
 def take_steps(
-    settings: Settings, count: int, precision: str, prepared: Path | None = None, *, alone: bool = False
+    settings: Settings,
+    count: int,
+    precision: str,
+    prepared: Path | None = None,
+    *,
+    alone: bool = False,
+    nudge: float = 0.0,
 ) -> Result:
     """Take steps in this process, by itself or as one of several.
 
@@ -98,6 +106,7 @@ def take_steps(
         precision: float32 or float64.
         prepared: Prepared volumes to cut patches from; None takes noise.
         alone: Whether no other process of the machine may take part of its time.
+        nudge: What the weights are changed by before, as a share of themselves.
 
     Returns:
         A digest of the weights of each rank, the losses of each step, the gradients of the first, the weights at the
@@ -110,6 +119,9 @@ def take_steps(
         step = build_step(settings, 1, "cpu")
         for network in step.networks.values():
             network.to(dtype)
+            with torch.no_grad():
+                for weight in network.parameters():
+                    weight.mul_(1 + nudge * torch.randn_like(weight))
         step.generator.train()
         batches = noise(settings) if prepared is None else patches(settings, prepared)
         losses, seconds, gradients = [], [], {}
@@ -177,7 +189,7 @@ def _beside(one: Result, key: str) -> float:
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equal", "efficiency"))
+    parser.add_argument("what", choices=("equal", "nudged", "efficiency"))
     parser.add_argument("--preset", default="resgan")
     parser.add_argument("--generator")
     parser.add_argument("--patch", type=int, default=16)
@@ -196,8 +208,11 @@ def main() -> None:
         if tells():
             torch.save(result, asked.out)
         return
-    other = on_devices(asked.devices, sys.argv[1:])
-    if asked.what == "equal":
+    if asked.what == "nudged":
+        other = take_steps(settings, asked.steps, asked.precision, asked.prepared, nudge=1e-15)
+    else:
+        other = on_devices(asked.devices, sys.argv[1:])
+    if asked.what != "efficiency":
         print(json.dumps(differences(result, other), indent=2))
         return
     alone, together = (sorted(taken["seconds"])[len(taken["seconds"]) // 2] for taken in (result, other))
