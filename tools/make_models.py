@@ -150,7 +150,8 @@ def show_failure(failure: Mapping[str, Any], path: Path, evaluations: Iterable[P
 def draw_slice(images: Mapping[str, np.ndarray], synthetic: str, head: np.ndarray, axial: int, path: Path) -> None:
     """Draw the same axial slice of several images beside each other, each in its own greys, the synthetic stamped."""
     rows, columns = (slice(along.min(), along.max() + 1) for along in np.nonzero(head[:, :, axial]))
-    figure = Figure(figsize=(3 * len(images), 3.6), facecolor="black", layout="constrained")
+    height = 3 * (columns.stop - columns.start) / (rows.stop - rows.start) + 0.5  # with a line for the names
+    figure = Figure(figsize=(3 * len(images), height), facecolor="black", layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
         axes.imshow(np.rot90(image[rows, columns, axial]), cmap="gray", vmin=0, vmax=np.percentile(image[head], 99.5))
         axes.set_title(name, color="white")
