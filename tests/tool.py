@@ -41,6 +41,13 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run `unscanned` in several processes that PyTorch's torchrun starts."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "unscanned"]
+    command = [sys.executable, *words, *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+
+
 def as_ordinary_user(action: Callable[[], object]) -> int:
     """Run an action in a child process that has no right to ignore permissions; return its exit code."""
     child = os.fork()

@@ -49,9 +49,6 @@ class UnscannedError(Exception):
         self.what, self.where, self.found, self.expected, self.do = what, where, found, expected, do
         super().__init__(self._message())
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (type(self), self.parts)  # as a worker sends it
-
     def at(self, where: object) -> Self:
         """Return this error as one that is about another place."""
         return self.but(where=where)
@@ -59,6 +56,10 @@ class UnscannedError(Exception):
     def but(self, **parts: Any) -> Self:
         """Return this error with other parts, such as `do`, in place of its own."""
         return type(self)(**{**self.parts, **parts})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error of one process is raised in another: of a worker, or of a rank.
+        return _again, (type(self), self.parts, self.exit_code)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -76,8 +77,10 @@ class UnscannedError(Exception):
         return text
 
 
-def _remade(kind: type[UnscannedError], parts: dict[str, Any]) -> UnscannedError:
-    return kind(**parts)
+def _again(kind: type[UnscannedError], parts: dict[str, Any], exit_code: int) -> UnscannedError:
+    error = kind(**parts)
+    error.exit_code = exit_code
+    return error
 
 
 class BugError(UnscannedError):

@@ -32,7 +32,7 @@ from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
 from unscanned.training.effort import SCORED, run_costs, synthesis_cost
 from unscanned.training.prepare import prepare, refuse_other_cases
-from unscanned.training.run import Trained, check_settings, train
+from unscanned.training.run import Trained, check_alone, check_settings, train
 from unscanned.training.start import resolve_run
 
 __all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
@@ -102,6 +102,7 @@ def reproduce(
     first = next(iter(settings.values()))
     for wanted in settings.values():
         check_settings(wanted)
+        check_alone(wanted)
     found = select_pairs(dataset, **to_dict(first.data))
     split = _split(found, first)
     claim_folder(out)

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from unscanned.errors import Interrupted
 
-__all__ = ["Now", "Pace", "Progress", "begin", "interruptible", "labelled", "shares", "within"]
+__all__ = ["Now", "Pace", "Progress", "begin", "interruptible", "labelled", "shares", "signal_of", "within"]
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, label)."""
@@ -43,6 +43,11 @@ def interruptible(progress: Progress | None, should_stop: Callable[[], bool], wh
             progress(done, total, label)
 
     return report
+
+
+def signal_of(should_stop: Callable[[], bool]) -> int:
+    """Return the number of the signal that asks to stop, 1 where something else asks, 0 where nothing does."""
+    return int(should_stop()) and int(getattr(should_stop, "signal", 1))
 
 
 def labelled(progress: Progress | None, prefix: str) -> Progress | None:

@@ -96,6 +96,8 @@ class Prepare(Schema):
     "Percentile of the intensities inside the head that becomes 1."
     averages: bool = False
     "Whether a voxel of spacing_mm averages the smaller ones of a scan, as a scanner's would; else it is interpolated."
+    precision: Literal["float32", "float16"] = "float32"
+    "Of the prepared volumes on disk; float16 takes half the space, with an error of at most 1/2048 of an intensity."
 
 
 class Split(Schema):
@@ -186,6 +188,8 @@ class Training(Schema):
     "Steps that count as an epoch; unset means all patches once."
     batch: int = Field(7, gt=0, le=10**6)
     "Patches a step."
+    accumulate: int = Field(1, gt=0, le=10**6)
+    "Parts that the patches of a step pass through the networks in, for less memory; batch norm then sees a part alone."
     patch: int = Field(32, gt=0, le=1024)
     "Edge of a cubic patch, in voxels."
     margin: int = Field(0, ge=0, le=1024)
@@ -226,6 +230,8 @@ class Training(Schema):
     "Minutes between checkpoints within an epoch; one is always written at its end."
     device: str = Field("auto", json_schema_extra=INDIFFERENT)
     "auto, cpu, cuda or cuda:N."
+    devices: int = Field(1, gt=0, le=1024, json_schema_extra=INDIFFERENT)
+    "Devices of this host that share the patches of a step: GPUs, or processes on a CPU."
     threads: int | None = Field(None, gt=0, le=4096, json_schema_extra=INDIFFERENT)
     "CPU threads; unset leaves it to PyTorch."
     precision: Precision = "float32"

@@ -50,6 +50,18 @@ def test_a_prepared_pair_lies_on_the_grid_of_the_model_in_unit_scale(cases):
             assert np.percentile(array[case.head], 99.9) == pytest.approx(1, abs=0.05)
 
 
+def test_half_precision_halves_the_volumes_and_is_off_by_half_a_unit_in_the_last_digit(pairs, cases, tmp_path):
+    half = prepare_pair(pairs[0], tmp_path, Prepare(shape=cases[0].source.shape, precision="float16"))
+    for name in ("source", "target"):
+        whole, rounded = np.asarray(getattr(cases[0], name)), np.asarray(getattr(half, name))
+        assert rounded.dtype == np.float16
+        difference = np.abs(rounded.astype(np.float32) - whole)
+        assert (difference <= np.maximum(whole, 2.0**-14) / 2048).all()
+        assert difference.max() > 0
+        (path,) = {half.folder / f"{name}.npy"}
+        assert path.stat().st_size < 0.51 * (cases[0].folder / f"{name}.npy").stat().st_size
+
+
 def test_prepared_volumes_are_mapped_from_disk_and_not_held_in_memory(cases):
     assert isinstance(cases[0].source, np.memmap)
     assert not cases[0].source.flags.writeable

@@ -21,6 +21,7 @@ from unscanned.cli.usage import refusal
 from unscanned.cli.verbs import app
 from unscanned.errors import DatasetError, ResourceError, SettingsError, UnscannedError
 from unscanned.machine.crash import as_bug
+from unscanned.machine.started import hand_over, tells
 
 __all__ = ["main"]
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del os.environ["COLUMNS"]
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)
-    warnings.showwarning = complain_of
+    warnings.showwarning = complain_of if tells() else _say_nothing
     threading.excepthook = complain_of_thread
     _fill_closed_descriptors()
     os.environ.pop("MPLBACKEND", None)  # pictures are only written, and a backend that is not there fails the import
@@ -61,24 +62,34 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        complain(str(refusal(error)))
+        _fail(str(refusal(error)))
         return 2
     except UnscannedError as error:
-        complain(str(error))
+        _fail(str(error), error)
         return error.exit_code
     except KeyboardInterrupt as error:
-        complain("stopped at once; what was finished before is kept")
+        _fail("stopped at once; what was finished before is kept")
         return 128 + int(next(iter(error.args), signal.SIGINT))
     except SystemExit:  # of rich, where nobody reads its table any more
         return _READER_LEFT
     except Exception as error:
         if isinstance(error, OSError) and (told := _of_a_path(error)):
-            complain(str(told))
+            _fail(str(told))
             return told.exit_code
         if error is not output.lost:
-            complain(str(as_bug(error)))
+            _fail(str(as_bug(error)))
             return 1
     return 0
+
+
+def _fail(message: str, error: UnscannedError | None = None) -> None:
+    """Say why a verb ends; one of several processes leaves that to the one that started it."""
+    if not hand_over(message, error):
+        complain(message)
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """Take a warning that another process tells."""
 
 
 def _of_a_path(error: OSError) -> UnscannedError | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from unscanned.cli.terminal import complain
 from unscanned.display import bars
 from unscanned.errors import Interrupted
+from unscanned.machine.started import is_rank, tells
 from unscanned.progress import Pace, Progress
 
 if TYPE_CHECKING:
@@ -43,11 +44,17 @@ def progress() -> Iterator[Progress]:
     """
     from rich.console import Console
 
-    if Console(stderr=True).is_interactive:
+    if not tells():
+        yield _nothing
+    elif Console(stderr=True).is_interactive:
         with bars() as show:
             yield show
     else:
         yield _lines()
+
+
+def _nothing(done: int, total: int, label: str) -> None:
+    """Show nothing: another process does."""
 
 
 def _lines() -> Progress:
@@ -73,7 +80,7 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
     """
     import torch
 
-    if device == "auto" and not torch.cuda.is_available():
+    if tells() and device == "auto" and not torch.cuda.is_available():
         complain("PyTorch sees no CUDA device, so the CPU is used")
     with progress() as report, Stop() as stop:
         yield report, stop
@@ -120,4 +127,5 @@ class Stop:
         if self.signal is not None:
             raise KeyboardInterrupt(number)
         self.signal = number
-        complain("stopping after this step; once more to stop at once")
+        if not is_rank():  # which a signal also ends when another has failed
+            complain("stopping after this step; once more to stop at once")

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from unscanned.machine import ranks
+from unscanned.models.shared_norm import pooled
 from unscanned.models.spectral import Kernel, kernel_spectrum, spectral_convolution
 
 __all__ = ["FrozenLayers", "Layers", "absorbed", "fold", "folded_forward", "polyphase", "spectra_bytes", "unfold"]
@@ -97,14 +99,15 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _NormActivation(torch.autograd.Function):
     """Batch norm with the batch's own statistics, then LeakyReLU, of (position, channel, batch).
 
-    The mean and the biased variance of each channel come out too. All is done by blocks: the arrays are larger than
-    the cache, and a pass over memory costs more than the arithmetic.
+    The statistics are those of all ranks' patches. The mean and the biased variance of each channel come out too, and
+    the number of values that they are of. All is done by blocks: the arrays are larger than the cache, and a pass over
+    memory costs more than the arithmetic.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
         means = x.mean(0)
         mean = means.mean(1)
         squares = torch.zeros_like(means)
@@ -112,6 +115,7 @@ class _NormActivation(torch.autograd.Function):
             difference = block - mean[:, None]
             squares += difference.mul_(difference).sum(0)
         variance = squares.mean(1) / x.shape[0]
+        mean, variance, count = pooled(mean, variance, x.shape[0] * x.shape[2])
         inverse = (variance + eps).rsqrt()
         scale = weight * inverse
         offset = bias - mean * scale
@@ -119,9 +123,9 @@ class _NormActivation(torch.autograd.Function):
         for block, out in _blocks(x, y):
             F.leaky_relu_(torch.addcmul(offset[:, None], block, scale[:, None], out=out), slope)
         ctx.save_for_backward(x, y, weight, mean, inverse)
-        ctx.slope = slope
+        ctx.slope, ctx.count = slope, count
         ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        return y, mean, variance, count
 
     @staticmethod
     @once_differentiable
@@ -136,10 +140,11 @@ class _NormActivation(torch.autograd.Function):
             products += (x_block - mean[:, None]).mul_(out).sum(0)
         of_bias = sums.sum(1)
         of_weight = products.sum(1) * inverse
-        count = x.shape[0] * x.shape[2]
         scale = weight * inverse
-        slope = -scale * inverse * of_weight / count
-        offset = -scale * of_bias / count - slope * mean
+        # The gradient of each weight stays that of this rank's patches; x sees the statistics of all.
+        all_weight, all_bias = ranks.summed(torch.stack([of_weight, of_bias]))
+        slope = -scale * inverse * all_weight / ctx.count
+        offset = -scale * all_bias / ctx.count - slope * mean
         for x_block, out in _blocks(x, of_x):
             out.mul_(scale[:, None]).addcmul_(x_block, slope[:, None]).add_(offset[:, None])
         return of_x, of_weight, of_bias, None, None
@@ -158,9 +163,8 @@ def _norm_activation(x: Tensor, norm: nn.BatchNorm3d, slope: float) -> Tensor:
         scale = norm.weight * (running_var + norm.eps).rsqrt()
         return F.leaky_relu(torch.addcmul((norm.bias - running_mean * scale)[:, None], x, scale[:, None]), slope)
     flat = x.reshape(-1, *x.shape[3:])
-    y, mean, variance = _NormActivation.apply(flat, norm.weight, norm.bias, norm.eps, slope)
+    y, mean, variance, count = _NormActivation.apply(flat, norm.weight, norm.bias, norm.eps, slope)
     with torch.no_grad():
-        count = flat.shape[0] * flat.shape[2]
         cast(Tensor, norm.num_batches_tracked).add_(1)
         running_mean.lerp_(mean, cast(float, norm.momentum))
         running_var.lerp_(variance * (count / (count - 1)), cast(float, norm.momentum))

@@ -91,7 +91,7 @@ class NieGenerator(GeneratorBase):
         """Return whether an input like this may go through the frequency domain: not forbidden, and possible."""
         if self.convolution == "plain" or x.dtype not in (torch.float32, torch.float64):
             return False
-        if any(n % 2 for n in x.shape[2:]) or any(type(norm) is not nn.BatchNorm3d for norm in self.norms):
+        if any(n % 2 for n in x.shape[2:]) or not all(isinstance(norm, nn.BatchNorm3d) for norm in self.norms):
             return False
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type):
             return False

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from unscanned.losses import CRITERIA, Criterion, gradient_penalty
+from unscanned.machine import ranks
 from unscanned.machine.precision import autocast
 from unscanned.training.health import check_finite
 from unscanned.training.optimizers import clip
+from unscanned.training.parts import in_parts
 
 __all__ = ["Adversary"]
 
@@ -25,6 +27,7 @@ class Adversary:
         criterion: What both networks' losses are.
         clip_norm: Norm that the discriminator's gradient is cut to; None leaves it.
         penalty: Weight of the squared gradient of the logits at acquired patches.
+        parts: That patches pass through the discriminator in, one after another.
 
     Attributes:
         takes_part: Whether steps train the discriminator and give the generator its term.
@@ -39,9 +42,11 @@ class Adversary:
         *,
         clip_norm: float | None = None,
         penalty: float = 0.0,
+        parts: int = 1,
     ) -> None:
         self.discriminator, self.optimizer = discriminator, optimizer
         self.precision, self.criterion, self.clip_norm, self.penalty = precision, criterion, clip_norm, penalty
+        self.parts = parts
         self.takes_part = True
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
@@ -60,16 +65,23 @@ class Adversary:
         Raises:
             TrainingError: The loss or its gradient is not finite; no step is taken.
         """
-        acquired = target.detach().requires_grad_(self.penalty > 0)
-        real = self.logits(source, acquired)
-        loss = self.criterion.discriminator(real, self.logits(source, synthetic.detach()))
-        if self.penalty > 0:
-            loss = loss + self.penalty * gradient_penalty(real, acquired)
+        patches, loss = ranks.total(len(source)), source.new_zeros(())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for condition, acquired, made in in_parts(self.parts, source, target.detach(), synthetic.detach()):
+            own = self._loss(condition, acquired.requires_grad_(self.penalty > 0), made)
+            share = len(condition) / patches
+            (share * own).backward()
+            loss += share * own.detach()
+        ranks.add_gradients(self.discriminator)
+        loss = loss.new_tensor(ranks.total(float(loss)))
         clip(self.discriminator, check_finite(loss, self.discriminator, "discriminator"), self.clip_norm)
         self.optimizer.step()
-        return loss.detach()
+        return loss
+
+    def _loss(self, source: Tensor, target: Tensor, synthetic: Tensor) -> Tensor:
+        real = self.logits(source, target)
+        loss = self.criterion.discriminator(real, self.logits(source, synthetic))
+        return loss + self.penalty * gradient_penalty(real, target) if self.penalty > 0 else loss
 
     def generator_loss(self, source: Tensor, synthetic: Tensor) -> Tensor:
         """Return the generator's adversarial term; no gradient reaches the discriminator's weights."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unscanned.errors import DatasetError
+from unscanned.machine import ranks
 from unscanned.settings import Augmentation, Training
 from unscanned.simulation.stream import StreamedPair
 from unscanned.training.augment import TRIES, Changes, draws, flipped, shifted
@@ -30,6 +31,8 @@ Pair = Case | StreamedPair
 class PatchBatches:
     """The training batches, each a pure function of (seed, step).
 
+    Where several ranks train together, each cuts its share of the slots of a batch, and the batch is the same.
+
     The patches of all cases stand in one list. A pass goes through the list in a random order that depends on the seed
     and the number of the pass. Pass follows pass, and each step takes the next `batch` patches. What augmentation draws
     for a patch depends on the step and on the patch's slot in the batch. So nothing about randomness has to be stored
@@ -47,6 +50,7 @@ class PatchBatches:
 
     Attributes:
         order: Another number gives the passes another order.
+        slots: Of a batch, those that are cut here.
 
     Raises:
         DatasetError: A volume is smaller than the patch, or no patch has enough of the head.
@@ -67,7 +71,7 @@ class PatchBatches:
         self.patch, self.margin, self.batch = settings.patch, settings.margin, settings.batch
         self.min_head, self.augmentation = settings.min_head, augmentation
         self.gives_head, self.simulated = gives_head, simulated
-        self.seed, self.order = settings.seed, 0
+        self.seed, self.order, self.slots = settings.seed, 0, ranks.share(settings.batch)
         self.index = np.array(
             [
                 (number, *start)
@@ -95,32 +99,37 @@ class PatchBatches:
         return rows
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
-        """Return the input and the target of a step, in z-scores, and with `gives_head` the head.
+        """Return the input and the target of a step, in z-scores, and with `gives_head` the head, of its `slots`.
 
         Returns:
             (batch, 1 or 2, n, n, n) with n = patch + 2 margin, and (batch, 1, patch, patch, patch) once or twice.
         """
         samples = [
             self._sample(pair, start, number, step, slot)
-            for slot, (pair, start, number) in enumerate(self._patches(step))
+            for slot, pair, start, number in self._patches(step, self.slots)
         ]
         return tuple(torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
 
-    def _patches(self, step: int) -> Iterator[tuple[Pair, Sequence[int], int]]:
-        """Yield for each slot its pair, the first voxel of its patch and, for a case, its number."""
-        for slot, (number, *start) in enumerate(self.chosen(step).tolist()):
+    def _patches(self, step: int, slots: Iterable[int]) -> Iterator[tuple[int, Pair, Sequence[int], int]]:
+        """Yield for each slot itself, its pair, the first voxel of its patch and, for a case, its number."""
+        rows = self.chosen(step).tolist()
+        for slot in slots:
+            number, *start = rows[slot]
             if self.simulated is not None:
                 random = self._draws(_SIMULATED, step, slot)
                 pair = self.simulated.choose(step, random)
                 if pair is not None:
-                    yield pair, self._anywhere(pair, random), -1
+                    yield slot, pair, self._anywhere(pair, random), -1
                     continue
-            yield self.cases[number], start, number
+            yield slot, self.cases[number], start, number
 
     def _sample(self, case: Pair, start: Sequence[int], number: int, step: int, slot: int) -> list[np.ndarray]:
         """Return input, target and, with `gives_head`, head of a patch, each (channel, i, j, k)."""
         constants = self.normalization
-        source, target = self._wide(case.source, start), cut(case.target, start, self.patch)
+        source, target = (
+            np.asarray(part, np.float32)
+            for part in (self._wide(case.source, start), cut(case.target, start, self.patch))
+        )
         changes = None
         if self.augmentation != _AS_IT_IS:
             changes = Changes(self.augmentation, (self.seed, self.order, step, slot))
@@ -142,7 +151,7 @@ class PatchBatches:
     def describe(self, step: int) -> str:
         """Return the patches of a step in words: each case and the first voxels of its patches."""
         places: dict[str, list[str]] = {}
-        for pair, start, _ in self._patches(step):
+        for _, pair, start, _ in self._patches(step, range(self.batch)):
             places.setdefault(pair.name, []).append(str(tuple(start)))
         return "; ".join(f"{case} at {', '.join(starts)}" for case, starts in places.items())
 

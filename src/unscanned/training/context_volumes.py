@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from unscanned.files import atomic_path, short_digest
+from unscanned.machine import ranks
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case
 from unscanned.training.stage import digest_of, weights_digest
@@ -23,7 +24,8 @@ def context_volumes(
 ) -> dict[str, np.ndarray]:
     """Return for each case the volume that a stage makes, (i, j, k) z-scores, read through memory maps.
 
-    A volume that is there from the same scan, weights and context is not made again; others are removed.
+    A volume that is there from the same scan, weights and context is not made again; others are removed. Where several
+    ranks train together, they share the cases.
 
     Args:
         run: The run.
@@ -33,11 +35,12 @@ def context_volumes(
             stage's own.
         volumes: What the stage before made of each case; empty in the first.
     """
-    made, kept = {}, set()
     cases = [*run.training, *run.validation]
     part = f"context of stage {number + 1}"
     progress = run.progress.get(part)
-    for index, case in enumerate(cases):
+
+    def made(index: int) -> Path:
+        case = cases[index]
         if progress:
             progress(index, len(cases), f"{part}, {case.name}")
         maker = makers[case.name]
@@ -46,11 +49,13 @@ def context_volumes(
             volume = map_case(run, maker, case, volumes, None, run.settings.context.stride)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, volume)
-        made[case.name] = np.load(path, mmap_mode="r")
-        kept.add(path)
-    for path in {*folder.glob("*.npy")} - kept:
-        path.unlink()  # of an earlier best epoch, or of a scan that was corrected
-    return made
+        return path
+
+    paths = ranks.each(made, range(len(cases)))
+    if ranks.number() == 0:
+        for path in {*folder.glob("*.npy")} - {*paths}:
+            path.unlink()  # of an earlier best epoch, or of a scan that was corrected
+    return {case.name: np.load(path, mmap_mode="r") for case, path in zip(cases, paths, strict=True)}
 
 
 def _made_from(run: TrainingRun, network: nn.Module, case: Case, volumes: Mapping[str, np.ndarray]) -> str:

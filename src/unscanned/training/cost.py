@@ -32,8 +32,8 @@ __all__ = ["MEASURE_SECONDS", "Cost", "duration", "estimate_cost"]
 MEASURE_SECONDS = 20.0
 "What the measurement of a step may take, about: one step of one patch is always taken."
 
-_BYTES_A_VOXEL = 9
-"Of a prepared case: source and target in float32, and the head."
+_BYTES_A_VOXEL = {"float32": 9, "float16": 5}
+"Of a prepared case by `prepare.precision`: source and target, and the head."
 _CHECKPOINTS = 3
 "Whole states on disk at a time: two in a stage's checkpoints, and the best generator, which is less than one."
 _MAPPED = 4
@@ -136,7 +136,9 @@ def estimate_cost(
     voxels, parameters = math.prod(shape), _parameters(settings)
     prepared = len(cases["train"]) + len(cases["validation"])
     contexts = (settings.context.stages - 1) if settings.context.input == "volume" else 0
-    disk = prepared * voxels * (_BYTES_A_VOXEL + 4 * contexts) + _CHECKPOINTS * 12 * parameters * len(trainings)
+    disk = prepared * voxels * (
+        _BYTES_A_VOXEL[settings.prepare.precision] + 4 * contexts
+    ) + _CHECKPOINTS * 12 * parameters * len(trainings)
     if pace is None:
         return Cost(counted, patches, steps, disk, None, None, None, None, _UNMEASURED, str(device))
     validated = len(cases["validation"]) * _mapped(settings, training.validation_stride) * training.epochs

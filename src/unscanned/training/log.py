@@ -22,12 +22,15 @@ class RunLog:
         step: Steps already taken.
         validated: Steps taken at the last validation that was saved. What an interrupted run logged beyond either is
             dropped.
+        writes: False for a log of which nothing is kept, as that of a rank that is not the first.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, validated: int = 0) -> None:
+    def __init__(self, folder: str | Path, step: int = 0, validated: int = 0, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(folder) / "log.jsonl", writes
+        if not writes:
+            return
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self.path = Path(folder) / "log.jsonl"
         kept = list(
             itertools.takewhile(
                 lambda event: event["step"] <= (validated if event["event"] == "validation" else step),
@@ -42,6 +45,8 @@ class RunLog:
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
         """Append one event; numbers also go to TensorBoard under `event/name`."""
+        if not self.writes:
+            return
         with contextlib.suppress(OSError):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
@@ -52,7 +57,7 @@ class RunLog:
     def close(self) -> None:
         """Flush both."""
         with contextlib.suppress(OSError):
-            if self._board is not None:
+            if self.writes and self._board is not None:
                 self._board.close()
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from unscanned.display import warn
 from unscanned.errors import CheckpointError, Interrupted, ResourceError, TrainingError, UnscannedError
+from unscanned.machine import ranks
 from unscanned.machine.memory import is_out_of_memory, largest_that_fits
-from unscanned.progress import Progress
+from unscanned.progress import Progress, signal_of
 from unscanned.settings import Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.feed import Feed
@@ -47,6 +48,8 @@ def train_stage(
 
     A loss or gradient that is not finite is never stepped on: the stage goes back to the beginning of the epoch and
     takes the patches in another order, once.
+
+    Several ranks, one a device, take each step together; each decision is the same on all of them.
 
     Args:
         folder: Gets log.jsonl, tensorboard/, checkpoints/ and best/.
@@ -87,7 +90,7 @@ def train_stage(
             expected=f"at most {total} ({settings.epochs} epochs of {steps_per_epoch} steps)",
             do="Give training.epochs as many as it has had or more, or choose another folder.",
         )
-    record, log = state.record, RunLog(folder, state.step, state.record.validated)
+    record, log = state.record, _log(state)
     for note in _never(take_step, settings, total) if notes is None else notes:
         _warn(log, state.step, note)
     feed = _feed(batches, state, total, settings.workers)
@@ -104,7 +107,8 @@ def train_stage(
             except Interrupted as error:
                 log.close()
                 state.save(keep=state.step)
-                raise _interrupted(state, total) from error
+                (stop,) = ranks.most(signal_of(should_stop))
+                raise _interrupted(state, total, stop) from error
             saved_at = time.monotonic()
         try:
             check_collapse(record.scores, record.signs, state.step, goes_on=_goes_on(take_step, state))
@@ -117,16 +121,16 @@ def train_stage(
             break
 
         began = time.monotonic()
-        try:
-            batch = next(feed)
-        except UnscannedError as error:
+        batch, failed = _next(feed)
+        if failed is not None:
             state.save(keep=epoch_start)
-            if should_stop():
-                raise _interrupted(state, total) from error
-            raise error.at(_place(batches, state)) from error
+            (stop,) = ranks.most(signal_of(should_stop))
+            if stop:
+                raise _interrupted(state, total, stop) from failed
+            raise failed.at(_place(batches, state)) from failed
         waiting = time.monotonic() - began
         set_rate(state.optimizers.values(), rate(settings, state.step, total))
-        torch.manual_seed(_step_seed(settings.seed, state.step))
+        torch.manual_seed(_step_seed(settings.seed, state.step, ranks.number()))
         try:
             losses = take_step(*(part.to(device) for part in batch))
         except TrainingError as error:
@@ -134,7 +138,7 @@ def train_stage(
             log.close()
             feed.close()
             _roll_back(state, epoch_start, failure)
-            record, log = state.record, RunLog(folder, state.step, state.record.validated)
+            record, log = state.record, _log(state)
             _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
             feed = _feed(batches, state, total, settings.workers)
             continue
@@ -155,13 +159,14 @@ def train_stage(
         log.write("step", step=state.step, epoch=epoch, **losses, seconds=elapsed, waiting_s=waiting)
         if progress:
             progress(state.step, total, f"epoch {epoch} of {settings.epochs}, L1 {losses['l1']:.3f}")
-        stop = should_stop()
-        if stop or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
+        minutes = (time.monotonic() - saved_at) / 60
+        stop, is_due = ranks.most(signal_of(should_stop), minutes > settings.checkpoint_minutes)
+        if stop or is_due:
             state.save(keep=state.step - state.step % steps_per_epoch)
             saved_at = time.monotonic()
         if stop:
             log.close()
-            raise _interrupted(state, total)
+            raise _interrupted(state, total, stop)
     log.close()
     state.load_best()
     return {
@@ -194,6 +199,21 @@ def _never(take_step: Step, settings: Training, total: int) -> list[str]:
 def _goes_on(take_step: Step, state: TrainingState) -> bool:
     """Whether a collapse would be the adversary's, which the training can do without."""
     return take_step.goes_on and take_step.adversary is not None and take_step.adversary.takes_part
+
+
+def _log(state: TrainingState) -> RunLog:
+    return RunLog(state.folder, state.step, state.record.validated, writes=ranks.number() == 0)
+
+
+def _next(feed: Feed) -> tuple[tuple[Tensor, ...], UnscannedError | None]:
+    """Return the next batch, and the error of a rank that could not cut its part."""
+    batch: tuple[Tensor, ...] = ()
+    failed = None
+    try:
+        batch = next(feed)
+    except UnscannedError as error:
+        failed = error
+    return batch, ranks.each_tells(failed)
 
 
 def _feed(batches: PatchBatches, state: TrainingState, total: int, workers: int) -> Feed:
@@ -234,29 +254,40 @@ def _place(batches: PatchBatches, state: TrainingState) -> str:
 def _too_large(take_step: Step, batch: tuple[Tensor, ...], device: torch.device | str) -> ResourceError:
     """Return what to say of a batch that memory does not hold. The networks are of no use after this."""
     source, size = batch[0], len(batch[0])
-    fits = largest_that_fits(lambda n: take_step(*(part[:n].to(device) for part in batch)), size // 2)
+    fits = 0
+    if ranks.count() == 1:  # the others would wait for what this one tries
+        fits = largest_that_fits(lambda n: take_step(*(part[:n].to(device) for part in batch)), size // 2)
+    parts = take_step.parts
+    smaller = f" training.accumulate = {2 * parts} takes them in smaller parts." if 2 * parts <= size else ""
     return ResourceError(
         "memory does not hold a training step",
         where=device,
-        found=f"training.batch = {size}, patches of {source.shape[-1]} voxels with what is around them",
+        found=f"training.batch = {size}, patches of {source.shape[-1]} voxels with what is around them"
+        + (f", in {parts} parts" if parts > 1 else "")
+        + (f", on each of {ranks.count()} devices" if ranks.count() > 1 else ""),
         expected=f"training.batch = {fits}, which fits" if fits else "a smaller training.patch",
-        do="The last checkpoint is kept. A smaller batch changes the result, so it is never chosen for you.",
+        do="The last checkpoint is kept. A smaller batch changes the result, so it is never chosen for you." + smaller,
     )
 
 
-def _interrupted(state: TrainingState, total: int) -> Interrupted:
-    return Interrupted(
+def _interrupted(state: TrainingState, total: int, stop: int) -> Interrupted:
+    error = Interrupted(
         "training was interrupted",
         where=state.folder,
         found=f"step {state.step} of {total}, saved",
         do="Run it again to go on.",
     )
+    if stop > 1:  # the signal that came to one rank is the exit code of all
+        error.exit_code = 128 + stop
+    return error
 
 
 def _warn(log: RunLog, step: int, message: str) -> None:
     log.write("warning", step=step, message=message)
-    warn(f"{log.path.parent}: {message}")
+    if log.writes:
+        warn(f"{log.path.parent}: {message}")
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of what a network draws within a step; no two ranks draw the same for their patches."""
+    return (seed * 1_000_003 + step + rank * 2**48) % 2**63

@@ -63,12 +63,12 @@ class Case:
 
     @cached_property
     def source(self) -> np.ndarray:
-        """(i, j, k) float32, unit scale."""
+        """(i, j, k) float32 or float16 (`prepare.precision`), unit scale."""
         return self._map("source")
 
     @cached_property
     def target(self) -> np.ndarray:
-        """(i, j, k) float32, unit scale."""
+        """(i, j, k) float32 or float16 (`prepare.precision`), unit scale."""
         return self._map("target")
 
     @cached_property
@@ -122,9 +122,10 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     head = aligned.head
     where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head, averages=settings.averages)
     appearance = measure_appearance(source.array, source.affine)
+    precision = np.dtype(settings.precision)
     arrays: dict[str, np.ndarray] = {
-        "source": where.forward(aligned.source) / np.float32(aligned.source_scale),
-        "target": where.forward(aligned.target) / np.float32(aligned.target_scale),
+        "source": (where.forward(aligned.source) / np.float32(aligned.source_scale)).astype(precision, copy=False),
+        "target": (where.forward(aligned.target) / np.float32(aligned.target_scale)).astype(precision, copy=False),
         "head": where.forward(head.astype(np.float32)) > 0.5,
     }
     # The key goes first and comes back last: whoever is killed in between leaves no cache that looks whole.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 
 from unscanned.datasets.check import Content, contents_of, refuse_copies
-from unscanned.datasets.pairs import select_pairs
+from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import DatasetError, SettingsError, TrainingError, UnscannedError, listed
-from unscanned.files import lock, remove_partials
+from unscanned.errors import DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError, listed
+from unscanned.files import lock, read_text, remove_partials
+from unscanned.machine import ranks, started
 from unscanned.machine.device import choose_device
 from unscanned.machine.limits import raise_file_limit_of_process
 from unscanned.machine.memory import keep_freed_memory_in_process, machine_bytes
@@ -24,7 +26,8 @@ from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
 from unscanned.outputs import check_apart
 from unscanned.progress import Progress, interruptible, labelled, shares
-from unscanned.settings import Settings, check, to_dict
+from unscanned.settings import Settings, Training, check, to_dict
+from unscanned.synthesis.model import Model
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
 from unscanned.training.effort import run_costs
@@ -33,8 +36,9 @@ from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
 from unscanned.training.simulated import simulated_pairs
 from unscanned.training.start import constants_from, load_start, resolve_run, warn_of_seen
+from unscanned.volumes.intensity import Normalization
 
-__all__ = ["Trained", "check_settings", "train"]
+__all__ = ["Trained", "check_alone", "check_settings", "train"]
 
 _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
@@ -74,7 +78,7 @@ def check_settings(settings: Settings) -> torch.device:
             memory for the patches of a step, or contrasts or grid cannot be simulated.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
-    device = choose_device(settings.training.device)
+    device = _device(settings.training)
     convolution = settings.generator.convolution
     for name, table in (("synthesis", settings.synthesis), ("training", settings.training)):
         check_precision(table.precision, device, convolution=convolution, where=f"{name}.precision")
@@ -90,6 +94,65 @@ def check_settings(settings: Settings) -> torch.device:
     simulated_pairs(settings)
     _check_batch(settings.training.batch, patch + 2 * margin)
     return device
+
+
+def _device(training: Training) -> torch.device:
+    """Return the device of this process, and refuse more of them than there are, or than there are patches for.
+
+    Raises:
+        SettingsError: One GPU is named for several processes, the processes are not as many as the settings say, or
+            one would have no patch.
+        ResourceError: There are not as many GPUs.
+    """
+    device = choose_device(training.device)
+    devices, here = started.sizes() if started.is_rank() else (training.devices, training.devices)
+    if training.devices not in (1, devices):
+        raise SettingsError(
+            "torchrun has started another number of processes",
+            where="training.devices",
+            found=training.devices,
+            expected=f"{devices}, or the setting left out",
+        )
+    if devices * training.accumulate > training.batch:
+        raise SettingsError(
+            "fewer patches in a step than the parts that it is cut into",
+            where="training.batch",
+            found=f"{training.batch} for {devices} device{'s' * (devices > 1)} and training.accumulate = "
+            f"{training.accumulate}",
+            expected=f"at least {devices * training.accumulate}",
+            do="Another training.batch is another training; take fewer devices or parts to keep it.",
+        )
+    if devices == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise SettingsError(
+            "one GPU is named for several processes", where="training.device", found=device, expected="cuda or auto"
+        )
+    if here > torch.cuda.device_count():
+        raise ResourceError(
+            "not as many GPUs as the training has processes here",
+            where="training.devices",
+            found=f"{torch.cuda.device_count()} CUDA devices",
+            expected=here,
+            do="Set training.devices lower, or training.device to cpu.",
+        )
+    return torch.device("cuda", started.local_rank()) if started.is_rank() else device
+
+
+def check_alone(settings: Settings) -> None:
+    """Refuse several devices where this process has to do the work alone.
+
+    Raises:
+        SettingsError: The settings ask for them, or torchrun started several processes.
+    """
+    if settings.training.devices > 1 or started.is_rank():
+        raise SettingsError(
+            "several devices train one arm, in processes of their own",
+            where="training.devices",
+            found=max(settings.training.devices, started.sizes()[0]),
+            expected=1,
+            do="Call unscanned train for each arm, or from Python unscanned.train in a program that torchrun starts.",
+        )
 
 
 def _check_batch(batch: int, edge: int) -> None:
@@ -120,6 +183,8 @@ def train(
     **overrides: dict[str, Any],
 ) -> Trained:
     """Train one arm; run again after an interruption, it goes on where it was.
+
+    In the processes that torchrun starts, all of which call it alike, the arm is trained on a device each.
 
     Args:
         dataset: BIDS dataset, folder of IXI files, or CSV table of paired scans.
@@ -156,26 +221,22 @@ def train(
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
     check_apart(dataset, folder)
-    with lock(folder):
-        remove_partials(folder)
-        found = select_pairs(dataset, **to_dict(settings.data))
-        split = split_subjects(found.pairs, **to_dict(settings.split))
-        claim_settings(folder, settings)
-        claim_split(folder, split)
+    if not started.is_rank():
+        check_alone(settings)
+    with ranks.joined(device), _held(folder):
+        if ranks.number() > 0:
+            progress = None
+        found, split = ranks.first(lambda: _claim(dataset, folder, settings))
         counts = [sum(pair.subject in split[part] for pair in found.pairs) for part in ("train", "validation")]
         costs = run_costs(settings, *counts, has_first_stage=first_stage is not None)
         parts = dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
         used = [pair for pair in found.pairs if pair.subject in {*split["train"], *split["validation"]}]
-        prepared, refused = prepare(
-            used,
-            cache or folder / "prepared",
-            settings.prepare,
-            progress=labelled(interruptible(parts["prepare"], should_stop, folder), "prepare: "),
-        )
+        telling = labelled(interruptible(parts["prepare"], should_stop, folder), "prepare: ")
+        to = cache or folder / "prepared"
+        prepared, refused = ranks.first(lambda: prepare(used, to, settings.prepare, progress=telling))
         failures = {**found.refused, **refused}
         tested = [pair for pair in found.pairs if pair.subject in split["test"]]
-        test_contents = [*contents_of(tested)]
-        refuse_copies([*(content for case in prepared for content in _contents(case)), *test_contents])
+        test_contents = ranks.first(lambda: _without_copies(prepared, tested))
         training, validation = (
             [case for case in prepared if case.subject in split[part]] for part in ("train", "validation")
         )
@@ -189,11 +250,7 @@ def train(
                 do="Mend the scans, or set split.validation to 0 to keep the last epoch.",
             )
         raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
-        constants = normalization(training, percentile=settings.prepare.percentile)
-        if start is not None:
-            held_out = [content for case in validation for content in _contents(case)]
-            warn_of_seen([*held_out, *test_contents], start)
-            constants = constants_from(start, constants)
+        constants = ranks.first(lambda: _constants(settings, training, validation, test_contents, start))
         run = TrainingRun(
             folder, settings, training, validation, constants, device, parts, should_stop, simulated, start
         )
@@ -203,11 +260,64 @@ def train(
         except TrainingError as error:
             if not chain.is_complete:
                 raise
-            model = save_run_model(run, chain, failures, found.incomplete)
+            model = ranks.first(lambda: save_run_model(run, chain, failures, found.incomplete))
             do = f"{error.do} The best epoch so far is the model {model}."
             raise TrainingError(**{**error.parts, "do": do}) from error
-        model = save_run_model(run, chain, failures, found.incomplete)
+        model = ranks.first(lambda: save_run_model(run, chain, failures, found.incomplete))
     return Trained(model, chain.results, failures, found.incomplete)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which rank 0 does for all, and refuse a folder that they do not share."""
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> str:
+            stack.enter_context(lock(folder))
+            return read_text(folder / ".lock")
+
+        owner, seen = ranks.first(hold), None
+        with contextlib.suppress(OSError, ValueError):
+            seen = read_text(folder / ".lock")
+        elsewhere = SettingsError(
+            "the processes that train together do not see one folder",
+            where=folder,
+            found=f"rank {ranks.number()} sees {'another run' if seen else 'no run'} there",
+            expected=f"that of {owner}",
+            do="Choose a folder on a file system that all hosts share.",
+        )
+        error = ranks.each_tells(None if seen == owner else elsewhere)
+        if error is not None:
+            raise error
+        yield
+
+
+def _claim(dataset: str | Path, folder: Path, settings: Settings) -> tuple[Selection, dict[str, list[str]]]:
+    """Return the pairs of a dataset and their split, and take the folder for a run of them."""
+    remove_partials(folder)
+    found = select_pairs(dataset, **to_dict(settings.data))
+    split = split_subjects(found.pairs, **to_dict(settings.split))
+    claim_settings(folder, settings)
+    claim_split(folder, split)
+    return found, split
+
+
+def _without_copies(prepared: list[Case], tested: list[Pair]) -> list[Content]:
+    """Return the contents of the test scans, and refuse one file that stands for two scans."""
+    test_contents = [*contents_of(tested)]
+    refuse_copies([*(content for case in prepared for content in _contents(case)), *test_contents])
+    return test_contents
+
+
+def _constants(
+    settings: Settings, training: list[Case], validation: list[Case], tested: list[Content], start: Model | None
+) -> Normalization:
+    """Return the intensity constants of a run; warn where the model that it starts from has seen its held-out scans."""
+    constants = normalization(training, percentile=settings.prepare.percentile)
+    if start is None:
+        return constants
+    warn_of_seen([*(content for case in validation for content in _contents(case)), *tested], start)
+    return constants_from(start, constants)
 
 
 def _maps_a_case(settings: Settings) -> int:

@@ -17,6 +17,7 @@ from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
 from unscanned.files import read_json, read_text, sha256, write_json, write_text
 from unscanned.formats.model import read_model_record
+from unscanned.machine import ranks
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import claim, nothing
 from unscanned.settings import Settings, decisive, difference, read_settings, to_dict, to_toml
@@ -97,7 +98,7 @@ def save_run_model(
         "left_out": {case: str(error) for case, error in failures.items()},
         "incomplete": dict(incomplete),
         "stages": chain.results,
-        "environment": environment(run.device),
+        "environment": {**environment(run.device), **({"devices": ranks.count()} if ranks.count() > 1 else {})},
     }
     if run.simulated is not None:
         provenance["label_maps"] = run.simulated.identity()
@@ -107,9 +108,11 @@ def save_run_model(
     folder = run.folder / "model"
     if not _is_saved(model, folder):
         grids = [(case, Frame.from_json(case.facts.frame).working_affine) for case in some(run.training)]
-        targets = [measure_appearance(np.asarray(case.target), grid) for case, grid in grids]
+        targets = [measure_appearance(np.asarray(case.target, np.float32), grid) for case, grid in grids]
         contrast = ContrastProfile.of([case.facts.appearance for case in run.training], targets)
-        measured = [measure_prepared(model, case.source, case.head, grid) for case, grid in grids]
+        measured = [
+            measure_prepared(model, np.asarray(case.source, np.float32), case.head, grid) for case, grid in grids
+        ]
         known = dataclasses.replace(model, profile=contrast, familiarity=FamiliarityProfile.of(measured))
         save_model(known, folder)
     return folder

@@ -18,6 +18,7 @@ from unscanned.errors import TrainingError
 from unscanned.losses import CRITERIA, TERMS, UNIT_TERMS, GeneratorLoss
 from unscanned.models import discriminators, generators
 from unscanned.models.base import GeneratorBase
+from unscanned.models.shared_norm import share_batch_norm
 from unscanned.models.wrappers import inner
 from unscanned.progress import Progress
 from unscanned.settings import Settings, Training, decisive, to_dict
@@ -178,12 +179,20 @@ def build_step(
     generator, adversary = build_generator(settings, stage, device), None
     if start is not None:
         generator.load_state_dict(start.state_dict())
+    share_batch_norm(generator)
     if loss.adversarial > 0:
         network = discriminators.build(patch=training.patch, **to_dict(settings.discriminator)).to(device)
+        share_batch_norm(network)
         optimizer = optimizers.build(network, training, share=training.discriminator_rate)
         criterion, clip_norm = CRITERIA[loss.criterion], training.clip_norm
         adversary = Adversary(
-            network, optimizer, training.precision, criterion, clip_norm=clip_norm, penalty=loss.gradient_penalty
+            network,
+            optimizer,
+            training.precision,
+            criterion,
+            clip_norm=clip_norm,
+            penalty=loss.gradient_penalty,
+            parts=training.accumulate,
         )
     return Step(
         generator,
@@ -204,6 +213,7 @@ def build_step(
         outside=loss.outside,
         adversarial_after=loss.adversarial_after,
         goes_on=loss.on_collapse == "regression",
+        parts=training.accumulate,
     )
 
 

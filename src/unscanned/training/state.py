@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from unscanned.machine import ranks
 from unscanned.machine.provenance import environment
 from unscanned.training.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint, state
 
@@ -44,6 +45,8 @@ class Record:
 class TrainingState:
     """The networks, their optimizers, the number of steps taken and the record.
 
+    All ranks of a training have the same; the first reads and writes the files, and the others wait for it.
+
     Args:
         folder: The stage's; gets checkpoints/ and best/.
         modules: The networks, by name.
@@ -63,6 +66,8 @@ class TrainingState:
         self.folder, self.modules, self.optimizers, self.identity = folder, modules, optimizers, identity
         made_with = environment(device)
         self.environment = {key: made_with[key] for key in ("device", "torch", "threads")}
+        if ranks.count() > 1:
+            self.environment["devices"] = ranks.count()
         self.step, self.record = 0, Record()
 
     @property
@@ -82,7 +87,7 @@ class TrainingState:
         Raises:
             CheckpointError: As for `load_checkpoint`.
         """
-        checkpoint = load_checkpoint(self.folder / "checkpoints", self.identity, last=last)
+        checkpoint = ranks.first(lambda: load_checkpoint(self.folder / "checkpoints", self.identity, last=last))
         if checkpoint is None:
             return None
         restore(checkpoint.tensors, self.modules, self.optimizers)
@@ -96,8 +101,7 @@ class TrainingState:
             ResourceError: The disk is full.
         """
         facts = {"record": asdict(self.record), "environment": self.environment}
-        tensors = state(self.modules, self.optimizers)
-        save_checkpoint(self.folder / "checkpoints", self.step, tensors, facts, identity=self.identity, keep={keep})
+        self._write("checkpoints", state(self.modules, self.optimizers), facts, keep={keep})
 
     def save_best(self) -> None:
         """Write the chosen network as the best generator.
@@ -105,26 +109,28 @@ class TrainingState:
         Raises:
             ResourceError: The disk is full.
         """
-        tensors = state({"generator": self.chosen}, {})
-        save_checkpoint(self.folder / "best", self.step, tensors, {"best": self.record.best}, identity=self.identity)
+        self._write("best", state({"generator": self.chosen}, {}), {"best": self.record.best})
 
     def load_best(self) -> bool:
         """Give the generator the best epoch's weights; False where no epoch has ended yet."""
-        chosen = load_checkpoint(self.folder / "best", self.identity)
+        chosen = ranks.first(lambda: load_checkpoint(self.folder / "best", self.identity))
         if chosen is None:
             return False
         restore(chosen.tensors, {"generator": self.modules["generator"]}, {})
         self.modules["generator"].eval()
         return True
 
+    def _write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any], keep: Collection[int] = ()) -> None:
+        ranks.first(
+            lambda: save_checkpoint(self.folder / name, self.step, tensors, facts, identity=self.identity, keep=keep)
+        )
+
     def _changes(self, checkpoint: Checkpoint) -> list[str]:
-        before = checkpoint.facts.environment
-        changes = [
-            f"{key} was {before.get(key)}, is {now}" for key, now in self.environment.items() if before.get(key) != now
-        ]
+        before, after = ({"devices": 1, **facts} for facts in (checkpoint.facts.environment, self.environment))
+        changes = [f"{key} was {before.get(key)}, is {now}" for key, now in after.items() if before.get(key) != now]
         if not changes:
             return []
         return [
-            f"resumed on another machine or number of threads ({', '.join(changes)}): from here the run equals an "
-            "uninterrupted one statistically, not bit for bit"
+            f"resumed on other devices or another number of threads ({', '.join(changes)}): from here the run equals "
+            "an uninterrupted one statistically, not bit for bit"
         ]

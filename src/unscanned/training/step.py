@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unscanned.losses import GeneratorLoss
+from unscanned.machine import ranks
 from unscanned.machine.precision import autocast
 from unscanned.training.adversary import Adversary
 from unscanned.training.average import Average
 from unscanned.training.health import check_finite
 from unscanned.training.optimizers import clip
+from unscanned.training.parts import Part, in_parts
 
 __all__ = ["Step"]
 
@@ -35,6 +39,7 @@ class Step:
         outside: What is left of the error outside the head, for batches that say where that is.
         adversarial_after: Steps without the adversary at the beginning.
         goes_on: Whether training goes on without the adversary when it has collapsed.
+        parts: That the patches pass through the networks in, one after another, so that they need less memory.
     """
 
     generator: nn.Module
@@ -50,6 +55,7 @@ class Step:
     outside: float = 1.0
     adversarial_after: int = 0
     goes_on: bool = False
+    parts: int = 1
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -70,6 +76,9 @@ class Step:
     def __call__(self, source: Tensor, target: Tensor, head: Tensor | None = None) -> dict[str, float]:
         """Return the losses before the step; the terms of `GeneratorLoss` are given per voxel.
 
+        Where several ranks train together, each has some patches of the step, and losses, gradients and the statistics
+        of batch norm are those of all of them.
+
         Args:
             source: (batch, 1 or 2, i, j, k), z-scores; may be wider than the target by a margin on each side.
             target: (batch, 1, i, j, k), z-scores.
@@ -78,30 +87,64 @@ class Step:
         Raises:
             TrainingError: A loss or gradient is not finite; the network that it belongs to has not taken the step.
         """
+        adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
+        condition = _centre(source[:, :1], target.shape[2:])
+        parts = [*in_parts(self.parts, source, target, head)]
+        # One part keeps its graph for the generator's step. Of several, each is made again when its turn comes.
+        kept = [self._synthesize(*part) for part in parts] if len(parts) == 1 else []
+        losses: dict[str, float] = {}
+        if adversary is not None and self.order == "discriminator_first":
+            synthetic = torch.cat(kept or self._drafts(parts))
+            losses["d_loss"] = float(adversary.train(condition, target, synthetic))
+        patches, made = ranks.total(len(source)), []
+        sums: dict[str, float] = defaultdict(float)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            synthetic = kept.pop() if kept else self._synthesize(*part)
+            loss, values = self._losses(part, synthetic, adversary)
+            share = len(synthetic) / patches
+            (share * loss).backward()
+            made.append(synthetic.detach())
+            for name, value in values.items():
+                sums[name] += share * value
+        ranks.add_gradients(self.generator)
+        losses |= ranks.totals(sums)
+        loss = target.new_tensor(losses["g_loss"])
+        clip(self.generator, check_finite(loss, self.generator, "generator"), self.clip_norm)
+        self.optimizer.step()
+        if adversary is not None and self.order == "generator_first":
+            losses["d_loss"] = float(adversary.train(condition, target, torch.cat(made)))
+        return losses
+
+    def _synthesize(self, source: Tensor, target: Tensor, head: Tensor | None) -> Tensor:
+        """Return what the generator makes of patches, as the losses see it."""
         with autocast(self.precision, source.device):
             if self.previous is not None:
                 with torch.no_grad():
                     source = torch.cat([source[:, :1], self.previous(source[:, :1])], 1)
             synthetic = self.generator(source).to(target.dtype)
-        condition, synthetic = (_centre(tensor, target.shape[2:]) for tensor in (source[:, :1], synthetic))
-        if head is not None:
-            synthetic = torch.where(head, synthetic, target + self.outside * (synthetic - target))
-        adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
-        losses: dict[str, float] = {}
-        if adversary is not None and self.order == "discriminator_first":
-            losses["d_loss"] = float(adversary.train(condition, target, synthetic))
+        synthetic = _centre(synthetic, target.shape[2:])
+        return synthetic if head is None else torch.where(head, synthetic, target + self.outside * (synthetic - target))
+
+    @torch.no_grad()
+    def _drafts(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Return what the generator makes of all parts, without a trace in its buffers."""
+        buffers = {name: buffer.clone() for name, buffer in self.generator.named_buffers()}
+        drafts = [self._synthesize(*part) for part in parts]
+        for name, buffer in self.generator.named_buffers():
+            buffer.copy_(buffers[name])
+        return drafts
+
+    def _losses(self, part: Part, synthetic: Tensor, adversary: Adversary | None) -> tuple[Tensor, dict[str, float]]:
+        """Return the generator's loss of some patches, and what it consists of."""
+        source, target, _ = part
         loss, terms = self.loss(synthetic, target)
+        values: dict[str, float] = {}
         if adversary is not None:
-            adversarial_term = adversary.generator_loss(condition, synthetic)
-            losses["adversarial"] = float(adversarial_term.detach())
+            adversarial_term = adversary.generator_loss(_centre(source[:, :1], target.shape[2:]), synthetic)
+            values["adversarial"] = float(adversarial_term.detach())
             loss = loss + self.adversarial * adversarial_term
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip(self.generator, check_finite(loss, self.generator, "generator"), self.clip_norm)
-        self.optimizer.step()
-        if adversary is not None and self.order == "generator_first":
-            losses["d_loss"] = float(adversary.train(condition, target, synthetic))
-        return {**losses, "g_loss": float(loss.detach()), **terms}
+        return loss, {**values, "g_loss": float(loss.detach()), **terms}
 
 
 def _centre(tensor: Tensor, shape: torch.Size) -> Tensor:

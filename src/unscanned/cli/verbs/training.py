@@ -8,6 +8,7 @@ from pathlib import Path
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
 from unscanned.cli.verbs.common import Arms, Cluster, DryRun, File, Given, Json, Load, Out, TrainPreset, app, claim_json
+from unscanned.machine.started import is_rank, tells
 from unscanned.outputs import json_with
 from unscanned.schema import read
 from unscanned.settings import Settings
@@ -53,6 +54,8 @@ def train(
 
     Example: `unscanned train my-bids -o runs/mine --from t1w-t2w`
 
+    Example: `unscanned train data/ixi -o runs/resgan --training.devices 4`
+
     Example: `unscanned train data/bids -o runs/t1-t2 --data.source T1w --data.target T2w --prepare.spacing-mm 1`
 
     Parameters
@@ -69,12 +72,18 @@ def train(
         from unscanned.training.cost import estimate_cost
 
         return terminal.say_settings(resolved, estimate_cost(dataset, resolved))
-    from unscanned.training.run import train
+    from unscanned.training.run import check_settings, train
 
+    if resolved.training.devices > 1 and not is_rank():
+        from unscanned.cli.devices import train_on_devices
+
+        check_settings(resolved)
+        return train_on_devices(dataset, out, resolved)
     with running.computing(resolved.training.device) as (progress, stop):
         trained = train(dataset, out, resolved, progress=progress, should_stop=stop)
-    terminal.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
-    terminal.complain_of_incomplete(trained.incomplete)
+    if tells():
+        terminal.say(f"model {trained.model}; next: unscanned synthesize {trained.model} SCAN -o OUT")
+        terminal.complain_of_incomplete(trained.incomplete)
     terminal.raise_partial(trained.failures, None)
     return None
 

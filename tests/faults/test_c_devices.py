@@ -1,0 +1,156 @@
+"""Section C of the table of faults for a training on two devices: each test stops, kills or freezes real processes."""
+
+import signal
+
+import pytest
+import safetensors.torch
+import tool
+import torch
+import training_devices as devices
+
+from unscanned.settings import to_toml
+from unscanned.training.batches import PatchBatches
+from unscanned.training.log import read_log
+from unscanned.training.prepare import Case, normalization
+
+pytestmark = pytest.mark.timeout(900)  # each test starts up to nine processes
+
+EPOCHS = ("--training.epochs", 10)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    path.write_text(to_toml(tiny_settings.change(training={"checkpoint_minutes": 1e-6})))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dataset, settings, tmp_path_factory):
+    """A training on two devices that nothing interrupts."""
+    run = tmp_path_factory.mktemp("devices") / "whole"
+    done = devices.train(tiny_dataset, run, settings, *EPOCHS)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    return run
+
+
+def weights(run):
+    return safetensors.torch.load_file(max((run / "checkpoints").glob("*.safetensors")))
+
+
+def steps(run):
+    kept = ("step", "d_loss", "g_loss", "l1", "adversarial")
+    return [{key: event[key] for key in kept} for event in read_log(run / "log.jsonl") if event["event"] == "step"]
+
+
+def assert_goes_on(tiny_dataset, run, settings, whole):
+    """The next launch takes the steps that are left, and ends where the uninterrupted training did, bit for bit."""
+    done = devices.train(tiny_dataset, run, settings, *EPOCHS)
+    assert done.returncode == 0, done.stderr
+    assert steps(run) == steps(whole)
+    one, other = weights(run), weights(whole)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "number", "code"),
+    [("launcher", signal.SIGTERM, 143), ("launcher", signal.SIGINT, 130), (1, signal.SIGINT, 130)],
+)
+def test_c08_a_signal_to_one_process_ends_all_after_a_common_step(
+    tmp_path, tiny_dataset, settings, whole, to, number, code
+):
+    run = tmp_path / "run"
+    with devices.start(tiny_dataset, run, settings, *EPOCHS) as process:
+        devices.await_step(process, run, 4)
+        ranks = devices.ranks(process)
+        (process if to == "launcher" else ranks[to]).send_signal(number)
+        found, lines, _ = devices.end(process)
+    assert found == code
+    (line,) = lines
+    assert f"training was interrupted; found step {devices.last_step(run)} of 30, saved" in line
+    assert not any(rank.is_running() for rank in ranks.values())
+    assert_goes_on(tiny_dataset, run, settings, whole)
+
+
+LOST = {
+    "killed": (signal.SIGKILL, r"a process of the training was ended from outside; found rank 1, by SIGKILL"),
+    "frozen": (signal.SIGSTOP, "a process of the training hangs; found no sign of life from rank 1 for 15 s"),
+    "gone with exit code 0": (signal.SIGUSR1, "another process of the training is lost; found rank 0 waits"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", LOST)
+def test_c15_a_rank_that_is_lost_ends_all_within_a_minute_and_the_next_launch_goes_on(
+    tmp_path, tiny_dataset, settings, whole, how
+):
+    number, message = LOST[how]
+    run = tmp_path / "run"
+    with devices.start(tiny_dataset, run, settings, *EPOCHS) as process:
+        devices.await_step(process, run, 4)
+        ranks = devices.ranks(process)
+        ranks[1].send_signal(number)
+        code, lines, seconds = devices.end(process)
+    assert (code, seconds < 60) == (7, True)
+    (line,) = lines
+    assert message in line
+    assert "Traceback" not in line
+    assert not any(rank.is_running() for rank in ranks.values())
+    assert_goes_on(tiny_dataset, run, settings, whole)
+
+
+@pytest.mark.slow
+def test_c07_a_second_training_on_several_devices_exits_8_with_one_message(tmp_path, tiny_dataset, settings):
+    run = tmp_path / "run"
+    with devices.start(tiny_dataset, run, settings, "--training.epochs", 10_000) as first:
+        devices.await_step(first, run)
+        second = devices.train(tiny_dataset, run, settings, "--training.epochs", 10_000)
+        first.terminate()
+        assert devices.end(first)[0] == 143
+    assert second.returncode == 8
+    assert second.stderr.count("the folder is in use by another run") == 1
+    assert len(second.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_c16_one_device_then_two_then_one_take_the_same_batches(tmp_path, tiny_dataset, settings, tiny_settings):
+    def train(run, count, epochs):
+        done = devices.train(tiny_dataset, run, settings, "--training.epochs", epochs, devices=count)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "statistically" not in train(tmp_path / "run", 1, 1)
+    assert "resumed on other devices or another number of threads (devices was 1, is 2)" in train(
+        tmp_path / "run", 2, 2
+    )
+    assert "devices was 2, is 1" in train(tmp_path / "run", 1, 3)
+    train(tmp_path / "one", 1, 3)
+    for found, wanted in zip(steps(tmp_path / "run"), steps(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_c16_the_ranks_cut_the_slots_of_one_batch(tiny_run, tiny_settings):
+    folders = sorted((tiny_run / "prepared").iterdir())[:2]
+    cases = [Case(folder.name, folder.name, folder) for folder in folders]
+    training = tiny_settings.training.model_copy(update={"batch": 5})
+    augmentation = tiny_settings.augmentation.model_copy(update={"shift": 0.5, "flip": 0.5, "noise": 0.1})
+    whole, part = (PatchBatches(cases, normalization(cases), training, augmentation=augmentation) for _ in range(2))
+    for step in (0, 7):
+        parts = []
+        for part.slots in (range(0, 2), range(2, 5)):
+            parts.append(part(step))
+        for one, both in zip(whole(step), zip(*parts, strict=True), strict=True):
+            assert torch.equal(one, torch.cat(both))
+
+
+@pytest.mark.slow
+def test_c15_torchrun_trains_too_and_shows_the_message_of_the_first_that_failed(tmp_path, tiny_dataset, settings):
+    words = ("train", tiny_dataset, "-o", tmp_path / "run", "-p", "demo", "--settings", settings)
+    done = tool.torchrun(*words)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    refused = tool.torchrun(*words, "--loss.l1", 3)
+    assert refused.returncode == 1
+    assert "the folder holds a run with other settings" in refused.stderr
