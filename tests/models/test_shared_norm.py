@@ -1,4 +1,4 @@
-"""Batch norm over the patches of several processes; that it is that of one, `tests/training/test_devices.py` holds."""
+"""Batch norm over the patches of several processes; that it is that of one, `tests/training/test_several_devices.py` holds."""
 
 import torch
 from torch import nn
