@@ -1,4 +1,4 @@
-"""Batch norm over the patches of several processes; that it is that of one, `tests/training/test_several_devices.py` holds."""
+"""Batch norm over the patches of several processes; `test_several_devices.py` holds it to that of one process."""
 
 import torch
 from torch import nn
