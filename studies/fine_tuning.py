@@ -40,7 +40,9 @@ def settings_of(arm: str, model: Path, split: Path, common: dict[str, dict[str, 
     own["training"] |= {"start": str(model)}
     own["split"] = {"file": str(split)}
     settings = resolve_run(None, None, own)
-    change: dict[str, Any] = {"fine-tuned": {}, "half-kept": {"keep": 0.5}, "from-scratch": {"start": None}}[arm]
+    average = settings.training.average or 0.998  # keeping is a matter of the average
+    half = {"keep": 0.5, "average": average}
+    change: dict[str, Any] = {"fine-tuned": {}, "half-kept": half, "from-scratch": {"start": None}}[arm]
     return settings.change(training=change)
 
 
