@@ -550,7 +550,7 @@ def test_options_of_an_architecture_are_typed_as_in_json(word, value):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("trian data", r"trian: no such verb; expected one of benchmark, check, .*\. Did you mean train\?"),
+        ("trian data", r"trian: no such verb; expected one of audit, benchmark, .*\. Did you mean train\?"),
         ("--nothing", r"--nothing: unknown option\. See unscanned --help\."),
         ("train", r"DATASET: must be given\. See unscanned train --help\."),
         ("train data", r"--out: must be given\. See unscanned train --help\."),

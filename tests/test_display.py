@@ -114,7 +114,7 @@ def test_all_long_calls_of_the_package_draw_a_bar():
         for value in (*(getattr(unscanned, name) for name in unscanned.__all__), unscanned.Model.synthesize)
         if callable(value) and not inspect.isclass(value) and "progress" in inspect.signature(value).parameters
     ]
-    assert len(taking) == 11
+    assert len(taking) == 12
     for function in taking:
         assert inspect.signature(function).parameters["progress"].default is AUTOMATIC, function
         assert hasattr(function, "__wrapped__"), function

@@ -58,6 +58,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "resample": False,
             "percentile": 99.9,
             "averages": False,
+            "precision": "float32",
         },
         "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
         "generator": {
@@ -92,6 +93,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "epochs": 42,
             "steps_per_epoch": None,
             "batch": 7,
+            "accumulate": 1,
             "patch": 32,
             "margin": 0,
             "min_head": 0.0,
@@ -112,6 +114,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "validation_stride": 32,
             "checkpoint_minutes": 5.0,
             "device": "auto",
+            "devices": 1,
             "threads": None,
             "precision": "float32",
             "start": None,

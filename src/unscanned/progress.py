@@ -47,7 +47,7 @@ def interruptible(progress: Progress | None, should_stop: Callable[[], bool], wh
 
 def signal_of(should_stop: Callable[[], bool]) -> int:
     """Return the number of the signal that asks to stop, 1 where something else asks, 0 where nothing does."""
-    return int(should_stop()) and int(getattr(should_stop, "signal", 1))
+    return int(getattr(should_stop, "signal", 1)) if should_stop() else 0
 
 
 def labelled(progress: Progress | None, prefix: str) -> Progress | None:

@@ -16,9 +16,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unscanned.cluster.summary import CLAIMS, Row, claim_path, finished_rows
+from unscanned.cluster.summary import CLAIMS, Row, age_s, claim_path, finished_rows
 from unscanned.cluster.workers import TRIES
-from unscanned.files import write_text, writing
+from unscanned.files import writing
 
 __all__ = ["Claims"]
 
@@ -94,11 +94,11 @@ class Claims:
         while not self._create(path, content):
             try:
                 held = json.loads(path.read_text() or "{}")
-                is_lost = held.get("owner") == self._owner or self._age_s(path) > self._lost_after_s
+                is_lost = held.get("owner") == self._owner or age_s(path) > self._lost_after_s
             except FileNotFoundError:
                 continue  # it was given back at this moment
             except ValueError:
-                held, is_lost = {}, self._age_s(path) > self._lost_after_s
+                held, is_lost = {}, age_s(path) > self._lost_after_s
             if not is_lost:
                 return 0
             # Of several tasks that see it as lost, one renames it.
@@ -121,17 +121,6 @@ class Claims:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(content, file)
         return True
-
-    def _age_s(self, path: Path) -> float:
-        """Return the age of a claim by the clock of the file system, as those of two machines may differ."""
-        now = path.parent / f".now-{uuid.uuid4().hex}"
-        try:
-            write_text(now, "")
-            return now.stat().st_mtime - path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-        finally:
-            now.unlink(missing_ok=True)
 
     def _is_cut_off(self) -> bool:
         with open(self._log, "rb") as file:

@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,7 +22,17 @@ from unscanned.errors import BusyError, DatasetError, listed
 from unscanned.files import read_text, short_digest, write_text
 from unscanned.outputs import begins_with, claim
 
-__all__ = ["CLAIMS", "LOST_AFTER_S", "SUMMARY", "Row", "Summary", "claim_path", "finished_rows", "read_summary"]
+__all__ = [
+    "CLAIMS",
+    "LOST_AFTER_S",
+    "SUMMARY",
+    "Row",
+    "Summary",
+    "age_s",
+    "claim_path",
+    "finished_rows",
+    "read_summary",
+]
 
 SUMMARY = "summary.csv"
 CLAIMS = ".cohort"
@@ -160,7 +171,7 @@ def _refuse_claimed(folder: str | Path) -> None:
     """Refuse a folder in which a task of an array job has claimed a scan and still shows signs of life."""
     for path in Path(folder, CLAIMS).glob("*.claim"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < LOST_AFTER_S:
+            if age_s(path) < LOST_AFTER_S:
                 owners = listed(sorted(set(_claimed(folder).values()))) or "tasks without a name"
                 raise BusyError(
                     "tasks of an array job write into the folder",
@@ -169,6 +180,18 @@ def _refuse_claimed(folder: str | Path) -> None:
                     do=f"Wait for them to end. Tasks that were killed count as lost after {LOST_AFTER_S / 60:.0f} "
                     "minutes.",
                 )
+
+
+def age_s(path: Path) -> float:
+    """Return the age of a claim by the clock of the file system, as those of two machines may differ; 0: it is gone."""
+    now = path.parent / f".now-{uuid.uuid4().hex}"
+    try:
+        write_text(now, "")
+        return now.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        now.unlink(missing_ok=True)
 
 
 def _claimed(folder: str | Path) -> dict[str, str]:
