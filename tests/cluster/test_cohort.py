@@ -1,6 +1,8 @@
 """A cohort on the workers of one machine: nothing is lost, nothing is made twice, and everything is said."""
 
+import json
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -74,6 +76,39 @@ def test_a_cluster_makes_the_same_bits_as_this_process(tiny_run, tiny_dataset, t
     here, there = (sorted((tmp_path / out).glob("sub-*/anat/*.nii.gz")) for out in ("here", "there"))
     assert [sha256(path) for path in here] == [sha256(path) for path in there]
     assert len(here) == 4
+
+
+def test_check_prepare_and_evaluate_find_on_a_cluster_what_one_process_finds(tiny_run, tiny_dataset, tmp_path, cli):
+    """A corrupt scan is among them: its row and the exit code are the same too."""
+    dataset = tmp_path / "in"
+    shutil.copytree(tiny_dataset, dataset)
+    corrupt = dataset / "sub-003" / "anat" / "sub-003_T2w.nii.gz"
+    corrupt.write_bytes(corrupt.read_bytes()[:2000])
+    synthetic = tmp_path / "synthetic"
+    assert cli("synthesize", tiny_run, dataset, "-o", synthetic, "--force").returncode == 0
+    codes, files = {}, {}
+    for where, words in (("here", ()), ("there", ("--cluster", "local:2"))):
+        out = tmp_path / where
+        codes[where] = [
+            cli(*call, *words).returncode
+            for call in (
+                ("check", dataset, "--measure-s", 0, "--json", out / "check.json"),
+                ("prepare", dataset, "-o", out / "prepared", "--prepare.shape", 32, 32, 32),
+                ("evaluate", dataset, f"tiny={synthetic}", "-o", out / "evaluation"),
+            )
+        ]
+        found = json.loads((out / "check.json").read_text())
+        arrays = sorted((out / "prepared").glob("*/*.npy"))
+        files[where] = (
+            found["usable"],
+            found["unusable"],
+            found["findings"],
+            [(path.relative_to(out), sha256(path)) for path in arrays],
+            (out / "evaluation" / "scores.csv").read_text(),
+        )
+    assert codes["here"] == codes["there"] == [3, 4, 4]
+    assert files["here"] == files["there"]
+    assert len(files["here"][3]) == 9  # source, target and head of three cases
 
 
 @pytest.mark.slow
