@@ -131,6 +131,38 @@ def test_c16_one_device_then_two_then_one_take_the_same_batches(tmp_path, tiny_d
         assert found == pytest.approx(wanted, rel=1e-4)
 
 
+WAYS = {
+    "loader workers": ("--training.workers", 1),
+    "simulated pairs": ("--simulated.share", 0.5, "--simulated.pool", 2, "--prepare.spacing-mm", 6),
+    "bfloat16": ("--training.precision", "bfloat16"),
+    "a chain with folds": ("--context.stages", 2, "--context.folds", 2),
+    "a model to start from": ("--from",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_c16_two_devices_take_the_steps_of_one_in_every_way_to_train(tmp_path, tiny_dataset, tiny_run, settings, way):
+    """The first step agrees to rounding. Then Adam makes whole steps of it where a gradient is all but zero. The second
+    stage of a chain sees what has become of the first, and its adversary makes more of that: there the L1 counts."""
+    words = [*WAYS[way], *([tiny_run] if way == "a model to start from" else []), "--training.epochs", 1]
+    for count in (1, 2):
+        done = devices.train(tiny_dataset, tmp_path / f"{count}", settings, *words, devices=count)
+        assert done.returncode == 0, done.stderr
+    logs = sorted(path.relative_to(tmp_path / "1").parent for path in (tmp_path / "1").rglob("log.jsonl"))
+    assert len(logs) == (4 if way == "a chain with folds" else 1)
+    is_rough = way == "bfloat16"
+    for folder in logs:
+        one, two = steps(tmp_path / "1" / folder), steps(tmp_path / "2" / folder)
+        assert len(one) == len(two) == 3
+        for number, (found, wanted) in enumerate(zip(two, one, strict=True)):
+            if folder.name == "stage-2":
+                assert found["l1"] == pytest.approx(wanted["l1"], rel=1e-2)
+            else:
+                rel = 1e-2 if is_rough else 1e-5 if number == 0 else 2e-3
+                assert found == pytest.approx(wanted, rel=rel), folder
+
+
 def test_c16_the_ranks_cut_the_slots_of_one_batch(tiny_run, tiny_settings):
     folders = sorted((tiny_run / "prepared").iterdir())[:2]
     cases = [Case(folder.name, folder.name, folder) for folder in folders]
