@@ -12,6 +12,7 @@ import torch
 
 import unscanned
 from unscanned.contrast.appearance import measure_appearance
+from unscanned.contrast.check import ContrastProfile
 from unscanned.errors import CheckpointError, DatasetError, Interrupted, ResourceError, SettingsError
 from unscanned.models import generators
 from unscanned.report.curves import training_curves
@@ -84,14 +85,20 @@ def test_the_model_says_what_it_was_trained_on_and_not_on_the_test_subject(tiny_
     assert not list((tiny_run / "prepared").glob(f"sub-{split['test'][0]}"))
 
 
-def test_the_model_knows_what_both_contrasts_of_its_training_looked_like(tiny_run, tiny_dataset):
+def test_the_model_knows_what_the_scans_of_both_contrasts_looked_like(tiny_run, tiny_dataset):
     profile, split = load_model(tiny_run / "model").profile, json.loads((tiny_run / "split.json").read_text())
-    assert profile.scans == profile.made.scans == len(split["train"])
-    for subject in split["train"]:
-        for contrast, is_target in (("PD", False), ("T2", True)):
-            [path] = tiny_dataset.glob(f"sub-{subject}/anat/*_{contrast}w.nii.gz")
-            scan = read_volume(path)
-            assert profile.is_like_made(measure_appearance(scan.array, scan.affine)) is is_target
+    looks = {
+        contrast: [
+            measure_appearance(scan.array, scan.affine)
+            for subject in split["train"]
+            for scan in map(read_volume, tiny_dataset.glob(f"sub-{subject}/anat/*_{contrast}w.nii.gz"))
+        ]
+        for contrast in ("PD", "T2")
+    }
+    assert profile.scans == profile.made.scans == len(split["train"]) == len(looks["PD"])
+    assert profile == ContrastProfile.of(looks["PD"], looks["T2"])
+    assert not any(map(profile.is_like_made, looks["PD"]))
+    assert all(map(profile.is_like_made, looks["T2"]))
 
 
 def test_the_first_losses_are_the_sum_that_the_settings_weigh(tiny_run, tiny_settings):

@@ -40,6 +40,8 @@ class CaseRecord(Record):
     target_scale: float
     appearance: Appearance | None = None
     "What the source looks like; None where that could not be measured."
+    target_appearance: Appearance | None = None
+    "What the target looks like."
     settings: dict[str, Any]
     "The table `prepare` of the settings."
     frame: dict[str, Any]

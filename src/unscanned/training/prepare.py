@@ -40,7 +40,7 @@ _FILES = ("case.json", "source.npy", "target.npy", "head.npy")
 _FIRST = ("shape", "spacing_mm", "resample", "percentile")
 "Settings that the key of a cache has always named."
 
-_CONTENT = 3
+_CONTENT = 4
 "What a cache holds; raised when that grows, so that an older cache is made again."
 
 TOLERATED = 0.02
@@ -121,7 +121,6 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
     aligned = align(pair, source, target, resample=settings.resample, percentile=settings.percentile)
     head = aligned.head
     where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head, averages=settings.averages)
-    appearance = measure_appearance(source.array, source.affine)
     precision = np.dtype(settings.precision)
     arrays: dict[str, np.ndarray] = {
         "source": (where.forward(aligned.source) / np.float32(aligned.source_scale)).astype(precision, copy=False),
@@ -141,7 +140,8 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         target=ScanFile(name=pair.target.name, sha256=str(target.sha256)),
         source_scale=aligned.source_scale,
         target_scale=aligned.target_scale,
-        appearance=appearance,
+        appearance=measure_appearance(source.array, source.affine),
+        target_appearance=measure_appearance(target.array, target.affine),
         settings=_known(settings),
         frame=where.to_json(),
         head_left_out=_left_out(head, source, where, arrays["head"]),

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unscanned.contrast.appearance import measure_appearance
 from unscanned.contrast.check import ContrastProfile
 from unscanned.contrast.familiarity import FamiliarityProfile
 from unscanned.errors import CheckpointError, UnscannedError, quoted
@@ -107,11 +106,18 @@ def save_run_model(
     model = Model(chain.networks, run.settings, run.normalization, provenance)
     folder = run.folder / "model"
     if not _is_saved(model, folder):
-        grids = [(case, Frame.from_json(case.facts.frame).working_affine) for case in some(run.training)]
-        targets = [measure_appearance(np.asarray(case.target, np.float32), grid) for case, grid in grids]
-        contrast = ContrastProfile.of([case.facts.appearance for case in run.training], targets)
+        facts = [case.facts for case in run.training]
+        contrast = ContrastProfile.of(
+            [known.appearance for known in facts], [known.target_appearance for known in facts]
+        )
         measured = [
-            measure_prepared(model, np.asarray(case.source, np.float32), case.head, grid) for case, grid in grids
+            measure_prepared(
+                model,
+                np.asarray(case.source, np.float32),
+                case.head,
+                Frame.from_json(case.facts.frame).working_affine,
+            )
+            for case in some(run.training)
         ]
         known = dataclasses.replace(model, profile=contrast, familiarity=FamiliarityProfile.of(measured))
         save_model(known, folder)
