@@ -3,8 +3,12 @@
 python studies/ablate_recipe.py data/heads runs/ablation --settings docs/experiments/ablation.toml --seconds 1200
 
 The budget is processor time of all threads together. A schedule needs its length before it begins, so each variant
-takes a few steps first, on the training patches, and the budget is divided by what they took. Validation is not
-counted. Called again, it goes on where it was: finished trainings, volumes and measurements are not made again.
+takes a few steps first, on the training patches, and the budget is divided by what they took; what drawing simulated
+pairs takes counts too. Validation is not counted. Called again, it goes on where it was: finished trainings, volumes
+and measurements are not made again.
+
+With --leave-one-out each subject is left out once and all others train, without validation: each variant and seed is
+then as many trainings as there are subjects, scored together.
 
 OUT gets log.txt, a run, its volumes and steps.json for each variant and seed, and two tables: scores.csv has a row for
 each variant, seed and test subject; ablation.csv has one for each variant and metric, with the mean over subjects (each
@@ -41,6 +45,7 @@ from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run import train
+from unscanned.training.simulated import simulated_pairs
 from unscanned.training.stage import build_step
 
 REPORT = {"batch": 4, "min_head": 0.1, "learning_rate": 5e-4}
@@ -99,6 +104,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"loss": {"gradient_penalty": 0.0}, "discriminator": {"spectral_norm": True}},
     ),
     "gan-from-the-start": ("strong-gan", {"loss": {"adversarial_after": 0}}),
+    "with-wide": ("strong", {"simulated": {"share": 0.5}, "prepare": {"spacing_mm": 1.5}}),
     "resgan": ("resgan", {"training": REPORT}),
     "resgan-recipe": ("resgan", _resgan()),
 }
@@ -109,6 +115,9 @@ EPOCHS = 20
 
 WARM_UP, MEASURED = 3, 9
 "Steps before and while the clock runs."
+
+DRAWN = 5
+"Simulated pairs that are drawn while the clock runs."
 
 
 def settings_of(variant: str, file: Path | None, common: Mapping[str, Any]) -> Settings:
@@ -145,6 +154,19 @@ def seconds_a_step(settings: Settings, cases: Sequence[Case]) -> float:
     return statistics.median(taken[WARM_UP:])
 
 
+def seconds_a_pair(settings: Settings) -> float:
+    """Return the processor time of drawing a simulated pair, the heads already read; 0 where a training draws none."""
+    pairs = simulated_pairs(settings)
+    if pairs is None:
+        return 0.0
+    taken = []
+    for number in range(-1, DRAWN):
+        began = time.process_time()
+        pairs.stream.draw(max(number, 0))
+        taken.append(time.process_time() - began)
+    return statistics.median(taken[1:])
+
+
 def ablate(
     dataset: Path,
     out: Path,
@@ -154,6 +176,7 @@ def ablate(
     file: Path | None = None,
     seeds: Sequence[int] = (0,),
     common: Mapping[str, Any] | None = None,
+    leave_one_out: bool = False,
 ) -> EvaluationRecord:
     """Train the variants at equal processor time, score them, and write both tables.
 
@@ -165,6 +188,7 @@ def ablate(
         file: TOML settings that all share, over their presets: data, grid and split.
         seeds: Of the trainings.
         common: Settings over all else, such as `{"training": {"threads": 1}}`.
+        leave_one_out: Whether each subject is the test of trainings on all others, in place of the split of `file`.
 
     Raises:
         UnscannedError: As for `train` and `evaluate`.
@@ -173,17 +197,34 @@ def ablate(
     out.mkdir(parents=True, exist_ok=True)
     first = settings_of(variants[0], file, common)
     found = select_pairs(dataset, **to_dict(first.data))
-    split = split_subjects(found.pairs, **to_dict(first.split))
-    pairs = [pair for pair in found.pairs if pair.subject in split["train"]]
+    subjects = sorted({pair.subject for pair in found.pairs})
+    if leave_one_out:
+        splits = {
+            f"run-without-{subject}": {
+                "train": [other for other in subjects if other != subject],
+                "validation": [],
+                "test": [subject],
+            }
+            for subject in subjects
+        }
+    else:
+        splits = {"run": split_subjects(found.pairs, **to_dict(first.split))}
+    tested = [subject for split in splits.values() for subject in split["test"]]
+    pairs = [pair for pair in found.pairs if pair.subject in next(iter(splits.values()))["train"]]
     cases, _ = prepare(pairs, out / "prepared", first.prepare)
-    scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
     arms = {f"{variant}_seed-{seed}": (variant, seed) for seed in seeds for variant in variants}
     steps = {}
     for arm, (variant, seed) in arms.items():
         settings = settings_of(variant, file, common).change(training={"seed": seed})
-        steps[arm] = _train(dataset, out / arm, settings, cases, seconds, out)
-        model = load_model(out / arm / "run" / "model", choose_device(settings.training.device))
-        synthesize(model, scans, out / arm / "synthetic", renew=True, force=True)
+        steps[arm] = _length(out / arm, settings, cases, seconds, out)
+        for run, split in splits.items():
+            if leave_one_out:
+                write_json(out / f"{run}.json", split)
+                settings = settings.change(split={"file": str(out / f"{run}.json")})
+            _train(dataset, out / arm / run, settings, steps[arm], out)
+            model = load_model(out / arm / run / "model", choose_device(settings.training.device))
+            scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
+            synthesize(model, scans, out / arm / "synthetic", renew=True, force=True)
         _say(out, f"{arm}: synthesized")
     record = evaluate(
         dataset,
@@ -192,8 +233,9 @@ def ablate(
         source=first.data.source,
         target=first.data.target,
         layout=first.data.layout,
-        subjects=split["test"],
-        training=split["train"],
+        subjects=tested,
+        training=[] if leave_one_out else splits["run"]["train"],
+        leave_one_out=leave_one_out,
         percentile=first.prepare.percentile,
         resample=first.prepare.resample,
     ).content
@@ -202,29 +244,30 @@ def ablate(
     return record
 
 
-def _train(
-    dataset: Path, folder: Path, settings: Settings, cases: Sequence[Case], seconds: float, out: Path
-) -> dict[str, Any]:
-    """Train a variant for its budget, and return how long that was."""
+def _length(folder: Path, settings: Settings, cases: Sequence[Case], seconds: float, out: Path) -> dict[str, Any]:
+    """Return how many steps a training of a variant has, and what that was computed from."""
     path = folder / "steps.json"
     if path.exists():
-        length = read_json(path)
+        length: dict[str, Any] = read_json(path)
     else:
-        each = seconds_a_step(settings, cases)
-        count = max(1, round(seconds / each / EPOCHS))
+        each, pair = seconds_a_step(settings, cases), seconds_a_pair(settings)
+        left, each = seconds - settings.simulated.pool * pair, each + pair / settings.simulated.every
+        count = max(1, round(left / each / EPOCHS))
         length = {"seconds_a_step": each, "steps": EPOCHS * count, "budget_s": seconds, "environment": environment()}
         write_json(path, length)
     _say(out, f"{folder.name}: {length['steps']} steps of {length['seconds_a_step']:.3f} s of processor time")
-    counted = {"epochs": EPOCHS, "steps_per_epoch": length["steps"] // EPOCHS}
     if settings.loss.adversarial_after >= length["steps"]:
         _say(out, f"{folder.name}: its adversary joins after {settings.loss.adversarial_after} steps, so it never does")
-    began = time.process_time()
-    trained = train(dataset, folder / "run", settings.change(training=counted), cache=out / "prepared")
-    best = trained.stages[0]["best"]
-    _say(
-        out, f"{folder.name}: trained, {time.process_time() - began:.0f} s of processor time in this call, best {best}"
-    )
     return length
+
+
+def _train(dataset: Path, run: Path, settings: Settings, length: Mapping[str, Any], out: Path) -> None:
+    """Train a variant for its budget."""
+    counted = {"epochs": EPOCHS, "steps_per_epoch": length["steps"] // EPOCHS}
+    began = time.process_time()
+    trained = train(dataset, run, settings.change(training=counted), cache=out / "prepared")
+    taken, best = time.process_time() - began, trained.stages[0]["best"]
+    _say(out, f"{run.parent.name}, {run.name}: trained, {taken:.0f} s of processor time in this call, best {best}")
 
 
 def _write_tables(
@@ -284,23 +327,31 @@ def _write_tables(
     write_text(out / "ablation.csv", _csv(table))
 
 
-def markdown(path: Path) -> str:
-    """Return the table of ablation.csv for a page: a row for each variant, and for each of its seeds."""
+def markdown(path: Path, psnr: str = "psnr") -> str:
+    """Return the table of ablation.csv for a page: a row for each variant, and for each of its seeds.
+
+    Args:
+        path: The table.
+        psnr: Name of the metric in the column of PSNR: psnr or psnr_one_gain.
+    """
     with open(path, encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     minus = next(name for name in lines[0] if name.startswith("minus "))
     rows: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         row = rows.setdefault((line["variant"], line["seed"]), [])
-        if line["metric"] == "psnr":
+        if line["metric"] == psnr:
             interval = f" [{float(line['low']):+.2f}, {float(line['high']):+.2f}]" if line["low"] else ""
             difference = f"{float(line[minus]):+.2f}{interval}" if line[minus] else ""
             row[:] = [line["steps"], _mean_sd(line, 2), difference]
         elif line["metric"] in ("ssim", "hfen"):
             row.append(_mean_sd(line, 3))
-    header = ["variant", "seed", "steps", "PSNR, dB", minus, "SSIM", "HFEN"]
+    header = ["variant", "seed", "steps", _HEADINGS[psnr], minus, "SSIM", "HFEN"]
     body = [header, ["---"] * len(header), *([*key, *row] for key, row in rows.items())]
     return "\n".join(f"| {' | '.join(row)} |" for row in body)
+
+
+_HEADINGS = {"psnr": "PSNR, dB", "psnr_one_gain": "PSNR after one gain, dB"}
 
 
 def _mean_sd(line: Mapping[str, str], digits: int) -> str:
@@ -332,7 +383,12 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, help="TOML settings that all share: data, grid and split")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--labels", help="folder of the label maps of simulated pairs")
+    parser.add_argument("--leave-one-out", action="store_true", help="train without each subject once, and score it")
     given = parser.parse_args()
+    common: dict[str, dict[str, Any]] = {"training": {"threads": given.threads, "device": "cpu"}}
+    if given.labels:
+        common["simulated"] = {"labels": given.labels}
     ablate(
         given.dataset,
         given.out,
@@ -340,9 +396,10 @@ def main() -> None:
         seconds=given.seconds,
         file=given.settings,
         seeds=given.seeds,
-        common={"training": {"threads": given.threads, "device": "cpu"}},
+        common=common,
+        leave_one_out=given.leave_one_out,
     )
-    print(markdown(given.out / "ablation.csv"))
+    print(markdown(given.out / "ablation.csv", "psnr_one_gain" if given.leave_one_out else "psnr"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 from ablate_recipe import EPOCHS, VARIANTS, ablate, settings_of
 
 from unscanned.files import read_json
+from unscanned.synthesis.model_file import load_model
 from unscanned.training.run import check_settings
 
 TINY = {
@@ -51,6 +52,26 @@ def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes
     monkeypatch.setattr(ablate_recipe, "seconds_a_step", None)
     ablate(tiny_dataset, tmp_path / "out", variants, seconds=2.0, common=TINY)
     assert [path.read_bytes() for path in models] == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(further from the target|always right|next to no contrast|same output)")
+def test_with_one_left_out_each_subject_is_scored_by_a_model_that_never_saw_it(tiny_dataset, tmp_path):
+    variants = ("strong", "with-wide")
+    common = TINY | {"prepare": {"shape": [32, 32, 32], "spacing_mm": 6.0}, "simulated": {"pool": 1}}
+    common["training"] = TINY["training"] | {"warmup_steps": 0}
+    record = ablate(tiny_dataset, tmp_path / "out", variants, seconds=1.0, common=common, leave_one_out=True)
+    subjects = {score.subject for score in record.scores}
+    assert len(subjects) == 4
+    for variant in variants:
+        folder = tmp_path / "out" / f"{variant}_seed-0"
+        for subject in subjects:
+            model = load_model(folder / f"run-without-{subject}" / "model")
+            trained = {case["case"] for case in model.provenance["training_cases"]}
+            assert trained == {f"sub-{other}" for other in subjects - {subject}}
+    # What is drawn is paid for.
+    lengths = {name: read_json(tmp_path / "out" / f"{name}_seed-0" / "steps.json") for name in variants}
+    assert lengths["with-wide"]["seconds_a_step"] > lengths["strong"]["seconds_a_step"]
 
 
 def test_the_table_of_the_results_is_that_of_its_file():
