@@ -57,13 +57,12 @@ def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(further from the target|always right|next to no contrast|same output)")
 def test_with_one_left_out_each_subject_is_scored_by_a_model_that_never_saw_it(tiny_dataset, tmp_path):
-    common = TINY | {"prepare": {"shape": [32, 32, 32], "spacing_mm": 6.0}, "simulated": {"pool": 1}}
-    common["training"] = TINY["training"] | {"warmup_steps": 0}
-    record = ablate(tiny_dataset, tmp_path / "out", ["with-wide"], seconds=1.0, common=common, leave_one_out=True)
+    common = TINY | {"training": TINY["training"] | {"warmup_steps": 0}}
+    record = ablate(tiny_dataset, tmp_path / "out", ["strong"], seconds=1.0, common=common, leave_one_out=True)
     subjects = {score.subject for score in record.scores}
     assert len(subjects) == 4
     for subject in subjects:
-        model = load_model(tmp_path / "out" / "with-wide_seed-0" / f"run-without-{subject}" / "model")
+        model = load_model(tmp_path / "out" / "strong_seed-0" / f"run-without-{subject}" / "model")
         trained = {case["case"] for case in model.provenance["training_cases"]}
         assert trained == {f"sub-{other}" for other in subjects - {subject}}
 
