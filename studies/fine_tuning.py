@@ -1,11 +1,12 @@
 """What fine-tuning on a handful of pairs gives: a model as it is, gone on with, and one from scratch for as long.
 
-Run: python studies/fine_tuning.py OUT MODEL DATASET... [--source T1w --target T2w --steps 300]
+Run: python studies/fine_tuning.py OUT MODEL DATASET... --labels LABEL_MAPS [--source T1w --target T2w --steps 300]
 
 Each patient of the BIDS datasets is left out once. On the pairs of all others one network goes on from the model
-(`train --from`), one does so and keeps half of the model's weights (`training.keep`), and one of the same kind starts
-from scratch, with the same settings and the same number of steps, so at the same cost. Each then makes the target of
-the patient that it has not seen. The model itself has seen none.
+(`train --from`), one does so and keeps half of the model's weights (`training.keep`), with --labels one goes on with
+simulated pairs in place of half of the patches (`simulated.share`), and one of the same kind starts from scratch, with
+the same settings and the same number of steps. Each then makes the target of the patient that it has not seen. The
+model itself has seen none.
 
 OUT gets a run for each patient and arm, which goes on where it was when the call is repeated, the synthetic volumes,
 an evaluation with a regression fitted on the other patients, and report.html.
@@ -31,6 +32,7 @@ from unscanned.training.run import train
 from unscanned.training.start import resolve_run
 
 ARMS = ("fine-tuned", "half-kept", "from-scratch")
+WITH_WIDE = "with-wide"
 SHOWN = ("psnr", "psnr_one_gain", "ssim", "hfen", "mae")
 
 
@@ -41,9 +43,13 @@ def settings_of(arm: str, model: Path, split: Path, common: dict[str, dict[str, 
     own["split"] = {"file": str(split)}
     settings = resolve_run(None, None, own)
     average = settings.training.average or 0.998  # keeping is a matter of the average
-    half = {"keep": 0.5, "average": average}
-    change: dict[str, Any] = {"fine-tuned": {}, "half-kept": half, "from-scratch": {"start": None}}[arm]
-    return settings.change(training=change)
+    change: dict[str, dict[str, Any]] = {
+        "fine-tuned": {},
+        "half-kept": {"training": {"keep": 0.5, "average": average}},
+        WITH_WIDE: {"simulated": {"share": 0.5}},
+        "from-scratch": {"training": {"start": None}},
+    }
+    return settings.change(**change[arm])
 
 
 def table_of(datasets: Sequence[Path], source: str, target: str, path: Path) -> Path:
@@ -59,7 +65,15 @@ def table_of(datasets: Sequence[Path], source: str, target: str, path: Path) -> 
 
 
 def compare(
-    out: Path, model: Path, datasets: Sequence[Path], *, source: str, target: str, steps: int, threads: int
+    out: Path,
+    model: Path,
+    datasets: Sequence[Path],
+    *,
+    source: str,
+    target: str,
+    steps: int,
+    threads: int,
+    labels: str | None = None,
 ) -> EvaluationRecord:
     """Train, synthesize and score; see the module."""
     out.mkdir(parents=True, exist_ok=True)
@@ -68,21 +82,22 @@ def compare(
     common = {
         "data": {"source": source, "target": target},
         "prepare": {"averages": True},
-        "simulated": {"share": 0.0},
+        "simulated": {"share": 0.0, **({"labels": labels} if labels else {})},
         "training": {"epochs": 1, "steps_per_epoch": steps, "threads": threads, "device": "cpu"},
     }
+    trained = [*ARMS, WITH_WIDE] if labels else [*ARMS]
     scans = [(pair.source, pair.case) for pair in pairs]
     synthesize(load_model(model, "cpu"), scans, out / "as-it-is", renew=True, force=True)
     for patient in dict.fromkeys(pair.subject for pair in pairs):
         others = sorted({pair.subject for pair in pairs} - {patient})
         split = out / f"without-{patient}.json"
         write_json(split, {"train": others, "validation": [], "test": [patient]})
-        for arm in ARMS:
+        for arm in trained:
             run = out / f"{arm}-without-{patient}"
             train(table, run, settings_of(arm, model, split, common), cache=out / "prepared")
             own = [(pair.source, pair.case) for pair in pairs if pair.subject == patient]
             synthesize(load_model(run / "model", "cpu"), own, out / arm, renew=True, force=True)
-    arms = {arm: out / arm for arm in ("as-it-is", *ARMS)}
+    arms = {arm: out / arm for arm in ("as-it-is", *trained)}
     found = evaluate(table, arms, out / "evaluation", source=source, target=target, leave_one_out=True)
     write_report(out / "evaluation", out / "report.html")
     return found.content
@@ -98,6 +113,7 @@ def main() -> None:
     parser.add_argument("--target", default="T2w")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--labels", help="folder of the label maps of simulated pairs")
     given = parser.parse_args()
     record = compare(
         given.out,
@@ -107,6 +123,7 @@ def main() -> None:
         target=given.target,
         steps=given.steps,
         threads=given.threads,
+        labels=given.labels,
     )
     print("| arm | metric | mean (SD) | minus the model as it is | minus the regression |")
     print("| --- | --- | --- | --- | --- |")

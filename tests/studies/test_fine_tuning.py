@@ -5,6 +5,7 @@ import pytest
 
 from unscanned.files import read_json
 from unscanned.formats.evaluation import read_evaluation
+from unscanned.synthesis.shelf import SHIPPED
 from unscanned.synthesis.sidecar import read_sidecar
 
 
@@ -28,3 +29,10 @@ def test_each_patient_is_made_by_networks_that_have_not_seen_it(tiny_dataset, ti
     assert set(record.arms) == {"source", "regression", "as-it-is", *fine_tuning.ARMS}
     assert all(arm["head"]["psnr"].n == 4 for arm in record.arms.values())
     assert "| fine-tuned | psnr |" in capsys.readouterr().out
+
+
+def test_half_of_the_patches_are_simulated_where_label_maps_are_at_hand(tmp_path):
+    common = {"training": {"device": "cpu"}, "simulated": {"share": 0.0, "labels": "head-labels"}}
+    settings = fine_tuning.settings_of(fine_tuning.WITH_WIDE, SHIPPED / "t1w-t2w", tmp_path / "split.json", common)
+    assert (settings.simulated.share, settings.simulated.labels) == (0.5, "head-labels")
+    assert settings.training.start == str(SHIPPED / "t1w-t2w")
