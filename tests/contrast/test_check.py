@@ -213,6 +213,7 @@ def test_a_scan_that_is_named_as_the_contrast_may_look_as_the_training_scans_do(
     with pytest.warns(UserWarning, match="unlike most of the training scans .* as its name says PDw"):
         checked = check_contrast(named, wider, "PD")
     assert checked.verified is True
+    assert checked.hangs_on_its_name
     assert checked.to_json()["InputContrast"]["Threshold"] == wider.limit
     assert "a score of at most 3.6" in refusal(Volume(scan.array, scan.affine), wider, "PD")
     closer = replace(wider, limit=score - 0.1)

@@ -116,6 +116,16 @@ def test_a_scan_between_the_limits_is_warned_of_and_one_beyond_is_refused(profil
     assert "features" in forced.reason
 
 
+def test_what_is_warned_of_is_refused_where_the_contrast_is_in_doubt_too(profile):
+    cut = dataclasses.replace(with_features(0.0), extent_mm=(160.0, 200.0, 155.0))
+    with pytest.warns(UserWarning, match="155 mm of head"):
+        assert judge(cut, profile).verdict == "warned"
+    with pytest.raises(VolumeError, match=r"155 mm of head .*; and only its name speaks for its contrast"):
+        judge(cut, profile, in_doubt=True)
+    assert judge(cut, profile, in_doubt=True, force=True).verdict == "forced"
+    assert judge(with_features(0.0), profile, in_doubt=True).verdict == "familiar"
+
+
 def test_features_that_are_no_numbers_are_refused(profile):
     with pytest.raises(VolumeError, match="unlike"):
         judge(with_features(math.nan), profile)

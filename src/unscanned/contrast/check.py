@@ -149,6 +149,11 @@ class ContrastCheck:
     reason: str
     limit: float = THRESHOLD
 
+    @property
+    def hangs_on_its_name(self) -> bool:
+        """Whether the scan fits, but looks unlike most training scans, so that its name decides."""
+        return self.verified is True and self.score is not None and self.score > THRESHOLD
+
     def to_json(self) -> dict[str, Any]:
         """Return what a sidecar says of it."""
         details = {"Score": self.score, "Threshold": self.limit, "Reason": self.reason}

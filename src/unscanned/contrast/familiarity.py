@@ -194,36 +194,40 @@ class Familiarity:
 UNKNOWN = Familiarity(None, reason="the model has no profile of what its training scans were like")
 
 
-def judge(seen: Traits, profile: FamiliarityProfile, *, where: object = None, force: bool = False) -> Familiarity:
+def judge(
+    seen: Traits, profile: FamiliarityProfile, *, where: object = None, in_doubt: bool = False, force: bool = False
+) -> Familiarity:
     """Judge whether a scan is like the training scans, or refuse it.
 
     Args:
         seen: What the scan is like.
         profile: What the training scans were like.
         where: The scan's file.
+        in_doubt: Whether its contrast hangs on its name alone; then what would be warned of is refused.
         force: Return what would have been refused.
 
     Warns:
         UserWarning: The scan is unlike the training scans in something, but not so much that it is refused.
 
     Raises:
-        VolumeError: The scan lies too far from the training scans.
+        VolumeError: The scan lies too far from the training scans, or is unlike them and its contrast in doubt.
     """
     score, warns, refuses = profile.score(seen), profile.warns_above, profile.refuses_above
     reasons = profile.reasons(seen)
-    is_refused = not score <= refuses  # also where it is no number
+    is_far = not score <= refuses  # also where it is no number
     if not score <= warns:
         distances = profile.distances(seen)
         most = max(distances, key=lambda name: distances[name])
         reasons.insert(0, f"score {score:.2f}, most of it from {_KINDS.get(most, 'the features of the network')}")
     reason = "; ".join(reasons)
+    is_refused = is_far or (in_doubt and bool(reason))
     if is_refused and not force:
+        limit = f"a score of at most {refuses:.2f}, as the {profile.scans} training scans have at most "
         raise VolumeError(
             "this scan is unlike those that the model was trained on",
             where=where,
-            found=reason,
-            expected=f"a score of at most {refuses:.2f}, as the {profile.scans} training scans have at most "
-            f"{profile.largest:.2f}",
+            found=reason if is_far else f"{reason}; and only its name speaks for its contrast",
+            expected=f"{limit}{profile.largest:.2f}" if is_far else "a scan that is unlike them in one of the two at most",
             do="Use a model that was trained on such scans. --force goes on and marks the output.",
         )
     if reason and not is_refused:

@@ -36,12 +36,13 @@ _MOST = 40
 "Training scans that a profile is made from; of more, so many are taken at equal distances."
 
 
-def check_familiarity(model: Model, volume: Volume, *, force: bool = False) -> Familiarity:
+def check_familiarity(model: Model, volume: Volume, *, in_doubt: bool = False, force: bool = False) -> Familiarity:
     """Check that a scan is like the training scans of a model, or refuse it.
 
     Args:
         model: Its profile says what they were like. Without one, nothing is known and nothing is refused.
         volume: The scan.
+        in_doubt: As for `judge`.
         force: Return what would have been refused.
 
     Warns:
@@ -52,7 +53,7 @@ def check_familiarity(model: Model, volume: Volume, *, force: bool = False) -> F
     """
     if model.familiarity is None:
         return UNKNOWN
-    return judge(measure_scan(model, volume), model.familiarity, where=volume.path, force=force)
+    return judge(measure_scan(model, volume), model.familiarity, where=volume.path, in_doubt=in_doubt, force=force)
 
 
 def with_familiarity(model: Model, scans: Iterable[Volume]) -> Model:

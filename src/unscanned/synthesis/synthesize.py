@@ -293,7 +293,7 @@ class Making:
                 return False
             _claim(path, None if self.renew else model)
         checked = check_contrast(volume, model.profile, model.source, force=self.force)
-        familiarity = check_familiarity(model, volume, force=self.force)
+        familiarity = check_familiarity(model, volume, in_doubt=checked.hangs_on_its_name, force=self.force)
         synthetic = model.synthesize(volume, how, progress=making)
         begin(writing, "writing")
         # Both are whole on disk before either gets its name, the sidecar first and an older volume gone: whatever
