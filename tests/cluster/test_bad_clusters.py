@@ -78,6 +78,17 @@ def test_a_scheduler_that_cannot_be_reached_is_told_in_seconds(tiny_run, tiny_da
     assert not volumes(tmp_path / "out")
 
 
+def test_a_slurm_that_does_not_answer_is_told_and_not_waited_for(monkeypatch, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    command = tmp_path / "sinfo"
+    command.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ResourceError, match="slurm:1: Slurm cannot be reached; found Unable to contact"):  # noqa: SIM117
+        with open_cluster("slurm:1", shared=tmp_path):
+            pass
+
+
 def test_without_the_software_the_line_for_pip_is_told(monkeypatch, tiny_run, tiny_dataset, tmp_path, cli):
     monkeypatch.setitem(sys.modules, "distributed", None)
     done = cli("synthesize", tiny_run, tiny_dataset, "-o", tmp_path / "out", "--cluster", "local:1")

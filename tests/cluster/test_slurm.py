@@ -1,4 +1,4 @@
-"""Cohorts through a real Slurm: two nodes on this machine, by configuration. Skipped where Slurm is not installed.
+"""Cohorts through a real Slurm: two nodes on this machine, by configuration. Skipped where Slurm cannot run.
 
 Debian has it: apt-get install slurm-wlm munge.
 """
@@ -36,7 +36,7 @@ SlurmUser=root
 SlurmdUser=root
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -44,29 +44,29 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1
 ReturnToService=2
-MpiDefault=none
 KillWait=5
 OverTimeLimit=0
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=6000 State=UNKNOWN
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=6000 State=UNKNOWN
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=3000 State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=3000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
-needs_slurm = pytest.mark.skipif(
-    not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))) or os.getuid() != 0,
-    reason="Slurm is not installed (Debian: slurm-wlm and munge), or its daemons cannot run as root here",
-)
-pytestmark = [needs_slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A Slurm of two nodes of one core each: the environment of its users."""
+    if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
+        pytest.skip(f"Slurm is not installed (Debian: slurm-wlm and munge): no {', '.join(missing)}")
+    if os.getuid() != 0:
+        pytest.skip("Slurm's daemons need root")
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "state").mkdir()
     key = folder / "munge.key"
@@ -79,20 +79,52 @@ def slurm(tmp_path_factory):
     munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munge += [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
     commands = [munge, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-N", "node1"], ["slurmd", "-D", "-N", "node2"]]
-    with open(folder / "said.txt", "w") as said:
-        daemons = []
-        try:
-            for command in commands:
+    daemons = []
+    try:
+        for command in commands:
+            with open(folder / f"{len(daemons)}.txt", "w") as said:
                 daemons.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said))
-                time.sleep(1)
-            if not _is_up(environment):
-                pytest.skip(f"Slurm does not start here: {(folder / 'said.txt').read_text()[-500:]}")
-            yield environment
-        finally:
-            subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
-            for daemon in reversed(daemons):
-                daemon.terminate()
-                daemon.wait(timeout=60)
+            time.sleep(1)
+        if fault := _fault(environment, folder, daemons):
+            pytest.skip(f"Slurm does not run here: {fault}")
+        yield environment
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, timeout=60)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait(timeout=60)
+
+
+def _fault(environment, folder, daemons):
+    """Return what keeps Slurm itself from running a job, such as a container's limits; None where it runs one."""
+
+    def run(*command):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return done.returncode, f"{done.stdout}{done.stderr}".strip()
+
+    def said(number):
+        return f"{daemons[number].args[0]} said: {(folder / f'{number}.txt').read_text().strip()[-500:]}"
+
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError as error:
+        return f"the machine's own name {socket.gethostname()} leads nowhere: {error}"
+    for _ in range(60):
+        for number, daemon in enumerate(daemons):
+            if daemon.poll() is not None:
+                return f"{daemon.args[0]} ended with {daemon.returncode}; {said(number)}"
+        code, nodes = run("sinfo", "-h", "-o", "%T %D")
+        if (code, nodes) == (0, "idle 2"):
+            break
+        time.sleep(1)
+    else:
+        return f"after a minute its nodes are: {nodes}; {said(1)}; {said(2)}"
+    command = ["sbatch", "--wait", "--time=1", "--mem=100", "--output=/dev/null", "--wrap=true"]
+    try:
+        code, told = run(*command)
+    except subprocess.TimeoutExpired:
+        code, told = None, "it does not end"
+    return None if code == 0 else f"a job that does nothing fails: {told}; {said(2)}; {said(3)}"
 
 
 def _free_ports(count):
@@ -103,15 +135,6 @@ def _free_ports(count):
     for each in sockets:
         each.close()
     return ports
-
-
-def _is_up(environment):
-    for _ in range(60):
-        said = subprocess.run(["sinfo", "-h", "-o", "%T %D"], env=environment, capture_output=True, text=True)
-        if said.stdout.strip() == "idle 2":
-            return True
-        time.sleep(1)
-    return False
 
 
 def call(environment, *words):

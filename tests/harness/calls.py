@@ -50,6 +50,8 @@ class Call:
     def inputs(self) -> list[str]:
         """Names below @/in that the words lead to."""
         named = {word.split("@/in/", 1)[1].split("/")[0] for word in self.words if "@/in/" in word}
+        if "jobs" in named:
+            named |= {"dataset", "run"}
         return sorted(named | ({"dataset"} if "table.csv" in named else set()))
 
 
@@ -121,7 +123,8 @@ SYNTHETIC = "@/in/synthetic/sub-001/anat/sub-001_desc-synthetic_T2w.nii.gz"
 DERIVED = "@/in/derived/sub-scan/anat/sub-scan_desc-synthetic_T2w.nii.gz"
 ANYTHING = (
     "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/models",
-    "@/in/synthetic", "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz",
+    "@/in/synthetic", "@/in/evaluation", "@/in/cohort", "@/in/jobs",
+    "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz",
     "@/in/holes.nii.gz", "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in", "",
     "/dev/null", "/proc/self/mem",
 )  # fmt: skip
@@ -129,17 +132,27 @@ ANYTHING = (
 
 TINY = ("--settings", "@/in/settings.toml")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "check": ("--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s"),
-    "prepare": (*[name for name in SETTINGS if name.startswith(("--data.", "--prepare."))], "--preset", "--dry-run"),
+    "check": (
+        "--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s", "--cluster",
+    ),
+    "prepare": (
+        *[name for name in SETTINGS if name.startswith(("--data.", "--prepare."))], "--preset", "--dry-run",
+        "--cluster",
+    ),
     "train": (*SETTINGS, "--preset", "--dry-run"),
-    "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force", "--to", "--models-in"),
+    "synthesize": (
+        *_names(Synthesis), "--device", "--threads", "--overwrite", "--force", "--to", "--models-in", "--cluster",
+        "--emit",
+    ),
+    "take": ("--task", "--tasks", "--lost-after-s"),
+    "audit": ("--json", "--cluster"),
     "verify": ("--model", "--scan", "--device", "--threads"),
     "dicom": ("--scan", "--series", "--echo-time-ms", "--force"),
     "mend": ("--volume-index", "--replace-nonfinite"),
-    "evaluate": ("--source", "--target", "--layout", "--split", "--resample", "--json"),
+    "evaluate": ("--source", "--target", "--layout", "--split", "--resample", "--json", "--cluster"),
     "report": ("--runs", "--cases", "--limit-mb"),
     "view": ("--limit-mb", "--no-open"),
-    "reproduce": (*SETTINGS, "--arms", "--json", "--dry-run"),
+    "reproduce": (*SETTINGS, "--arms", "--json", "--dry-run", "--cluster"),
     "demo": ("--subjects", "--seed"),
     "simulate": ("--labels", "--subjects", "--per-anatomy", "--contrasts", "--seed", "--shape", "--spacing-mm"),
     "fetch": ("--contrasts", "--keep-archive", "--sha256", "--name"),
@@ -157,7 +170,7 @@ FLAGS = {"--resample", "--dry-run", "--overwrite", "--force", "--replace-nonfini
 WEIGHTS = {
     "check": 28, "prepare": 14, "train": 5, "synthesize": 20, "verify": 16, "dicom": 16, "mend": 34, "evaluate": 18,
     "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "models": 4, "benchmark": 8,
-    "none": 5,
+    "take": 10, "audit": 10, "none": 5,
 }  # fmt: skip
 """How often each verb is drawn: those that take long less often."""
 
@@ -174,7 +187,12 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
             scans = draw(st.lists(st.sampled_from((*DATASETS, "@/in/scan.nii.gz")), min_size=1, max_size=2))
             shelf = ["--models-in", "@/in/models"]
             ways = ["@/in/run/model", *scans], ["pd-t2", *scans, *shelf], [*scans, "--to", "T2", *shelf]
-            return [*draw(st.sampled_from(ways)), "-o", out, "--force"]
+            emit = draw(st.sampled_from(([], [], ["--emit", "slurm", "@/out/jobs"])))
+            return [*draw(st.sampled_from(ways)), "-o", out, "--force", *emit]
+        case "take":
+            return ["@/in/jobs"]
+        case "audit":
+            return ["@/in/cohort"]
         case "verify":
             scan = "@/in/dataset/sub-001/anat/sub-001_PDw.nii.gz"
             return [SYNTHETIC, "--model", "@/in/run/model", "--scan", scan]
@@ -218,6 +236,11 @@ def _option(draw: Draw, verb: str, out: str) -> list[str]:
     if last in ("json", "plot"):
         kinds = (out, f"{out}.png", f"{out}/a/b.json", "/dev/stdout", "/proc/x", "", "@/in/scan.nii.gz/x", "@/in")
         return [name, draw(st.sampled_from(kinds))]
+    if last == "emit":
+        return [name, draw(st.sampled_from(("slurm", *ODD))), draw(st.sampled_from(("@/out/jobs", *ANYTHING)))]
+    if last == "cluster":  # a place with workers takes long
+        places = (*ODD, "local:0", "slurm:-1", "locl", "tcp://127.0.0.1:9", "tls://127.0.0.1:9", "127.0.0.1:9", "x://y")
+        return [name, draw(st.sampled_from(places))]
     if last in ("model", "models-in", "scan", "labels", "split", "runs", "file", "start"):
         return [name, draw(st.sampled_from(ANYTHING))]
     if last == "preset":

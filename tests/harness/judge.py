@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import inspect
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -125,6 +126,8 @@ def _furnish(call: Call, world: Path, case: Path) -> None:
             shutil.copytree(world / name, case / "in" / name)
         elif (world / name).exists():
             shutil.copyfile(world / name, case / "in" / name)
+    if "jobs" in call.inputs:
+        _move_list(world, case, files.OUTPUTS[call.out].replace("@", str(case)))
     for name, number, kind, seed in call.faults:
         found = [path for path in files.files_below(case / "in" / name) if path.is_file() and not path.is_symlink()]
         if found:
@@ -136,6 +139,15 @@ def _furnish(call: Call, world: Path, case: Path) -> None:
     if call.user == "nobody":
         for name in ("out", "home", "tmp", "gone"):
             files.give_away(case / name)
+
+
+def _move_list(world: Path, case: Path, out: str) -> None:
+    """Let the list of an array job name the files of a call, and its output."""
+    folder = case / "in" / "jobs"
+    for path in (folder / "cohort.json", folder / "scans.jsonl"):
+        path.write_text(path.read_text().replace(f"{world}/", f"{case}/in/"))
+    record = json.loads((folder / "cohort.json").read_text())
+    (folder / "cohort.json").write_text(json.dumps({**record, "out": out}))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, object]]:

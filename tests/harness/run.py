@@ -36,6 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import distributed  # noqa: F401 - likewise
 import hypothesis
 import monai.networks.nets  # noqa: F401 - likewise
 import torch

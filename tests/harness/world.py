@@ -13,6 +13,7 @@ from storm.life import small_dataset
 
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.settings import Settings, resolve, to_toml
+from unscanned.synthesis.array_job import emit_slurm, take_scans
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.shelf import shelve
 from unscanned.synthesis.synthesize import list_inputs, synthesize
@@ -41,8 +42,9 @@ def make_world(root: Path) -> Path:
     """Write all inputs into a new folder.
 
     dataset, table.csv and ixi are the same four pairs; run, synthetic and evaluation were made from them; models is a
-    shelf with the model of run; scan.nii.gz and dicom are one series twice, and derived is made from it; labels,
-    series.nii.gz (4D), holes.nii.gz (NaN), settings.toml and split.json are what the other verbs read.
+    shelf with the model of run; scan.nii.gz and dicom are one series twice, and derived is made from it; jobs
+    is the list of an array job, and cohort what its task made, of which one volume is gone; labels, series.nii.gz (4D),
+    holes.nii.gz (NaN), settings.toml and split.json are what the other verbs read.
     """
     root.mkdir(parents=True)
     dataset = small_dataset(root / "dataset", subjects=4)
@@ -71,6 +73,9 @@ def make_world(root: Path) -> Path:
     evaluate(dataset, {"arm": root / "synthetic"}, root / "evaluation")
     _write_series(dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz", root)
     synthesize(model, [(root / "scan.nii.gz", None)], root / "derived", force=True)
+    emit_slurm(model, scans, root / "cohort", root / "jobs", force=True, device="cpu")
+    take_scans(root / "jobs", progress=None)
+    next((root / "cohort").rglob("*_T2w.nii.gz")).unlink()
     labels = np.zeros((14, 14, 14), np.float32)
     labels[2:12, 2:12, 2:12], labels[5:9, 5:9, 5:9] = 3, 2
     write_volume(root / "labels" / "a_dseg.nii.gz", labels, np.diag([8.0, 8, 8, 1]))

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ TRIES = 3
 
 _CONNECT_S = 10
 "After which a scheduler counts as one that cannot be reached."
+
+_SLURM_ANSWERS_S = 60
+"The same of a Slurm, whose own commands try again for a while."
 
 _FIRST_WORKER_S = 60.0
 "How long a scheduler that runs already may be without any worker at the beginning."
@@ -197,6 +201,7 @@ def _running(address: str, device: str, threads: int | None) -> Iterator[Cluster
 @contextlib.contextmanager
 def _slurm(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
     distributed, jobqueue, config = _dask("distributed"), _dask("dask_jobqueue", "slurm"), _dask("dask").config
+    _refuse_silent_slurm(place)
     own = {name: config.get(f"jobqueue.slurm.{name}", None) for name in _JOB}
     job = {name: own[name] or default for name, default in _JOB.items()}
     if threads:
@@ -222,6 +227,20 @@ def _slurm(place: str, count: int, device: str, threads: int | None, shared: str
         # A job that ends before its time, or at its limit, is asked for anew.
         started.adapt(minimum_jobs=count or 1, maximum_jobs=count or 1)
         yield Cluster(client, place, device, threads, patience_s=None)
+
+
+def _refuse_silent_slurm(place: str) -> None:
+    """Refuse a Slurm that does not answer: dask-jobqueue would wait without end for jobs that it cannot submit."""
+    try:
+        subprocess.run(["sinfo", "--noheader"], check=True, capture_output=True, text=True, timeout=_SLURM_ANSWERS_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = str(getattr(error, "stderr", None) or "").strip()
+        raise ResourceError(
+            "Slurm cannot be reached",
+            where=place,
+            found=said or in_words(error),
+            do="Check that `sinfo` answers on this machine; --emit slurm writes a script that needs no Slurm here.",
+        ) from error
 
 
 def _host(config: Any) -> str | None:

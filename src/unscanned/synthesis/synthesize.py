@@ -375,7 +375,8 @@ def _says_synthetic(path: Path) -> bool:
 def _describe_dataset(out: Path, scans: Sequence[tuple[Path, str | None]], target: str) -> None:
     """Write dataset_description.json, which names the datasets that all volumes here were made from."""
     found = _own_description(out)
-    sources = {f"file:{quote(str(relative(_dataset_of(scan), out)), errors='surrogateescape')}" for scan, _ in scans}
+    datasets = {_dataset_of(scan) for scan, _ in scans}
+    sources = {f"file:{quote(str(relative(dataset, out)), errors='surrogateescape')}" for dataset in datasets}
     if found is not None:
         sources |= {source["URL"] for source in found["SourceDatasets"]}
     content = {
