@@ -60,7 +60,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "averages": False,
             "precision": "float32",
         },
-        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
+        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None, "folds": 1, "fold": 1},
         "generator": {
             "name": "nie",
             "options": {},
