@@ -194,6 +194,8 @@ class Training(Schema):
     "Patches a step."
     accumulate: int = Field(1, gt=0, le=10**6)
     "Parts that the patches of a step pass through the networks in, for less memory; batch norm then sees a part alone."
+    offload: bool = Field(False, json_schema_extra=INDIFFERENT)
+    "On a GPU, keep what the backward pass needs in the host's memory meanwhile: the same result in less, but slower."
     patch: int = Field(32, gt=0, le=1024)
     "Edge of a cubic patch, in voxels."
     margin: int = Field(0, ge=0, le=1024)

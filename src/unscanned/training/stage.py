@@ -214,6 +214,7 @@ def build_step(
         adversarial_after=loss.adversarial_after,
         goes_on=loss.on_collapse == "regression",
         parts=training.accumulate,
+        offload=training.offload,
     )
 
 
