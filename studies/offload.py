@@ -2,8 +2,8 @@
 
     python studies/offload.py --preset resgan
 
-No GPU is needed: the step runs on the CPU with the convolutions that a GPU computes, and the tensors that autograd keeps
-are counted. Those that lie in the same memory count once.
+No GPU is needed: the generator runs on the CPU with the convolutions that a GPU computes, and the tensors that autograd
+keeps are counted. Those that lie in the same memory count once.
 """
 
 from __future__ import annotations
