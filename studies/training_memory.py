@@ -78,7 +78,7 @@ def train(folder: Path, count: int, shape: tuple[int, int, int]) -> dict[str, fl
         while not ended.wait(0.05):
             peak = max(peak, memory_mib()["RssAnon"])
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # an error ends the process
     watcher.start()
     constants = normalization(cases)
     with tempfile.TemporaryDirectory() as run:

@@ -94,6 +94,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "steps_per_epoch": None,
             "batch": 7,
             "accumulate": 1,
+            "offload": False,
             "patch": 32,
             "margin": 0,
             "min_head": 0.0,
