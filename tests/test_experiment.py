@@ -232,6 +232,14 @@ def test_other_seeds_and_folds_do_not_share_a_folder(crossed, tiny_dataset, over
         reproduce(tiny_dataset, crossed[0], arms=["resgan"], overrides=overrides, **other)
 
 
+@pytest.mark.parametrize("content", ["[]", "[[1]]", '{"folds": [1]}', '{"train": []}', "3"])
+def test_a_file_that_is_no_split_is_not_replaced(tiny_dataset, overrides, tmp_path, content):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(SettingsError, match="something else is there already"):
+        reproduce(tiny_dataset, tmp_path, arms=["resgan"], overrides=overrides, folds=4)
+    assert (tmp_path / "split.json").read_text() == content
+
+
 def test_a_seed_can_be_added_later_and_the_others_are_not_trained_anew(crossed, tiny_dataset, overrides, tmp_path):
     out = shutil.copytree(crossed[0], tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}

@@ -470,8 +470,8 @@ def _refuse_unlike(settings: Mapping[str, Settings]) -> None:
 
 def _is_split(content: Any) -> bool:
     """Whether a file holds the split of an experiment, or those of its folds."""
-    splits = content.get("folds", [content])
-    return all({"train", "validation", "test"} <= split.keys() for split in splits)
+    splits = content.get("folds", [content]) if isinstance(content, dict) else [content]
+    return all(isinstance(split, dict) and {"train", "validation", "test"} <= split.keys() for split in splits)
 
 
 def _split(found: Selection, settings: Settings) -> dict[str, list[str]]:
