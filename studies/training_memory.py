@@ -26,7 +26,6 @@ import torch
 
 from unscanned.files import write_json, write_sealed
 from unscanned.formats.case import CaseRecord, ScanFile
-from unscanned.machine.limits import raise_file_limit_of_process
 from unscanned.settings import resolve
 from unscanned.training.inputs import TrainingRun
 from unscanned.training.prepare import Case, normalization
@@ -79,9 +78,8 @@ def train(folder: Path, count: int, shape: tuple[int, int, int]) -> dict[str, fl
         while not ended.wait(0.05):
             peak = max(peak, memory_mib()["RssAnon"])
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # an error ends the process
     watcher.start()
-    raise_file_limit_of_process(3 * count + 300)
     constants = normalization(cases)
     with tempfile.TemporaryDirectory() as run:
         shared = TrainingRun(Path(run), settings, cases[:-1], cases[-1:], constants, torch.device("cpu"))

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,11 @@ from tool import run, start
 
 from unscanned.cluster.workers import open_cluster
 from unscanned.errors import Interrupted, SettingsError
+from unscanned.evaluation.evaluate import evaluate
 from unscanned.experiment import reproduce
 from unscanned.settings import to_dict
 from unscanned.training.log import read_log
+from unscanned.training.run import train
 
 ARMS = ("resgan", "resgan-acm")
 
@@ -138,6 +141,143 @@ def test_it_stops_while_it_synthesizes_too_and_goes_on_after(whole, tiny_dataset
     assert scores(out) == scores(whole[0])
 
 
+@pytest.fixture(scope="module")
+def crossed(tiny_dataset, overrides, tmp_path_factory):
+    """One arm in four folds with two seeds, in one go."""
+    out = tmp_path_factory.mktemp("crossed") / "out"
+    return out, reproduce(tiny_dataset, out, arms=["resgan"], overrides=overrides, seeds=(0, 3), folds=4)
+
+
+def test_folds_test_each_subject_once_with_a_model_that_never_saw_it(crossed):
+    out, result = crossed
+    content = result.evaluation.content
+    assert not result.failures
+    assert sorted(subject for fold in content.folds for subject in fold["test"]) == ["001", "002", "003", "004"]
+    assert {entry.case for entry in content.cases} == {"sub-001", "sub-002", "sub-003", "sub-004"}
+    for seed in (0, 3):
+        for number, fold in enumerate(content.folds, 1):
+            place = f"resgan/seed-{seed}/fold-{number}"
+            model = json.loads((out / "arms" / place / "model" / "model.json").read_text())
+            trained = {case["case"].removeprefix("sub-") for case in model["provenance"]["training_cases"]}
+            assert trained == {*fold["train"]}
+            assert not trained & {*fold["test"], *fold["validation"]}
+            made = {path.name[4:7] for path in (out / "synthetic" / place).rglob("*.nii.gz")}
+            assert made == {*fold["test"]}
+    assert json.loads((out / "split.json").read_text()) == {"folds": content.folds}
+
+
+def test_a_subjects_score_is_the_mean_over_seeds_and_their_spread_is_told_beside(crossed):
+    content = crossed[1].evaluation.content
+    assert list(content.arms) == ["source", "regression", "resgan", "resgan, seed 0", "resgan, seed 3"]
+    each = {
+        (row.arm, row.subject): row.values["psnr"]
+        for row in content.scores
+        if row.region == "head" and row.arm.startswith("resgan")
+    }
+    subjects = ["001", "002", "003", "004"]
+    assert set(each) == {(f"resgan, seed {seed}", subject) for seed in (0, 3) for subject in subjects}
+    means = [(each["resgan, seed 0", subject] + each["resgan, seed 3", subject]) / 2 for subject in subjects]
+    summary = content.arms["resgan"]["head"]["psnr"]
+    assert (summary.n, summary.of) == (4, 4)  # subjects, not trainings
+    assert summary.mean == pytest.approx(statistics.mean(means))
+    assert summary.sd == pytest.approx(statistics.stdev(means))
+    assert {(row.arm, row.n) for row in content.comparisons} == {("resgan", 4), ("regression", 4)}
+    by_seed = [content.arms[f"resgan, seed {seed}"]["head"]["psnr"].mean for seed in (0, 3)]
+    spread = content.spread["resgan"]["head"]["psnr"]
+    assert spread.sd == pytest.approx(statistics.stdev(by_seed))
+    assert (spread.low, spread.high, spread.n) == (min(by_seed), max(by_seed), 2)
+
+
+def test_the_regression_of_a_subject_is_fitted_on_the_training_subjects_of_its_fold(crossed, tiny_dataset, tmp_path):
+    out, result = crossed
+    fold = result.evaluation.content.folds[0]
+    alone = evaluate(
+        tiny_dataset,
+        {"one": out / "synthetic" / "resgan" / "seed-0" / "fold-1"},
+        tmp_path / "evaluation",
+        subjects=fold["test"],
+        training=fold["train"],
+    )
+    [case] = [entry for entry in result.evaluation.content.cases if entry.subject == fold["test"][0]]
+    assert case.regression == alone.content.regression
+
+
+def test_the_page_tells_of_seeds_and_folds(crossed):
+    page = (crossed[0] / "report.html").read_text(encoding="utf-8")
+    assert "1 arm against the acquired T2 of\n4 test cases in 4 folds" in page
+    assert "Over seeds, inside the head" in page
+    assert "resgan, seed 3" in page
+    verdicts = page[page.index('id="verdict"') : page.index("</ul>", page.index('id="verdict"'))]
+    assert verdicts.count("<li") == 1
+
+
+def test_a_fold_is_the_training_that_train_makes_of_its_settings(crossed, tiny_dataset, tmp_path):
+    out, _ = crossed
+    run = train(tiny_dataset, tmp_path / "run", file=out / "arms" / "resgan" / "seed-3" / "fold-2" / "settings.toml")
+    again = out / "arms" / "resgan" / "seed-3" / "fold-2" / "model" / "model.safetensors"
+    assert (run.model / "model.safetensors").read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({}, "other seeds or folds"),
+        ({"seeds": (0, 3)}, "other seeds or folds"),
+        ({"folds": 4}, "other seeds or folds"),
+        ({"seeds": (0, 3), "folds": 3}, "something else is there already"),
+    ],
+)
+def test_other_seeds_and_folds_do_not_share_a_folder(crossed, tiny_dataset, overrides, other, words):
+    with pytest.raises(SettingsError, match=words):
+        reproduce(tiny_dataset, crossed[0], arms=["resgan"], overrides=overrides, **other)
+
+
+@pytest.mark.parametrize("content", ["[]", "[[1]]", '{"folds": [1]}', '{"train": []}', "3"])
+def test_a_file_that_is_no_split_is_not_replaced(tiny_dataset, overrides, tmp_path, content):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(SettingsError, match="something else is there already"):
+        reproduce(tiny_dataset, tmp_path, arms=["resgan"], overrides=overrides, folds=4)
+    assert (tmp_path / "split.json").read_text() == content
+
+
+def test_a_seed_can_be_added_later_and_the_others_are_not_trained_anew(crossed, tiny_dataset, overrides, tmp_path):
+    out = shutil.copytree(crossed[0], tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    result = reproduce(tiny_dataset, out, arms=["resgan"], overrides=overrides, seeds=(0, 3, 4), folds=4)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert result.evaluation.content.spread["resgan"]["head"]["psnr"].n == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--seeds", 1, 1], "each seed is to be named once"),
+        (["--seeds", -1], "training.seed"),
+        (["--folds", 0], "folds"),
+        (["--folds", 5], "too few subjects for the folds"),
+        (["--folds", 2, "--split.file", "split.json"], "so do folds"),
+        (["--split.folds", 2, "--split.fold", 3], "split.fold"),
+    ],
+)
+def test_seeds_and_folds_that_cannot_be_are_refused_before_anything_is_written(
+    cli, tiny_dataset, settings_file, tmp_path, given, words
+):
+    done = cli("reproduce", tiny_dataset, "-o", tmp_path / "out", "--arms", "demo", "--settings", settings_file, *given)
+    assert done.returncode in (2, 3)
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_tells_what_all_trainings_cost(cli, tiny_dataset, settings_file, tmp_path):
+    given = ["--arms", "demo", "--settings", settings_file, "--seeds", 0, 1, "--folds", 4, "--dry-run"]
+    done = cli("reproduce", tiny_dataset, "-o", tmp_path / "out", *given)
+    assert done.returncode == 0, done.stderr
+    assert "folds = 4" in done.stdout
+    assert "# subjects  2 train, 1 validation, 1 test" in done.stdout
+    assert "# all 8 trainings" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arms", [(), ("adv", "adv"), ("adv", "demo"), ("adv", "avd")])
 def test_arms_that_cannot_be_compared_are_refused_before_anything_is_written(tiny_dataset, tmp_path, arms):
     with pytest.raises(SettingsError):
@@ -226,3 +366,41 @@ def test_on_a_cluster_a_lost_workers_training_goes_on_and_the_result_is_that_of_
     assert first.stat().st_mtime < chain.stat().st_mtime  # which waited for it
     assert volumes(out) == volumes(whole[0])
     assert scores(out) == scores(whole[0])
+
+
+def is_midway(run):
+    return not (run / "model").exists() and any(run.glob("**/checkpoints/*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_folds_and_seeds_on_a_cluster_are_those_of_one_process_though_a_worker_is_killed(
+    tiny_dataset, overrides, tmp_path
+):
+    """A worker is killed by hand in the middle of a training, beside another one; chains wait for their fold."""
+    pytest.importorskip("distributed")
+    asked = {"arms": ARMS, "overrides": overrides, "folds": 4, "seeds": [1]}
+    reproduce(tiny_dataset, tmp_path / "one", **asked)
+    out, told = tmp_path / "two", []
+    with open_cluster("local:2", device="cpu", threads=1) as cluster, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            reproduce, tiny_dataset, out, **asked, cluster=cluster, progress=lambda *now: told.append(now)
+        )
+        while not (midway := [run for run in out.glob("arms/*/*/*") if is_midway(run)]):
+            assert not running.done(), running.result()
+            time.sleep(0.01)
+        os.kill(int(re.search(r"\d+", (midway[0] / ".lock").read_text())[0]), signal.SIGKILL)
+        result = running.result()
+    assert not result.failures
+    assert len([*out.glob("arms/*/*/*/model/model.safetensors")]) == 8
+    for model in out.glob("arms/*/*/*/model/model.safetensors"):
+        assert model.read_bytes() == (tmp_path / "one" / model.relative_to(out)).read_bytes()
+    for chain in out.glob("arms/resgan-acm/*/*/model/model.json"):
+        first = out / "arms" / "resgan" / Path(*chain.parts[-4:])
+        assert first.stat().st_mtime < chain.stat().st_mtime
+        assert not (chain.parents[1] / "stage-1" / "log.jsonl").exists()
+    assert volumes(out) == volumes(tmp_path / "one")
+    assert scores(out) == scores(tmp_path / "one")
+    done = [now[0] for now in told]
+    assert done == sorted(done)
+    assert any("of 8 done" in label for _, _, label in told)

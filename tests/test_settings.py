@@ -60,7 +60,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "averages": False,
             "precision": "float32",
         },
-        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None},
+        "split": {"train": 60, "validation": 3, "test": 26, "seed": 0, "file": None, "folds": 1, "fold": 1},
         "generator": {
             "name": "nie",
             "options": {},
@@ -94,6 +94,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "steps_per_epoch": None,
             "batch": 7,
             "accumulate": 1,
+            "offload": False,
             "patch": 32,
             "margin": 0,
             "min_head": 0.0,

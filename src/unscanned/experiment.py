@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,16 +18,16 @@ from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
 from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import SettingsError, UnscannedError
+from unscanned.errors import SettingsError, UnscannedError, listed
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.evaluate import Evaluation, claim_evaluation, evaluate
-from unscanned.files import write_json
+from unscanned.files import read_json, write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
 from unscanned.outputs import check_apart, claim, json_with, nothing
 from unscanned.progress import Progress, interruptible, labelled, shares
 from unscanned.report.page import claim_report, write_report
-from unscanned.settings import Settings, decisive, difference, to_dict
+from unscanned.settings import Settings, check, decisive, difference, to_dict
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.cost import MEASURE_SECONDS, Cost, estimate_cost
@@ -35,7 +36,7 @@ from unscanned.training.prepare import prepare, refuse_other_cases
 from unscanned.training.run import Trained, check_alone, check_settings, train
 from unscanned.training.start import resolve_run
 
-__all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce"]
+__all__ = ["ARMS", "Reproduced", "arm_settings", "claim_folder", "estimate_costs", "reproduce", "training_settings"]
 
 ARMS = ("adv", "adv-gdl", "resgan", "resgan-acm")
 """The arms of the reference, in its order; each is a preset."""
@@ -64,6 +65,8 @@ def reproduce(
     out: str | Path,
     *,
     arms: Sequence[str] = ARMS,
+    seeds: Sequence[int] = (),
+    folds: int = 1,
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     command: str | None = None,
@@ -76,40 +79,55 @@ def reproduce(
     Interrupted and called again, it goes on where it was: finished arms and volumes are not made again. The chain's
     first stage is the arm `resgan` itself where that is among the arms, since it is the same training.
 
+    With seeds, with folds or with both, each arm is several trainings. A subject's score in an arm is the mean over the
+    seeds, and always comes from models that were not trained on it.
+
     Args:
         dataset: Folder or CSV of paired scans.
         out: Gets prepared/, arms/, synthetic/, evaluation/, report.html and reproduce.json.
         arms: Presets.
+        seeds: Train each arm with each of these seeds in the place of `training.seed`; none trains it once.
+        folds: Divide all subjects into so many parts, and train each arm once for each part that tests: see
+            `split_subjects`. 1 takes the one split of the settings.
         file: TOML settings for all arms.
         overrides: Settings for all arms, as for `resolve`.
         command: What the user typed, for the record.
-        cluster: Where to work, as for `open_cluster`: arms are trained side by side, one on each worker, and a chain
-            waits for the arm that is its first stage. A worker that is lost leaves its last checkpoint, from which
+        cluster: Where to work, as for `open_cluster`: trainings run side by side, one on each worker, and a chain
+            waits for the one that is its first stage. A worker that is lost leaves its last checkpoint, from which
             another one goes on. None works in this process.
         progress: Called with (done, total, label). Without it a bar, in a terminal and in Jupyter; None draws none.
         should_stop: Asked after each training step, and whenever other work tells how far it is.
 
     Raises:
         SettingsError: The arms would not share data, grid and split, two are the same, one is named twice, or none
-            is; no subject is left to test on; `out` is the dataset, a run, or another experiment's; or as for
-            `check_settings` for any arm. Nothing was written.
+            is; a seed is named twice or out of bounds; no subject is left to test on; `out` is the dataset, a run,
+            another experiment's, or one with other folds or without seeds; or as for `check_settings` for any arm.
+            Nothing was written.
         DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
         UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
     out = Path(out)
-    settings = arm_settings(arms, file, overrides)
+    of_arm = arm_settings(arms, file, overrides)
+    settings = training_settings(of_arm, seeds, folds)
     check_apart(dataset, out)
     first = next(iter(settings.values()))
     for wanted in settings.values():
         check_settings(wanted)
         check_alone(wanted)
     found = select_pairs(dataset, **to_dict(first.data))
-    split = _split(found, first)
+    splits = {place: _split(found, wanted) for place, wanted in settings.items()}
+    apart = [*splits.values()][:folds]
+    split: dict[str, Any] = apart[0] if folds == 1 else {"folds": apart}
+    tested = set().union(*(fold["test"] for fold in apart))
+    used = [pair for pair in found.pairs if folds > 1 or pair.subject not in tested]
     claim_folder(out)
-    _claim_experiment(out, split, [pair for pair in found.pairs if pair.subject not in split["test"]], first)
+    _claim_experiment(out, split, splits, used, first)
     failures: dict[str, UnscannedError] = {}
-    parts = _parts(progress, settings, found.pairs, split, side_by_side=cluster is not None)
-    names = {arm: f"arm {number} of {len(settings)}, {arm}: " for number, arm in enumerate(settings, 1)}
+    parts = _parts(progress, settings, found.pairs, splits, side_by_side=cluster is not None)
+    kind = "arm" if len(settings) == len(of_arm) else "training"
+    names = {
+        place: f"{kind} {number} of {len(settings)}, {_words(place)}: " for number, place in enumerate(settings, 1)
+    }
 
     def watched(part: str, label: str) -> Progress | None:
         return labelled(interruptible(parts[part], should_stop, out), label)
@@ -125,8 +143,7 @@ def reproduce(
         if workers is None:
             trainings = _train_here(dataset, out, settings, parts, names, should_stop)
         else:
-            used = [pair for pair in found.pairs if pair.subject not in split["test"]]
-            prepare(used, out / "prepared", first.prepare, cluster=workers)  # once, not by each arm
+            prepare(used, out / "prepared", first.prepare, cluster=workers)  # once, not by each training
             trainings = _train_there(dataset, out, settings, workers, watched("train", "training: "))
         for arm, (trained, seconds) in trainings.items():
             failures |= trained.failures
@@ -136,7 +153,6 @@ def reproduce(
                 "settings": to_dict(settings[arm]),
             }
         write_json(out / "split.json", split)
-        scans = [(pair.source, pair.case) for pair in found.pairs if pair.subject in split["test"]]
         for arm, wanted in settings.items():
             began = time.monotonic()
             device = choose_device(wanted.training.device if workers is None else "cpu")
@@ -144,7 +160,7 @@ def reproduce(
             # The dataset says which contrast a test scan is: one that looks unusual is scored, not lost, and stamped.
             made = synthesize(
                 model,
-                scans,
+                [(pair.source, pair.case) for pair in found.pairs if pair.subject in splits[arm]["test"]],
                 out / "synthetic" / arm,
                 renew=True,
                 force=True,
@@ -153,15 +169,18 @@ def reproduce(
             )
             failures |= {f"{arm}: {scan}": error for scan, error in made.failures.items()}
             record["arms"][arm]["synthesis_seconds_this_call"] = time.monotonic() - began
+        members = {arm: [f"{arm}/seed-{seed}" for seed in seeds] for arm in of_arm}
         evaluation = evaluate(
             dataset,
-            {arm: out / "synthetic" / arm for arm in settings},
+            {_words(place): out / "synthetic" / place for arm in of_arm for place in members[arm] or [arm]},
             out / "evaluation",
             source=first.data.source,
             target=first.data.target,
             layout=first.data.layout,
-            subjects=split["test"],
-            training=split["train"],
+            subjects=sorted(tested),
+            training=apart[0]["train"] if folds == 1 else (),
+            folds=apart if folds > 1 else (),
+            seeds={arm: [*map(_words, places)] for arm, places in members.items()} if seeds else None,
             percentile=first.prepare.percentile,
             resample=first.prepare.resample,
             cluster=workers,
@@ -172,7 +191,7 @@ def reproduce(
     report = write_report(
         out / "evaluation",
         out / "report.html",
-        runs={arm: out / "arms" / arm for arm in settings},
+        runs={_words(place): out / "arms" / place for place in [*settings][:: len(settings) // len(of_arm)]},
         details={"How this was made": record},
         progress=watched("report", "report, "),
     )
@@ -180,7 +199,7 @@ def reproduce(
 
 
 Trainings = dict[str, tuple[Trained, float]]
-"What each arm's training made, and the seconds that it took in this call."
+"What each training made, by its place below arms/, and the seconds that it took in this call."
 
 
 def _train_here(
@@ -191,7 +210,7 @@ def _train_here(
     names: Mapping[str, str],
     should_stop: Callable[[], bool],
 ) -> Trainings:
-    """Train the arms one after the other."""
+    """Train one after the other."""
     trainings: Trainings = {}
     for arm, wanted in settings.items():
         began = time.monotonic()
@@ -215,18 +234,19 @@ def _train_there(
     cluster: Cluster,
     progress: Progress | None,
 ) -> Trainings:
-    """Train the arms side by side; one that fails stops no other, and its error is raised when all have ended."""
+    """Train side by side; a training that fails stops no other, and its error is raised when all have ended."""
     arms = list(settings)
     folder = Path(abspath(out))
     first_stages = [_first_stage(arm, settings, folder) for arm in arms]
     cases = [(arm, settings[arm], first) for arm, first in zip(arms, first_stages, strict=True)]
-    after = {number: arms.index(first.parent.name) for number, first in enumerate(first_stages) if first is not None}
+    number_of = {folder / "arms" / arm / "model": number for number, arm in enumerate(arms)}
+    after = {number: number_of[first] for number, first in enumerate(first_stages) if first is not None}
     on_worker = partial(_training_on_worker, abspath(dataset), folder)
     outcomes = in_order(
         map_cases(
             None,
             cases,
-            names=arms,
+            names=[*map(_words, arms)],
             cluster=cluster,
             on_worker=on_worker,
             folder=folder,
@@ -261,22 +281,25 @@ def _parts(
     progress: Progress | None,
     settings: Mapping[str, Settings],
     pairs: Sequence[Pair],
-    split: Mapping[str, list[str]],
+    splits: Mapping[str, Mapping[str, list[str]]],
     *,
     side_by_side: bool,
 ) -> dict[str, Progress | None]:
     """Return the progress of each part of an experiment by its name; all arms are trained before any is tested."""
-    training, validation, test = (
-        sum(pair.subject in split[part] for pair in pairs) for part in ("train", "validation", "test")
-    )
     costs: dict[str, float] = {}
+    made: dict[str, float] = {}
     for arm, wanted in settings.items():
+        training, validation, test = (
+            sum(pair.subject in splits[arm][part] for pair in pairs) for part in ("train", "validation", "test")
+        )
+        made[f"synthesize {arm}"] = test * synthesis_cost(wanted)
         has_first_stage = _first_stage(arm, settings, Path()) is not None
         costs[f"train {arm}"] = sum(run_costs(wanted, training, validation, has_first_stage=has_first_stage).values())
     if side_by_side:
         costs = {"train": sum(costs.values())}
-    costs |= {f"synthesize {arm}": test * synthesis_cost(wanted) for arm, wanted in settings.items()}
-    shown = test * SCORED * (len(settings) + len(BASELINES))
+    costs |= made
+    tests = [len({*split["test"]}) for split in splits.values()]
+    shown = SCORED * (sum(tests) + max(tests) * len(BASELINES))
     costs |= {"score": shown, "report": shown}
     return dict(zip(costs, shares(progress, [*costs.values()]), strict=True))
 
@@ -295,6 +318,42 @@ def arm_settings(
     _refuse_twins(settings)
     _refuse_unlike(settings)
     return settings
+
+
+def training_settings(
+    settings: Mapping[str, Settings], seeds: Sequence[int] = (), folds: int = 1
+) -> dict[str, Settings]:
+    """Return the settings of each training of an experiment by its place below arms/.
+
+    Args:
+        settings: Of each arm, as `arm_settings` returns them.
+        seeds: As for `reproduce`.
+        folds: As for `reproduce`.
+
+    Raises:
+        SettingsError: A seed is out of bounds or named twice, there is no fold, or the settings have a file of subjects
+            beside folds.
+
+    Example:
+        >>> list(training_settings({"resgan": Settings()}, seeds=[0, 1], folds=2))
+        ['resgan/seed-0/fold-1', 'resgan/seed-0/fold-2', 'resgan/seed-1/fold-1', 'resgan/seed-1/fold-2']
+    """
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError("each seed is to be named once", where="seeds", found=listed([*map(str, seeds)]))
+    chosen: list[int | None] = [*seeds] or [None]
+    made: dict[str, Settings] = {}
+    for arm, wanted in settings.items():
+        for seed in chosen:
+            seeded = wanted if seed is None else wanted.change(training={"seed": seed})
+            place = arm if seed is None else f"{arm}/seed-{seed}"
+            if folds == 1:
+                made[place] = seeded
+                continue
+            for fold in range(1, max(folds, 1) + 1):
+                own = seeded.change(split={"folds": folds, "fold": fold})
+                check(own)
+                made[f"{place}/fold-{fold}"] = own
+    return made
 
 
 def estimate_costs(
@@ -330,18 +389,54 @@ def claim_folder(out: Path) -> None:
     experiment = "an earlier experiment, or nothing"
     for name in ("settings.json", "log.jsonl", "model", "stage-1"):
         claim(out / name, nothing, "no run of unscanned train", do="Choose a folder of its own.")
-    claim(out / "split.json", json_with("train", "validation", "test"), experiment)
+    claim(out / "split.json", lambda path: _is_split(read_json(path)), experiment)
     claim(out / "reproduce.json", json_with("arms", "dataset", "environment"), experiment)
     claim_report(out / "report.html")
     claim_evaluation(out / "evaluation")
 
 
-def _claim_experiment(out: Path, split: dict[str, list[str]], pairs: Sequence[Pair], settings: Settings) -> None:
-    """Refuse a folder with the experiment of other subjects or scans, before any of it is replaced."""
-    for path in (out / "split.json", *sorted(out.glob("arms/*/split.json"))):
-        do = "Choose another folder, or the dataset and split that this one was begun with."
-        claim(path, json_with(**split), "the same subjects in the split", do=do)
+def _claim_experiment(
+    out: Path,
+    split: Mapping[str, Any],
+    splits: Mapping[str, Mapping[str, list[str]]],
+    pairs: Sequence[Pair],
+    settings: Settings,
+) -> None:
+    """Refuse a folder with the experiment of other subjects, scans, seeds or folds, before any of it is replaced."""
+    kinds = {_kind(place) for place in splits}
+    begun = sorted(path.parent for depth in _DEPTHS for path in (out / "arms").glob(f"{depth}/settings.toml"))
+    for folder in begun:
+        place = folder.relative_to(out / "arms").as_posix()
+        if _kind(place) not in kinds:
+            raise SettingsError(
+                "the folder holds an experiment with other seeds or folds",
+                where=folder,
+                found=f"a training of {_words(place)}",
+                expected=f"trainings such as {_words(next(iter(splits)))}",
+                do="Choose another folder, or the options that this one was begun with.",
+            )
+    same = "the same subjects in the split"
+    do = "Choose another folder, or the dataset and split that this one was begun with."
+    claim(out / "split.json", json_with(**split), same, do=do)
+    for path in (folder / "split.json" for folder in begun):
+        own = splits.get(path.parent.relative_to(out / "arms").as_posix(), split)
+        claim(path, json_with(**own), same, do=do)
     refuse_other_cases(pairs, out / "prepared", settings.prepare)
+
+
+_DEPTHS = ("*", "*/*", "*/*/*")
+"Where trainings lie below arms/: the arm, its seed, its fold."
+
+
+def _kind(place: str) -> str:
+    """Return what a training's place below arms/ consists of beside the arm."""
+    return re.sub(r"-\d+", "", place.partition("/")[2])
+
+
+def _words(place: str) -> str:
+    """Return a training in words, such as "resgan, seed 0, fold 2"."""
+    arm, *rest = place.split("/")
+    return ", ".join([arm, *(part.replace("-", " ") for part in rest)])
 
 
 def _refuse_twins(settings: Mapping[str, Settings]) -> None:
@@ -373,6 +468,12 @@ def _refuse_unlike(settings: Mapping[str, Settings]) -> None:
                 )
 
 
+def _is_split(content: Any) -> bool:
+    """Whether a file holds the split of an experiment, or those of its folds."""
+    splits = content.get("folds", [content]) if isinstance(content, dict) else [content]
+    return all(isinstance(split, dict) and {"train", "validation", "test"} <= split.keys() for split in splits)
+
+
 def _split(found: Selection, settings: Settings) -> dict[str, list[str]]:
     split = split_subjects(found.pairs, **to_dict(settings.split))
     if not split["test"]:
@@ -390,15 +491,16 @@ def _first_stage(arm: str, settings: Mapping[str, Settings], out: Path) -> Path 
     """Return the model of an earlier arm that is the first stage of this arm's chain, if there is one."""
     if settings[arm].context.stages == 1:
         return None
-    wanted = {key: value for key, value in decisive(settings[arm]).items() if key != "context"}
+    wanted = _alike(settings[arm])
     for other, candidate in settings.items():
         if other == arm:
             return None
-        found = {key: value for key, value in decisive(candidate).items() if key != "context"}
-        if (
-            candidate.context.stages == 1
-            and found == wanted
-            and candidate.training.epochs == settings[arm].training.epochs
-        ):
+        if candidate.context.stages == 1 and _alike(candidate) == wanted:
             return out / "arms" / other / "model"
     return None
+
+
+def _alike(settings: Settings) -> tuple[Any, ...]:
+    """Return what two trainings share of which one is the first stage of the other's chain."""
+    decides = {key: value for key, value in decisive(settings).items() if key != "context"}
+    return decides, settings.training.epochs, settings.split

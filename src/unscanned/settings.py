@@ -113,6 +113,10 @@ class Split(Schema):
     "Seed of the shuffle of subjects."
     file: str | None = None
     "JSON file with the lists train, validation and test; overrides the numbers."
+    folds: int = Field(1, gt=0, le=10**6)
+    "Parts that all subjects are divided into for a cross-validation; from 2 on, train and test take no numbers."
+    fold: int = Field(1, gt=0, le=10**6)
+    "The part to test on, from 1; validation subjects are drawn from the others, and all that are left train."
 
 
 class Generator(Schema):
@@ -190,6 +194,8 @@ class Training(Schema):
     "Patches a step."
     accumulate: int = Field(1, gt=0, le=10**6)
     "Parts that the patches of a step pass through the networks in, for less memory; batch norm then sees a part alone."
+    offload: bool = Field(False, json_schema_extra=INDIFFERENT)
+    "On a GPU, keep what the backward pass needs in the host's memory meanwhile: the same result in less, but slower."
     patch: int = Field(32, gt=0, le=1024)
     "Edge of a cubic patch, in voxels."
     margin: int = Field(0, ge=0, le=1024)
@@ -444,10 +450,11 @@ def check(settings: Settings) -> None:
     """Refuse values that exclude each other. What a network does not take, it refuses itself.
 
     Raises:
-        SettingsError: A patch larger than the grid or smaller than the window of SSIM, a stride larger than the patch,
-            a context that cannot be had, augmentation that leaves nothing of a patch, a share to keep of no weights, or
-            a loss without a term.
+        SettingsError: A fold that is not there or stands beside a file of subjects, a patch larger than the grid or
+            smaller than the window of SSIM, a stride larger than the patch, a context that cannot be had, augmentation
+            that leaves nothing of a patch, a share to keep of no weights, or a loss without a term.
     """
+    _check_split(settings.split)
     _check_loss(settings.loss)
     _check_augmentation(settings.augmentation, settings.training.patch)
     context, patch = settings.context, settings.training.patch
@@ -504,6 +511,20 @@ def check(settings: Settings) -> None:
                 expected="in_sample",
                 do="Set context.training_input to in_sample, or context.input to volume.",
             )
+
+
+def _check_split(split: Split) -> None:
+    if split.fold > split.folds:
+        raise SettingsError(
+            "there is no such fold", where="split.fold", found=split.fold, expected=f"1 to split.folds = {split.folds}"
+        )
+    if split.folds > 1 and split.file is not None:
+        raise SettingsError(
+            "a file says which subjects test, and so do folds",
+            where="split.folds",
+            found=f"{split.folds} with split.file = {split.file}",
+            expected="one of them",
+        )
 
 
 def _check_augmentation(augmentation: Augmentation, patch: int) -> None:

@@ -38,6 +38,37 @@ def test_seeds_give_different_splits_and_one_seed_always_the_same():
     assert splits[0]["validation"] == ["06", "08"]
 
 
+@settings(max_examples=100)
+@given(
+    subjects=st.sets(st.text("abc019", min_size=1, max_size=5), min_size=6, max_size=30).map(sorted),
+    seed=st.integers(0, 2**31),
+    folds=st.integers(2, 6),
+    validation=st.integers(0, 2),
+)
+def test_folds_test_each_subject_once_on_models_that_never_saw_it(subjects, seed, folds, validation):
+    pairs = pairs_of(subjects, ("1", "2"))
+    given = {"train": 60, "validation": validation, "test": 26, "seed": seed, "folds": folds}
+    splits = [split_subjects(pairs, **given, fold=fold) for fold in range(1, folds + 1)]
+    assert sorted(subject for split in splits for subject in split["test"]) == subjects
+    for split in splits:
+        assert sorted(subject for part in split.values() for subject in part) == subjects
+        assert len(split["validation"]) == validation
+        assert len(split["test"]) in (len(subjects) // folds, -(-len(subjects) // folds))
+    assert splits[0] == split_subjects(pairs[::-1], **given, fold=1)
+
+
+def test_folds_do_not_choose_the_epoch_on_the_same_subjects():
+    pairs = pairs_of([f"{i:02d}" for i in range(10)])
+    splits = [split_subjects(pairs, train=1, validation=2, test=1, folds=5, fold=fold) for fold in range(1, 6)]
+    assert len({subject for split in splits for subject in split["validation"]}) == 10
+
+
+@pytest.mark.parametrize(("folds", "validation"), [(5, 0), (2, 2), (4, 3)])
+def test_too_few_subjects_for_the_folds_are_refused(folds, validation):
+    with pytest.raises(DatasetError, match=f"too few subjects for the folds; found 4 .* {folds} folds"):
+        split_subjects(pairs_of(["a", "b", "c", "d"]), train=1, validation=validation, test=1, folds=folds, fold=1)
+
+
 def test_too_few_subjects_are_refused_with_both_numbers():
     with pytest.raises(DatasetError, match="found 2 subjects with both contrasts, expected 60 train"):
         split_subjects(pairs_of(["a", "b"], ("1", "2")), train=60, validation=3, test=26)

@@ -135,8 +135,16 @@ def test_every_patch_comes_once_a_pass_and_passes_differ_in_order(cases, batch, 
     assert batches.steps_per_pass == -(-n // batch)
 
 
+def context_of(cases):
+    """What a stage before might have made of each case."""
+    return {
+        case.name: np.random.default_rng(n).standard_normal(case.source.shape, np.float32)
+        for n, case in enumerate(cases)
+    }
+
+
 def test_the_context_is_the_second_channel_of_the_same_patch(cases):
-    volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
+    volumes = context_of(cases)
     plain = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=4))
     chained = PatchBatches(cases, CONSTANTS, Training(patch=16, batch=4), volumes)
     inputs, targets = chained(1)
@@ -144,7 +152,7 @@ def test_the_context_is_the_second_channel_of_the_same_patch(cases):
     assert torch.equal(inputs[:, :1], plain(1)[0])
     assert torch.equal(targets, plain(1)[1])
     for (number, *start), pair in zip(chained.chosen(1), inputs, strict=True):
-        assert np.array_equal(pair[1], cut(volumes[number], start, 16))
+        assert np.array_equal(pair[1], cut(volumes[cases[number].name], start, 16))
 
 
 def test_patches_with_too_little_head_are_left_out(cases):
@@ -186,7 +194,7 @@ def test_flips_and_shifts_depend_on_seed_step_and_slot_alone(cases):
 
 
 def test_about_half_of_the_patches_are_mirrored_left_to_right_source_target_context_and_head_alike(cases):
-    volumes = [np.random.default_rng(n).standard_normal(case.source.shape, np.float32) for n, case in enumerate(cases)]
+    volumes = context_of(cases)
     settings, flips = Training(patch=16, batch=32), Augmentation(flip=0.5)
     plain = PatchBatches(cases, CONSTANTS, settings, volumes, gives_head=True)(0)
     mirrored = PatchBatches(cases, CONSTANTS, settings, volumes, augmentation=flips, gives_head=True)(0)

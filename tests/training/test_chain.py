@@ -104,7 +104,7 @@ def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_
         cases,
         load_model(run).normalization,
         Training(patch=16, batch=2, seed=seed, min_head=0.1),
-        [context_of(run, case) for case in cases],
+        {case.name: context_of(run, case) for case in cases},
     )
     torch.manual_seed(seed)
     generator = generators.build("small", in_channels=2, residual=True)

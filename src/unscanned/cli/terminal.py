@@ -100,7 +100,7 @@ def say_scores(evaluation: Any) -> None:
     from rich.table import Table
 
     from unscanned.evaluation.metrics import METRICS
-    from unscanned.evaluation.tables import mean_sd
+    from unscanned.evaluation.tables import mean_sd, seed_range
 
     console = Console()
     metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
@@ -115,6 +115,13 @@ def say_scores(evaluation: Any) -> None:
         cells = [mean_sd(summaries[name], metric.digits) for name, metric in metrics.items()]
         table.add_row(escape(in_a_line(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
+    shown = METRICS["psnr"]
+    for arm, regions in evaluation.content.spread.items():
+        apart = regions["head"]["psnr"]
+        words = (
+            f"{apart.n} seeds, SD [lowest, highest] of the mean PSNR: {seed_range(apart, shown.digits)} {shown.unit}"
+        )
+        say(f"{arm}: {words}")
     allowed = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
     for row in evaluation.content.comparisons:
         if row.against in allowed and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
@@ -302,13 +309,14 @@ def say_cost(what: str, cost: Any) -> None:
         say(f"  {line}")
 
 
-def say_total(costs: Mapping[str, Any]) -> None:
-    """Print what all arms cost together, as a comment of TOML."""
+def say_total(costs: Mapping[str, Any], *, each: int = 1) -> None:
+    """Print what all arms cost together, each trained so many times, as a comment of TOML."""
     known = [cost.seconds + cost.synthesis_seconds for cost in costs.values() if cost.seconds is not None]
-    if len(known) == len(costs) > 1:
+    if len(known) == len(costs) and len(costs) * each > 1:
         from unscanned.training.cost import duration
 
-        say(f"# all arms   {duration(sum(known))}")
+        what = "all arms " if each == 1 else f"all {len(costs) * each} trainings"
+        say(f"# {what}  {duration(each * sum(known))}, one after the other")
 
 
 def write_examination(file: Path, found: Any, proposal: Any, cost: Any) -> None:

@@ -34,10 +34,26 @@ from unscanned.evaluation.cases import (
 )
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import REGIONS, score_case
-from unscanned.evaluation.tables import comparisons, html_scores, scores_csv, slices_csv, summaries
+from unscanned.evaluation.tables import (
+    comparisons,
+    html_scores,
+    over_seeds,
+    scores_csv,
+    slices_csv,
+    spreads,
+    summaries,
+)
 from unscanned.evaluation.tissues import Labels, find_labels
 from unscanned.files import lock, write_json, write_text
-from unscanned.formats.evaluation import Case, Constants, EvaluationRecord, Failure, Score, SliceErrors
+from unscanned.formats.evaluation import (
+    Case,
+    Constants,
+    EvaluationRecord,
+    Failure,
+    Score,
+    SliceErrors,
+    compared_arms,
+)
 from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
@@ -106,6 +122,8 @@ def evaluate(
     training: Sequence[str] = (),
     percentile: float | None = None,
     leave_one_out: bool = False,
+    folds: Sequence[Mapping[str, Sequence[str]]] = (),
+    seeds: Mapping[str, Sequence[str]] | None = None,
     resample: bool = False,
     labels: str | Path | None = None,
     cluster: Cluster | str | None = None,
@@ -129,6 +147,12 @@ def evaluate(
         training: Subjects that the arms were trained on, never scored.
         leave_one_out: Fit the regression of each subject on all other subjects that are scored, for arms that were
             trained on none of this dataset.
+        folds: Of a cross-validation: splits as `split_subjects` returns them. Each volume comes from a model that was
+            trained in the fold that tests its subject; the regression of the subject is fitted on that fold's training
+            subjects.
+        seeds: Of arms that were trained with several seeds: the arms in `synthetic` of its seeds by the arm's name. A
+            subject's score in the arm is the mean over its seeds, and the arm alone is compared with others; the spread
+            over seeds is told beside.
         percentile: Percentile inside the head that becomes 1: the models' own. When unset, the one that the sidecars of
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
@@ -139,18 +163,20 @@ def evaluate(
 
     Raises:
         SettingsError: No arm, an arm with the name of a baseline, a sidecar that names another percentile, a file in
-            `out` that is no evaluation's, or training subjects with `leave_one_out`.
+            `out` that is no evaluation's, or more than one of training subjects, folds and `leave_one_out`.
         DatasetError: No case to score, none that can be, a subject that is both trained on and scored, or no label maps
             in their folder.
         BusyError: Another process writes into `out`.
         ResourceError: As for `map_cases`.
     """
-    _check_arms(synthetic)
-    if leave_one_out and training:
+    seeds = {} if seeds is None else seeds
+    _check_arms([*synthetic, *seeds], synthetic)
+    known = [f"training subjects too: {listed(sorted(training))}"] * bool(training) + ["folds too"] * bool(folds)
+    if leave_one_out + len(known) > 1:
         raise SettingsError(
             "two sets of subjects to fit the regression on",
-            where="leave_one_out",
-            found=f"training subjects too: {listed(sorted(training))}",
+            where="leave_one_out" if leave_one_out else "folds",
+            found=known[0],
             expected="one of them",
             do="Leave out the split for a model that was trained on other data.",
         )
@@ -174,18 +200,21 @@ def evaluate(
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
     expected = {pair.subject for pair, _ in files}.union(subjects or ())
-    _check_split(expected, training)
+    for fold in folds or [{"train": training, "test": sorted(expected)}]:
+        _check_split(expected.intersection(fold["test"]), fold["train"])
     intensities = _intensities(files)
     percentile = _percentile(intensities, percentile)
-    fitted_on = {pair.subject for pair, _ in files} if leave_one_out else set(training)
+    fitted_on = set(training).union(*(fold["train"] for fold in folds))
+    if leave_one_out:
+        fitted_on = {pair.subject for pair, _ in files}
     trained = [pair for pair in pairs if pair.subject in fitted_on]
     total = len(trained) + len(files)
     with lock(out), contextlib.nullcontext() if cluster is None else open_cluster(cluster, shared=out) as workers:
         subjects_scored = {pair.subject for pair, _ in files}
         regressions, warnings = _fit(
-            trained, subjects_scored, percentile, resample, leave_one_out, workers, _part(progress, 0, total)
+            trained, subjects_scored, percentile, resample, leave_one_out, folds, workers, _part(progress, 0, total)
         )
-        own = regressions if leave_one_out else {}
+        own = regressions if leave_one_out or folds else {}
         shared = None if own else next(iter(regressions.values()), None)
         constants = _constants(intensities, warnings)
         unscored = [_Unscored(pair, paths, regressions.get(pair.subject), dataset, tissues) for pair, paths in files]
@@ -204,7 +233,11 @@ def evaluate(
         if progress:
             progress(total, total, "scored")
         ceilings = [arm for arm in CEILINGS if any(row.arm == arm for row in scores)]
-        arms = (*BASELINES[: 2 if regressions else 1], *ceilings, *synthetic)
+        made_here = (*BASELINES[: 2 if regressions else 1], *ceilings)
+        compared = (*made_here, *compared_arms(synthetic, seeds))
+        arms = tuple(name for arm in compared for name in (arm, *seeds.get(arm, ())))
+        counted = over_seeds(scores, seeds)
+        by_arm = summaries(arms, counted, expected)
         record = EvaluationRecord(
             unscanned=version(),
             created=utc_now(),
@@ -218,17 +251,17 @@ def evaluate(
             definitions={name: f"{metric.definition}; {metric.better} is better" for name, metric in METRICS.items()},
             regions=_regions(scores, labels),
             constants=constants,
-            arms=summaries(arms, scores, expected),
-            comparisons=comparisons(arms, next(iter(synthetic)), scores),
-            cases=[
-                _describe(pair, paths, regressions.get(pair.subject) if leave_one_out else None)
-                for pair, paths in files
-            ],
+            arms=by_arm,
+            comparisons=comparisons(compared, compared[len(made_here)], counted),
+            cases=[_describe(pair, paths, own.get(pair.subject)) for pair, paths in files],
             scores=scores,
             slices=slices,
             failures=failures,
             warnings=list(dict.fromkeys(warnings)),
             regression=shared.curve() if shared else None,
+            seeds={arm: list(members) for arm, members in seeds.items()},
+            spread=spreads(by_arm, seeds),
+            folds=[{part: sorted(fold[part]) for part in fold} for fold in folds],
         )
         content = record.to_json()
         write_text(Path(out, "scores.csv"), scores_csv(scores, failures))
@@ -334,12 +367,13 @@ def claim_evaluation(out: str | Path) -> None:
         claim(Path(out, name), is_own, "an earlier evaluation, or nothing")
 
 
-def _check_arms(synthetic: Mapping[str, str | Path]) -> None:
+def _check_arms(names: Sequence[str], synthetic: Mapping[str, str | Path]) -> None:
     if not synthetic:
         raise SettingsError("no arm to score", expected="at least one folder of synthetic volumes")
-    for arm, folder in synthetic.items():
-        if arm in (*BASELINES, *CEILINGS, "target"):
+    for arm in names:
+        if arm in (*BASELINES, *CEILINGS, "target") or names.count(arm) > 1:
             raise SettingsError("the name is taken", where=f"arm {arm}", do="Give the arm another name.")
+    for arm, folder in synthetic.items():
         if not Path(folder).is_dir():
             raise DatasetError("no such folder", where=f"arm {arm}: {folder}")
 
@@ -384,6 +418,7 @@ def _fit(
     percentile: float,
     resample: bool,
     leave_one_out: bool,
+    folds: Sequence[Mapping[str, Sequence[str]]],
     cluster: Cluster | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Regression], list[str]]:
@@ -403,11 +438,19 @@ def _fit(
             sums[pair.subject] = sums[pair.subject] + found if pair.subject in sums else found
     everyone = sum(sums.values(), JointSums.none())
     try:
+        if folds:
+            return {subject: curve for fold in folds for subject, curve in _fit_fold(fold, sums).items()}, warnings
         if not leave_one_out:
             return dict.fromkeys(subjects, everyone.fit()), warnings
         return {subject: (everyone - sums.get(subject, JointSums.none())).fit() for subject in subjects}, warnings
     except DatasetError as error:
         return {}, [*warnings, f"no regression baseline: {error}"] if pairs else warnings
+
+
+def _fit_fold(fold: Mapping[str, Sequence[str]], sums: Mapping[str, JointSums]) -> dict[str, Regression]:
+    """Return the regression of each subject that a fold tests, one for all of them."""
+    fitted = sum((sums[subject] for subject in fold["train"] if subject in sums), JointSums.none()).fit()
+    return dict.fromkeys(fold["test"], fitted)
 
 
 def _sums(pair: Pair, progress: Progress | None, *, percentile: float, resample: bool) -> JointSums:

@@ -1,6 +1,7 @@
 """From scores of cases to statements about subjects: mean (SD), and paired differences with an interval.
 
-The subject is the unit: sessions of one subject are averaged first, and arms are compared on the same subjects.
+The subject is the unit: sessions of one subject, and trainings of one arm with several seeds, are averaged first, and
+arms are compared on the same subjects.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from unscanned.formats.evaluation import Difference, Summary
+from unscanned.formats.evaluation import Difference, Spread, Summary
 
-__all__ = ["compare", "subject_means", "summarize"]
+__all__ = ["compare", "spread_of", "subject_means", "summarize"]
 
 _LEAST_FOR_WILCOXON = 6
 
@@ -48,6 +49,26 @@ def summarize(values: Collection[float], of: int) -> Summary:
         sd=float(array.std(ddof=1)) if with_sd else None,
         n=array.size,
         of=of,
+    )
+
+
+def spread_of(means: Iterable[float]) -> Spread:
+    """Return how far the seeds of an arm lie apart.
+
+    Args:
+        means: Of each seed, the mean over subjects.
+
+    Example:
+        >>> spread_of([20.0, 22.0]).sd
+        1.4142135623730951
+    """
+    array = np.asarray(list(means), np.float64)
+    with_sd = array.size > 1 and np.isfinite(array).all()
+    return Spread(
+        sd=float(array.std(ddof=1)) if with_sd else None,
+        low=float(array.min()) if array.size else None,
+        high=float(array.max()) if array.size else None,
+        n=array.size,
     )
 
 

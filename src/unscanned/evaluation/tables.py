@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from unscanned.display import html_table
 from unscanned.evaluation.cases import BASELINES, CEILINGS
 from unscanned.evaluation.metrics import METRICS
-from unscanned.evaluation.statistics import compare, subject_means, summarize
-from unscanned.formats.evaluation import Comparison, Difference, EvaluationRecord, Failure, Score, SliceErrors, Summary
+from unscanned.evaluation.statistics import compare, spread_of, subject_means, summarize
+from unscanned.formats.evaluation import (
+    Comparison,
+    Difference,
+    EvaluationRecord,
+    Failure,
+    Score,
+    SliceErrors,
+    Spread,
+    Summary,
+)
 
-__all__ = ["comparisons", "html_scores", "mean_interval", "mean_sd", "scores_csv", "slices_csv", "summaries"]
+__all__ = [
+    "comparisons",
+    "html_scores",
+    "mean_interval",
+    "mean_sd",
+    "over_seeds",
+    "scores_csv",
+    "seed_range",
+    "slices_csv",
+    "spreads",
+    "summaries",
+]
 
 
 def summaries(
@@ -36,6 +56,43 @@ def summaries(
             for region, metrics in regions.items()
         }
         for arm in arms
+    }
+
+
+def over_seeds(scores: Iterable[Score], seeds: Mapping[str, Sequence[str]]) -> list[Score]:
+    """Return the scores, and those of the arms of each seed once more as scores of their arm.
+
+    So a subject's value in the arm is the mean over its seeds: seeds of one subject are no further subjects.
+
+    Args:
+        scores: All scores.
+        seeds: The arms of its seeds by arm.
+    """
+    of = {member: arm for arm, members in seeds.items() for member in members}
+    rows = list(scores)
+    return rows + [row.model_copy(update={"arm": of[row.arm]}) for row in rows if row.arm in of]
+
+
+def spreads(
+    arms: Mapping[str, Mapping[str, Mapping[str, Summary]]], seeds: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, dict[str, Spread]]]:
+    """Return {arm: {region: {metric: spread over its seeds}}}.
+
+    Args:
+        arms: The summaries, those of the arms of each seed included.
+        seeds: The arms of its seeds by arm.
+    """
+    return {
+        arm: {
+            region: {
+                metric: spread_of(
+                    found.mean for member in members if (found := arms[member][region][metric]).mean is not None
+                )
+                for metric in metrics
+            }
+            for region, metrics in arms[arm].items()
+        }
+        for arm, members in seeds.items()
     }
 
 
@@ -77,6 +134,14 @@ def mean_interval(difference: Difference, digits: int) -> str:
     return f"{difference.difference:+.{digits}f}{interval}"
 
 
+def seed_range(spread: Spread, digits: int) -> str:
+    """Return a spread over seeds as text, such as "0.12 [20.31, 20.55]": SD, lowest, highest; a hyphen for none."""
+    if spread.low is None or spread.high is None:
+        return "-"
+    sd = "-" if spread.sd is None else f"{spread.sd:.{digits}f}"
+    return f"{sd} [{spread.low:.{digits}f}, {spread.high:.{digits}f}]"
+
+
 def html_scores(content: EvaluationRecord) -> str:
     """Return the scores inside the head for a notebook: mean (SD) of each arm, paired differences, and failures."""
     metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
@@ -112,6 +177,17 @@ def html_scores(content: EvaluationRecord) -> str:
             caption=f"mean over the subjects of both, inside the head [{share} interval, from two subjects on]",
         ),
     ]
+    if content.spread:
+        apart = [
+            [
+                arm,
+                *(seed_range(regions["head"][name], metric.digits) for name, metric in metrics.items()),
+                next(iter(regions["head"].values())).n,
+            ]
+            for arm, regions in content.spread.items()
+        ]
+        caption = "over seeds: SD [lowest, highest] of the mean over test subjects, inside the head"
+        tables.append(html_table(apart, header=["arm", *headings, "seeds"], caption=caption))
     if content.failures:
         failed = [[failure.case, failure.arm, failure.reason] for failure in content.failures]
         tables.append(html_table(failed, header=["case", "arm", "why it was not scored"]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainSerializer
 
@@ -24,7 +25,9 @@ __all__ = [
     "Number",
     "Score",
     "SliceErrors",
+    "Spread",
     "Summary",
+    "compared_arms",
     "read_evaluation",
 ]
 
@@ -139,6 +142,18 @@ class Comparison(Difference):
     metric: str
 
 
+class Spread(Schema):
+    """How far trainings of one arm with different seeds lie apart: of each, the mean over subjects."""
+
+    sd: float | None
+    "Sample standard deviation over seeds; None below two, or where a mean is infinite."
+    low: Number
+    "Of the lowest; None when no seed has a value."
+    high: Number
+    n: int
+    "Seeds with a value."
+
+
 class EvaluationRecord(Record):
     """Scores of all arms on the same cases."""
 
@@ -178,6 +193,34 @@ class EvaluationRecord(Record):
     warnings: list[str]
     regression: Curve | None
     "That of all cases; None where there was no subject to fit it on, and where each case has its own."
+    seeds: dict[str, list[str]] = Field({})
+    "Of arms that were trained with several seeds: the arm of each seed. Left out of the file where there are none."
+    spread: dict[str, dict[str, dict[str, Spread]]] = Field({})
+    "Over these seeds, of each metric by arm and region. Left out of the file where there are no seeds."
+    folds: list[dict[str, list[str]]] = Field([])
+    "Of a cross-validation: who trained, validated and tested in each fold. Left out of the file where there is none."
+
+    @property
+    def compared(self) -> list[str]:
+        """The arms that are compared: each that has volumes, and in the place of the arms of its seeds, the arm."""
+        return compared_arms(self.folders, self.seeds)
+
+    @property
+    def pictured(self) -> list[str]:
+        """The arms to show pictures of: of several seeds the first."""
+        later = {member for members in self.seeds.values() for member in members[1:]}
+        return [arm for arm in self.folders if arm not in later]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON values that are written."""
+        absent = [name for name in ("seeds", "spread", "folds") if not getattr(self, name)]
+        return {name: value for name, value in super().to_json().items() if name not in absent}
+
+
+def compared_arms(arms: Iterable[str], seeds: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return arms in order, an arm in the place of the arms of its seeds."""
+    of = {member: arm for arm, members in seeds.items() for member in members}
+    return list(dict.fromkeys(of.get(arm, arm) for arm in arms))
 
 
 def read_evaluation(folder: Path) -> EvaluationRecord:

@@ -98,6 +98,7 @@ def write_report(
     page = template.render(
         evaluation=content,
         baselines=BASELINES,
+        members=[member for members in content.seeds.values() for member in members],
         verdicts=verdicts(content),
         below=below_baselines(content),
         psnrs=explain_psnr(content),
@@ -186,7 +187,8 @@ def _case(
     case: dict[str, Any] = {"name": entry.case, "failures": failures, "figure": None, "strips": [], "reason": None}
     case |= {"in_viewer": False, "left_out": ""}
     try:
-        images = evaluated_images(entry, content)
+        pictured = {arm: entry.synthetic.get(arm) for arm in content.pictured}
+        images = evaluated_images(entry.model_copy(update={"synthetic": pictured}), content)
         made = {arm: image for arm, image in images.arms.items() if arm not in BASELINES}
         contrasts = content.source, content.target
         std = case_constants(images, content.constants)[1]
@@ -241,6 +243,7 @@ def _details(
 ) -> list[tuple[str, str]]:
     """Headings and texts of the section on settings and provenance."""
     shown = {"created", "dataset", "folders", "percentile", "resample", "constants", "training_subjects"}
+    shown |= {name for name in ("seeds", "folds") if getattr(content, name)}
     texts = [("Evaluation", _pretty(content.model_dump(include=shown)))]
     for arm, folder in runs.items():
         path = Path(folder) / "settings.toml"

@@ -40,7 +40,7 @@ def verdicts(content: EvaluationRecord) -> list[Verdict]:
     """
     if "psnr" not in content.definitions:
         return []
-    arms = list(content.folders)
+    arms = content.compared
     below = below_baselines(content)
     made = []
     for arm in arms:
@@ -74,7 +74,7 @@ def explain_psnr(content: EvaluationRecord) -> str:
     if not {"psnr", "psnr_nie"} <= content.definitions.keys():
         return ""
     means = {}
-    for arm in (*BASELINES, *content.folders):
+    for arm in (*BASELINES, *content.compared):
         regions = content.arms.get(arm, {})
         pair = [regions[_REGION].get(name) for name in ("psnr", "psnr_nie")] if _REGION in regions else []
         if len(pair) == 2 and all(each is not None and each.mean is not None for each in pair):

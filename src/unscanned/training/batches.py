@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class PatchBatches:
         normalization: Constants that turn unit scale into z-scores.
         settings: Edge of a patch and its margin, patches a step, the share of a patch that must lie inside the head,
             and the seed of the order. Where a margin reaches beyond the volume, the volume's edge is repeated.
-        earlier: For an auto-context stage: for each case the previous stage's volume, (i, j, k) z-scores.
+        earlier: For an auto-context stage: the previous stage's volume of each case by name, (i, j, k) z-scores.
         augmentation: What is drawn anew for each patch.
         gives_head: Whether a batch says where the head is.
         simulated: Pairs that take the places of some patches; None: there are none.
@@ -61,7 +61,7 @@ class PatchBatches:
         cases: Sequence[Case],
         normalization: Normalization,
         settings: Training,
-        earlier: Sequence[np.ndarray] | None = None,
+        earlier: Mapping[str, np.ndarray] | None = None,
         *,
         augmentation: Augmentation = _AS_IT_IS,
         gives_head: bool = False,
@@ -72,14 +72,8 @@ class PatchBatches:
         self.min_head, self.augmentation = settings.min_head, augmentation
         self.gives_head, self.simulated = gives_head, simulated
         self.seed, self.order, self.slots = settings.seed, 0, ranks.share(settings.batch)
-        self.index = np.array(
-            [
-                (number, *start)
-                for number, case in enumerate(self.cases)
-                for start in self._grid(case)
-                if self._has_head(case, start)
-            ]
-        ).reshape(-1, 4)
+        rows = [self._rows(number, case) for number, case in enumerate(self.cases)]
+        self.index = np.concatenate(rows) if rows else np.empty((0, 4), np.int32)
         if len(self.index) == 0:
             raise no_patches(settings.min_head)
 
@@ -138,7 +132,7 @@ class PatchBatches:
             target = target if field is None else target * self._centre(field)
         channels = [constants.source.standardize(source)]
         if self.earlier is not None:
-            channels.append(np.asarray(self._wide(self.earlier[number], start), np.float32))
+            channels.append(np.asarray(self._wide(self.earlier[case.name], start), np.float32))
         parts = [np.stack(channels), constants.target.standardize(target)[None]]
         if self.gives_head:
             parts.append(np.asarray(cut(case.head, start, self.patch))[None])
@@ -192,6 +186,12 @@ class PatchBatches:
             if self._has_head(case, place):
                 return (number, *place)
         return (number, *start)
+
+    def _rows(self, number: int, case: Case) -> np.ndarray:
+        """Return the (patches, 4) rows (case, i, j, k) of a case, in half the memory of ordinary integers."""
+        grid = self._grid(case)
+        kept = grid[[self._has_head(case, start) for start in grid]]
+        return np.column_stack([np.full(len(kept), number), kept]).astype(np.int32)
 
     def _grid(self, case: Case) -> np.ndarray:
         if min(case.source.shape) < self.patch:

@@ -5,6 +5,7 @@ The reference, section VIII: each generator after the first also sees what the o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Chain:
             UnscannedError: As for `Stage.train`.
         """
         count = self.context.stages
-        volumes: dict[str, np.ndarray] = {}
+        volumes: Mapping[str, np.ndarray] = {}
         for number in range(1, count + 1):
             folder = self.run.folder if count == 1 else self.run.folder / f"stage-{number}"
             stage = self._stage(number, folder, [*self.run.training], volumes)
@@ -75,7 +76,7 @@ class Chain:
         self.results.append(result)
 
     def _stage(
-        self, number: int, folder: Path, cases: list[Case], volumes: dict[str, np.ndarray], fold: int = 0
+        self, number: int, folder: Path, cases: list[Case], volumes: Mapping[str, np.ndarray], fold: int = 0
     ) -> Stage:
         earlier = self.networks[: number - 1] if self.context.input == "patch" else ()
         seed = self.run.settings.training.seed + 100 * fold
@@ -115,7 +116,7 @@ class Chain:
             for fold, held_out in enumerate(self._folds(), 1):
                 inside = [case for case in self.run.training if case.subject not in held_out]
                 folder = stage.folder / f"fold-{fold}"
-                maker, _ = self._stage(stage.number, folder, inside, {**stage.volumes}, fold).train(self.run)
+                maker, _ = self._stage(stage.number, folder, inside, stage.volumes, fold).train(self.run)
                 makers |= {case.name: maker for case in self.run.training if case.subject in held_out}
         return makers
 

@@ -12,6 +12,7 @@ from torch import nn
 from unscanned.files import atomic_path, short_digest
 from unscanned.machine import ranks
 from unscanned.training.inputs import TrainingRun
+from unscanned.training.maps import MappedVolumes
 from unscanned.training.prepare import Case
 from unscanned.training.stage import digest_of, weights_digest
 from unscanned.training.validation import map_case
@@ -21,7 +22,7 @@ __all__ = ["context_volumes"]
 
 def context_volumes(
     run: TrainingRun, folder: Path, number: int, makers: Mapping[str, nn.Module], volumes: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+) -> MappedVolumes:
     """Return for each case the volume that a stage makes, (i, j, k) z-scores, read through memory maps.
 
     A volume that is there from the same scan, weights and context is not made again; others are removed. Where several
@@ -55,7 +56,7 @@ def context_volumes(
     if ranks.number() == 0:
         for path in {*folder.glob("*.npy")} - {*paths}:
             path.unlink()  # of an earlier best epoch, or of a scan that was corrected
-    return {case.name: np.load(path, mmap_mode="r") for case, path in zip(cases, paths, strict=True)}
+    return MappedVolumes({case.name: path for case, path in zip(cases, paths, strict=True)})
 
 
 def _made_from(run: TrainingRun, network: nn.Module, case: Case, volumes: Mapping[str, np.ndarray]) -> str:

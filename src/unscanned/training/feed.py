@@ -143,7 +143,7 @@ def _cut(batch_of: Callable[[int], Batch], steps: range, writing: Connection) ->
             writing.send([tensor.numpy() for tensor in batch_of(step)])
         except BrokenPipeError:
             return
-        except (OSError, ValueError, EOFError, MemoryError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, DatasetError) as error:
             return writing.send(error)
         except Exception:
             return writing.send(RuntimeError(traceback.format_exc()))

@@ -258,7 +258,9 @@ def _too_large(take_step: Step, batch: tuple[Tensor, ...], device: torch.device 
     if ranks.count() == 1:  # the others would wait for what this one tries
         fits = largest_that_fits(lambda n: take_step(*(part[:n].to(device) for part in batch)), size // 2)
     parts = take_step.parts
-    smaller = f" training.accumulate = {2 * parts} takes them in smaller parts." if 2 * parts <= size else ""
+    offers = torch.device(device).type == "cuda" and not take_step.offload
+    smaller = " training.offload = true takes less of a GPU's memory, with the same result." if offers else ""
+    smaller += f" training.accumulate = {2 * parts} takes them in smaller parts." if 2 * parts <= size else ""
     return ResourceError(
         "memory does not hold a training step",
         where=device,

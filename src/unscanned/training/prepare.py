@@ -29,6 +29,7 @@ from unscanned.machine.crash import of_one
 from unscanned.outputs import claim, nothing
 from unscanned.progress import Progress, begin
 from unscanned.settings import Prepare
+from unscanned.training.maps import MappedVolumes
 from unscanned.volumes.grid import Frame, frame
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import Volume, read_volume
@@ -36,7 +37,8 @@ from unscanned.volumes.nifti import Volume, read_volume
 __all__ = ["Case", "normalization", "prepare", "prepare_pair", "refuse_other_cases"]
 
 _DEFAULTS = Prepare()
-_FILES = ("case.json", "source.npy", "target.npy", "head.npy")
+_VOLUMES = ("source", "target", "head")
+_FILES = ("case.json", *(f"{name}.npy" for name in _VOLUMES))
 _FIRST = ("shape", "spacing_mm", "resample", "percentile")
 "Settings that the key of a cache has always named."
 
@@ -61,20 +63,24 @@ class Case:
     subject: str
     folder: Path
 
-    @cached_property
+    @property
     def source(self) -> np.ndarray:
         """(i, j, k) float32 or float16 (`prepare.precision`), unit scale."""
-        return self._map("source")
+        return self._volumes["source"]
 
-    @cached_property
+    @property
     def target(self) -> np.ndarray:
         """(i, j, k) float32 or float16 (`prepare.precision`), unit scale."""
-        return self._map("target")
+        return self._volumes["target"]
 
-    @cached_property
+    @property
     def head(self) -> np.ndarray:
         """(i, j, k) bool: inside the head of the source."""
-        return self._map("head")
+        return self._volumes["head"]
+
+    @cached_property
+    def _volumes(self) -> MappedVolumes:
+        return MappedVolumes({name: self.folder / f"{name}.npy" for name in _VOLUMES})
 
     @cached_property
     def facts(self) -> CaseRecord:
@@ -85,9 +91,6 @@ class Case:
     def scans(self) -> dict[str, Any]:
         """The case with the name and hash of both scans, as a model names what it was trained on."""
         return self.facts.model_dump(include={"case", "source", "target"})
-
-    def _map(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def __getstate__(self) -> dict[str, Any]:
         # Loader workers map the files anew instead of being sent their content.

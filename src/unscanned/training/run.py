@@ -32,6 +32,7 @@ from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
 from unscanned.training.effort import run_costs
 from unscanned.training.inputs import TrainingRun
+from unscanned.training.maps import MOST_MAPS
 from unscanned.training.prepare import Case, normalization, prepare
 from unscanned.training.run_folder import claim_settings, claim_split, save_run_model
 from unscanned.training.simulated import simulated_pairs
@@ -249,7 +250,8 @@ def train(
                 found=listed([refused[pair.case] for pair in used if pair.subject in split["validation"]], "; "),
                 do="Mend the scans, or set split.validation to 0 to keep the last epoch.",
             )
-        raise_file_limit_of_process(_maps_a_case(settings) * len(prepared) + _FILES_OF_A_PROCESS)
+        maps = min(_maps_a_case(settings) * len(prepared), MOST_MAPS)
+        raise_file_limit_of_process(maps + _FILES_OF_A_PROCESS)
         constants = ranks.first(lambda: _constants(settings, training, validation, test_contents, start))
         run = TrainingRun(
             folder, settings, training, validation, constants, device, parts, should_stop, simulated, start

@@ -117,7 +117,7 @@ class Stage:
             self.cases,
             run.normalization,
             settings,
-            [self.volumes[case.name] for case in self.cases] if self.volumes else None,
+            self.volumes or None,
             augmentation=run.settings.augmentation,
             gives_head=run.settings.loss.outside < 1,
             simulated=run.simulated,
@@ -214,6 +214,7 @@ def build_step(
         adversarial_after=loss.adversarial_after,
         goes_on=loss.on_collapse == "regression",
         parts=training.accumulate,
+        offload=training.offload,
     )
 
 

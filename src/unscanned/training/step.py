@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from unscanned.losses import GeneratorLoss
 from unscanned.machine import ranks
+from unscanned.machine.offload import keep_on_host
 from unscanned.machine.precision import autocast
 from unscanned.training.adversary import Adversary
 from unscanned.training.average import Average
@@ -40,6 +42,7 @@ class Step:
         adversarial_after: Steps without the adversary at the beginning.
         goes_on: Whether training goes on without the adversary when it has collapsed.
         parts: That the patches pass through the networks in, one after another, so that they need less memory.
+        offload: Whether a GPU's forward passes leave what the backward pass needs in the host's memory.
     """
 
     generator: nn.Module
@@ -56,6 +59,7 @@ class Step:
     adversarial_after: int = 0
     goes_on: bool = False
     parts: int = 1
+    offload: bool = False
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -87,6 +91,10 @@ class Step:
         Raises:
             TrainingError: A loss or gradient is not finite; the network that it belongs to has not taken the step.
         """
+        with keep_on_host() if self.offload and source.device.type == "cuda" else contextlib.nullcontext():
+            return self._take(source, target, head)
+
+    def _take(self, source: Tensor, target: Tensor, head: Tensor | None) -> dict[str, float]:
         adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
         condition = _centre(source[:, :1], target.shape[2:])
         parts = [*in_parts(self.parts, source, target, head)]

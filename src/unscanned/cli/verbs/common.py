@@ -19,6 +19,7 @@ __all__ = [
     "Cluster",
     "DryRun",
     "File",
+    "Folds",
     "Given",
     "GivenToPrepare",
     "How",
@@ -30,6 +31,7 @@ __all__ = [
     "Out",
     "Preset",
     "Resample",
+    "Seeds",
     "Source",
     "Subset",
     "Target",
@@ -105,6 +107,17 @@ Subset = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 Arms = Annotated[
     tuple[str, ...],
     Parameter(consume_multiple=True, help=f"Presets to compare, of {', '.join(preset_names())}."),
+]
+Seeds = Annotated[
+    tuple[int, ...],
+    Parameter(consume_multiple=True, help="Train each arm with each of these seeds; scores are means over them."),
+]
+Folds = Annotated[
+    int,
+    Parameter(
+        validator=validators.Number(gte=1),
+        help="Divide all subjects into so many parts and train each arm once for each part that tests; 1: one split.",
+    ),
 ]
 Cluster = Annotated[
     str | None,

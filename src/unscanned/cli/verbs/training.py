@@ -7,7 +7,21 @@ from pathlib import Path
 
 from unscanned.cli import running, terminal
 from unscanned.cli import settings as options
-from unscanned.cli.verbs.common import Arms, Cluster, DryRun, File, Given, Json, Load, Out, TrainPreset, app, claim_json
+from unscanned.cli.verbs.common import (
+    Arms,
+    Cluster,
+    DryRun,
+    File,
+    Folds,
+    Given,
+    Json,
+    Load,
+    Out,
+    Seeds,
+    TrainPreset,
+    app,
+    claim_json,
+)
 from unscanned.machine.started import is_rank, tells
 from unscanned.outputs import json_with
 from unscanned.schema import read
@@ -94,6 +108,8 @@ def reproduce(
     *,
     out: Out,
     arms: Arms = ("adv", "adv-gdl", "resgan", "resgan-acm"),
+    seeds: Seeds = (),
+    folds: Folds = 1,
     settings: File = None,
     given: Given = None,
     cluster: Cluster = None,
@@ -104,7 +120,7 @@ def reproduce(
 
     Example: `unscanned reproduce data/ixi -o runs/ixi`
 
-    Example: `unscanned reproduce data/ixi -o runs/ixi --cluster local:2`
+    Example: `unscanned reproduce data/ixi -o runs/ixi --arms resgan strong --seeds 0 1 2 --folds 5 --cluster local:2`
 
     Example: `unscanned reproduce data/bids -o runs/bids --data.source T1w --data.target T2w --training.epochs 3`
 
@@ -118,13 +134,16 @@ def reproduce(
         Also write the scores to this file.
     """
     if dry_run:
-        from unscanned.experiment import arm_settings, estimate_costs
+        from unscanned.experiment import arm_settings, estimate_costs, training_settings
 
-        resolved = arm_settings(arms, settings, options.overrides(given))
-        costs = estimate_costs(dataset, resolved)
-        for arm, wanted in resolved.items():
-            terminal.say_settings(wanted, costs[arm])
-        return terminal.say_total(costs)
+        of_arm = arm_settings(arms, settings, options.overrides(given))
+        resolved = training_settings(of_arm, seeds, folds)
+        each = len(resolved) // len(of_arm)
+        shown = dict([*resolved.items()][::each])
+        costs = estimate_costs(dataset, shown)
+        for place, wanted in shown.items():
+            terminal.say_settings(wanted, costs[place])
+        return terminal.say_total(costs, each=each)
     from unscanned.evaluation.evaluate import EVALUATION
     from unscanned.experiment import reproduce as run
     from unscanned.files import write_json
@@ -143,6 +162,8 @@ def reproduce(
             dataset,
             out,
             arms=arms,
+            seeds=seeds,
+            folds=folds,
             file=settings,
             overrides=options.overrides(given),
             command=command,
