@@ -78,6 +78,17 @@ def test_a_scheduler_that_cannot_be_reached_is_told_in_seconds(tiny_run, tiny_da
     assert not volumes(tmp_path / "out")
 
 
+def test_a_cohort_that_waits_for_its_first_worker_ends_at_a_signal(scheduler, tiny_run, tiny_dataset, tmp_path):
+    words = ["synthesize", tiny_run, tiny_dataset, "-o", tmp_path / "out", "--cluster", scheduler]
+    command = [sys.executable, "-m", "unscanned", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        told = ""
+        while "no worker yet" not in told:
+            told += process.stderr.readline()
+        process.terminate()
+        assert process.wait(timeout=50) == 143  # without the signal it would give up after 60 s, with another code
+
+
 def test_a_slurm_that_does_not_answer_is_told_and_not_waited_for(monkeypatch, tmp_path):
     pytest.importorskip("dask_jobqueue")
     command = tmp_path / "sinfo"

@@ -111,7 +111,8 @@ def map_cases(
         yield from _here(work, cases, progress, words, unit)
     else:
         send = _Sent(work, on_worker, version(), cluster.device, cluster.threads, str(folder) if folder else None)
-        cluster.wait_for_workers()
+        total = (unit or 1) * len(cases)
+        cluster.wait_for_workers(lambda: progress(0, total, "no worker yet") if progress is not None else None)
         _refuse_unfit(cluster, send)
         yield from _there(send, cases, names, cluster, after or {}, progress, unit or 1)
 

@@ -9,7 +9,8 @@ import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,22 @@ class Cluster:
         dashboard = self.client.dashboard_link
         return f"{self.place}: {words}" + (f"; dashboard {dashboard}" if dashboard else "")
 
-    def wait_for_workers(self) -> None:
+    def wait_for_workers(self, waiting: Callable[[], None] = lambda: None) -> None:
         """Wait for the first worker.
+
+        Args:
+            waiting: Called every second meanwhile; what it raises ends the wait.
 
         Raises:
             ResourceError: None came.
         """
-        try:
-            if not self.workers:
-                self.client.wait_for_workers(1, timeout=self.patience_s and _FIRST_WORKER_S)
-        except TimeoutError as error:
-            raise self.without_workers(_FIRST_WORKER_S) from error
+        began = time.monotonic()
+        while not self.workers:
+            waiting()
+            if self.patience_s is not None and time.monotonic() - began > _FIRST_WORKER_S:
+                raise self.without_workers(_FIRST_WORKER_S)
+            with contextlib.suppress(TimeoutError):
+                self.client.wait_for_workers(1, timeout=1)
 
     def without_workers(self, seconds: float) -> ResourceError:
         """Return the error of a cluster that has had no worker for so long."""

@@ -227,7 +227,7 @@ def judge(
             "this scan is unlike those that the model was trained on",
             where=where,
             found=reason if is_far else f"{reason}; and only its name speaks for its contrast",
-            expected=f"{limit}{profile.largest:.2f}" if is_far else "a scan that is unlike them in one of the two at most",
+            expected=f"{limit}{profile.largest:.2f}" if is_far else "unlike them in one of the two at most",
             do="Use a model that was trained on such scans. --force goes on and marks the output.",
         )
     if reason and not is_refused:
