@@ -88,6 +88,8 @@ def running_slurm(folder):
     host = socket.gethostname().partition(".")[0]  # as Slurm shortens it
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
+    # Nothing here uses cgroups, but slurmd looks for them; this plugin alone is content where there are none.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     environment = {**os.environ, "SLURM_CONF": str(configuration)}
     munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munge += [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
