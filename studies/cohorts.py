@@ -3,7 +3,7 @@
     python studies/cohorts.py storm OUT        200 scans; one corrupt, one deadly, a worker and the client killed
     python studies/cohorts.py throughput OUT   two workers against one, and the overhead of a task
     python studies/cohorts.py overhead OUT     the same with work that waits 2 s, whatever else the machine does
-    python studies/cohorts.py ahead OUT        reading of the next case beside the computing of one, with work that waits
+    python studies/cohorts.py ahead OUT        the next case is read while one is computed
     python studies/cohorts.py memory OUT       resident memory of a worker over scans, as memory.json and memory.png
     python studies/cohorts.py planning OUT     planning of 100,000 scans, with open files and inodes
 

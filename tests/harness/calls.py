@@ -50,7 +50,8 @@ class Call:
     def inputs(self) -> list[str]:
         """Names below @/in that the words lead to."""
         named = {word.split("@/in/", 1)[1].split("/")[0] for word in self.words if "@/in/" in word}
-        return sorted(named | ({"dataset"} if "table.csv" in named else set()))
+        named |= {"dataset"} if "table.csv" in named else set()
+        return sorted(named | ({"dataset", "run"} if "jobs" in named else set()))
 
 
 AS_ROOT = os.geteuid() == 0
@@ -122,8 +123,8 @@ DERIVED = "@/in/derived/sub-scan/anat/sub-scan_desc-synthetic_T2w.nii.gz"
 ANYTHING = (
     "@/in/nothing", "@/in/dataset", "@/in/dataset/sub-001", "@/in/run", "@/in/run/model", "@/in/models",
     "@/in/synthetic", "@/in/evaluation", "@/in/dicom", "@/in/labels", "@/in/scan.nii.gz", "@/in/series.nii.gz",
-    "@/in/holes.nii.gz", "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in", "",
-    "/dev/null", "/proc/self/mem",
+    "@/in/holes.nii.gz", "@/in/settings.toml", "@/in/split.json", "@/in/table.csv", "@/in/cohort",
+    "@/in/jobs", "@/in", "", "/dev/null", "/proc/self/mem",
 )  # fmt: skip
 """What may be given where a verb expects something else."""
 
@@ -132,7 +133,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "check": ("--source", "--target", "--layout", "--resample", "--json", "--preset", "--propose", "--measure-s"),
     "prepare": (*[name for name in SETTINGS if name.startswith(("--data.", "--prepare."))], "--preset", "--dry-run"),
     "train": (*SETTINGS, "--preset", "--dry-run"),
-    "synthesize": (*_names(Synthesis), "--device", "--threads", "--overwrite", "--force", "--to", "--models-in"),
+    "synthesize": (
+        *_names(Synthesis), "--device", "--threads", "--overwrite", "--force", "--to", "--models-in", "--emit",
+        "--cluster",
+    ),
+    "take": ("--task", "--tasks", "--lost-after-s"),
+    "audit": ("--json", "--cluster"),
     "verify": ("--model", "--scan", "--device", "--threads"),
     "dicom": ("--scan", "--series", "--echo-time-ms", "--force"),
     "mend": ("--volume-index", "--replace-nonfinite"),
@@ -155,9 +161,9 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 FLAGS = {"--resample", "--dry-run", "--overwrite", "--force", "--replace-nonfinite", "--keep-archive", "--no-open"}
 
 WEIGHTS = {
-    "check": 28, "prepare": 14, "train": 5, "synthesize": 20, "verify": 16, "dicom": 16, "mend": 34, "evaluate": 18,
-    "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10, "models": 4, "benchmark": 8,
-    "none": 5,
+    "check": 28, "prepare": 14, "train": 5, "synthesize": 20, "take": 8, "audit": 8, "verify": 16, "dicom": 16,
+    "mend": 34, "evaluate": 18, "report": 6, "view": 8, "reproduce": 3, "demo": 1, "simulate": 8, "fetch": 10,
+    "models": 4, "benchmark": 8, "none": 5,
 }  # fmt: skip
 """How often each verb is drawn: those that take long less often."""
 
@@ -174,7 +180,12 @@ def _base(draw: Draw, verb: str, out: str, is_process: bool) -> list[str]:
             scans = draw(st.lists(st.sampled_from((*DATASETS, "@/in/scan.nii.gz")), min_size=1, max_size=2))
             shelf = ["--models-in", "@/in/models"]
             ways = ["@/in/run/model", *scans], ["pd-t2", *scans, *shelf], [*scans, "--to", "T2", *shelf]
-            return [*draw(st.sampled_from(ways)), "-o", out, "--force"]
+            script = draw(st.sampled_from(([], [], ["--emit", "slurm", "@/out/jobs"])))
+            return [*draw(st.sampled_from(ways)), "-o", out, "--force", *script]
+        case "take":
+            return ["@/in/jobs"]
+        case "audit":
+            return ["@/in/cohort"]
         case "verify":
             scan = "@/in/dataset/sub-001/anat/sub-001_PDw.nii.gz"
             return [SYNTHETIC, "--model", "@/in/run/model", "--scan", scan]
@@ -218,6 +229,11 @@ def _option(draw: Draw, verb: str, out: str) -> list[str]:
     if last in ("json", "plot"):
         kinds = (out, f"{out}.png", f"{out}/a/b.json", "/dev/stdout", "/proc/x", "", "@/in/scan.nii.gz/x", "@/in")
         return [name, draw(st.sampled_from(kinds))]
+    if last == "emit":
+        folders = ("@/out/jobs", out, f"{out}/a/b", "/dev/null", "/proc/x", "", "@/in/scan.nii.gz/x")
+        return [name, draw(st.sampled_from(("slurm", "slurm", "pbs", ""))), draw(st.sampled_from(folders))]
+    if last == "cluster":  # one that starts takes long
+        return [name, draw(st.sampled_from(("locl", "local:0", "local:x", "slurm:-1", "tcp://", "", "\x1b[31m")))]
     if last in ("model", "models-in", "scan", "labels", "split", "runs", "file", "start"):
         return [name, draw(st.sampled_from(ANYTHING))]
     if last == "preset":
@@ -257,7 +273,7 @@ def calls(draw: Draw, *, is_process: bool = False) -> Call:
         if words and words[0] in WEIGHTS:
             words = [words[0], "--help"]
     faults: list[tuple[str, int, str, int]] = []
-    named = Call(tuple(words)).inputs
+    named = [name for name in Call(tuple(words)).inputs if name != "jobs"]  # a flipped bit is another valid path
     if rate in (5, 6) and named:
         for _ in range(draw(st.integers(1, 2))):
             fault = draw(st.sampled_from(sorted(files.FAULTS)))

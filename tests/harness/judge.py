@@ -125,6 +125,9 @@ def _furnish(call: Call, world: Path, case: Path) -> None:
             shutil.copytree(world / name, case / "in" / name)
         elif (world / name).exists():
             shutil.copyfile(world / name, case / "in" / name)
+    if "jobs" in call.inputs:
+        for list_ in (case / "in/jobs/cohort.json", case / "in/jobs/scans.jsonl"):
+            list_.write_text(list_.read_text().replace("@", str(case)))
     for name, number, kind, seed in call.faults:
         found = [path for path in files.files_below(case / "in" / name) if path.is_file() and not path.is_symlink()]
         if found:

@@ -137,6 +137,9 @@ def _warm(world: Path, base: Path) -> None:
         ["mend", scan, "-o", out / "mended.nii.gz"],
         ["simulate", "-o", out / "s", "--subjects", 1, "--shape", 12, 12, 12, "--spacing-mm", 16],
         ["evaluate", world / "dataset", world / "synthetic", "-o", out / "e", "--split", world / "split.json"],
+        ["synthesize", world / "run/model", scan, "-o", out / "c", "--force", "--emit", "slurm", out / "jobs"],
+        ["take", out / "jobs"],
+        ["audit", out / "c"],
         ["mend", "--help"],
     ]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

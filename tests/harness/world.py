@@ -13,6 +13,8 @@ from storm.life import small_dataset
 
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.settings import Settings, resolve, to_toml
+from unscanned.synthesis.array_job import emit_slurm, take_scans
+from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.shelf import shelve
 from unscanned.synthesis.synthesize import list_inputs, synthesize
@@ -42,6 +44,7 @@ def make_world(root: Path) -> Path:
 
     dataset, table.csv and ixi are the same four pairs; run, synthetic and evaluation were made from them; models is a
     shelf with the model of run; scan.nii.gz and dicom are one series twice, and derived is made from it; labels,
+    cohort is a finished cohort of two scans, jobs the list of another one with @ in place of the folder of the call;
     series.nii.gz (4D), holes.nii.gz (NaN), settings.toml and split.json are what the other verbs read.
     """
     root.mkdir(parents=True)
@@ -69,6 +72,7 @@ def make_world(root: Path) -> Path:
     scans, _ = list_inputs([dataset], source="PD", target="T2")
     synthesize(model, scans[:2], root / "synthetic", force=True)
     evaluate(dataset, {"arm": root / "synthetic"}, root / "evaluation")
+    _write_cohorts(root, model, scans[:2])
     _write_series(dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz", root)
     synthesize(model, [(root / "scan.nii.gz", None)], root / "derived", force=True)
     labels = np.zeros((14, 14, 14), np.float32)
@@ -79,6 +83,19 @@ def make_world(root: Path) -> Path:
     holes[3, 3, 3] = np.nan
     write_nifti(root / "holes.nii.gz", holes)
     return root
+
+
+def _write_cohorts(root: Path, model: Model, scans: list[tuple[Path, str | None]]) -> None:
+    """Write a cohort that is finished, and the list of one whose volumes go below @/out."""
+    emit_slurm(model, scans, root / "cohort", root / "list", force=True)
+    take_scans(root / "list")
+    shutil.rmtree(root / "list")
+    emit_slurm(model, scans, root / "waiting", root / "jobs", force=True)
+    shutil.rmtree(root / "waiting")
+    for name in ("cohort.json", "scans.jsonl"):
+        text = (root / "jobs" / name).read_text()
+        text = text.replace(str(root / "waiting"), "@/out/cohort").replace(str(root), "@/in")
+        (root / "jobs" / name).write_text(text)
 
 
 def _write_series(scan: Path, root: Path) -> None:
