@@ -3,6 +3,7 @@
     python studies/cohorts.py storm OUT        200 scans; one corrupt, one deadly, a worker and the client killed
     python studies/cohorts.py throughput OUT   two workers against one, and the overhead of a task
     python studies/cohorts.py overhead OUT     the same with work that waits 2 s, whatever else the machine does
+    python studies/cohorts.py ahead OUT        the next case is read while one is computed
     python studies/cohorts.py memory OUT       resident memory of a worker over scans, as memory.json and memory.png
     python studies/cohorts.py planning OUT     planning of 100,000 scans, with open files and inodes
 
@@ -245,6 +246,43 @@ def overhead(out: Path, count: int = 12, rounds: int = 3) -> dict[str, object]:
     }
 
 
+class Halves:
+    """Work that waits half a second as if it read, and one second as if it computed, and says when; "deadly" kills."""
+
+    def __call__(self, case: str, progress: object = None) -> tuple[float, ...]:
+        """Wait, and return when reading and computing began and ended."""
+        return self.read_ahead(case)(progress)
+
+    def read_ahead(self, case: str) -> Callable[[object], tuple[float, ...]]:
+        """Wait for the first half; what is returned waits for the second."""
+        if case == "deadly":
+            time.sleep(0.2)  # so that the worker has begun with the other case that it has in hand
+            os.kill(os.getpid(), signal.SIGKILL)
+        read = _waited(0.5)
+        return lambda progress: (*read, *_waited(1.0))
+
+
+def _waited(seconds: float) -> tuple[float, float]:
+    began = time.monotonic()
+    time.sleep(seconds)
+    return began, time.monotonic()
+
+
+def halves(count: int, *, reads_ahead: bool) -> tuple[float, list[tuple[float, ...]]]:
+    """Return the time that so many cases of `Halves` take one worker, and their moments in the order of computing."""
+    names = [f"scan {number}" for number in range(count)]
+    with open_cluster("local:1", device="cpu", threads=1, reads_ahead=reads_ahead) as cluster:
+        began = time.monotonic()
+        found = [outcome.get() for _, outcome in map_cases(Halves(), names, names=names, cluster=cluster)]
+        return time.monotonic() - began, sorted(found, key=lambda moments: moments[2])
+
+
+def ahead(out: Path, count: int = 20) -> dict[str, object]:
+    """Time a worker that reads ahead beside one that does not: 0.5 s of reading and 1 s of computing a case."""
+    walls = {reads_ahead: round(halves(count, reads_ahead=reads_ahead)[0], 2) for reads_ahead in (False, True)}
+    return {"cases": count, "one after the other, s": walls[False], "read ahead, s": walls[True]}
+
+
 def memory(out: Path, count: int = 150) -> dict[str, object]:
     """Return the resident memory of the one worker after each scan, and draw it."""
     dataset, model = world(out)
@@ -321,7 +359,14 @@ def planning(out: Path, count: int = 100_000) -> dict[str, object]:
     return found
 
 
-STUDIES = {"storm": storm, "throughput": throughput, "overhead": overhead, "memory": memory, "planning": planning}
+STUDIES = {
+    "storm": storm,
+    "throughput": throughput,
+    "overhead": overhead,
+    "ahead": ahead,
+    "memory": memory,
+    "planning": planning,
+}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """A cohort on the workers of one machine: nothing is lost, nothing is made twice, and everything is said."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,14 +9,17 @@ import statistics
 import time
 
 import pytest
-from cohorts import deadly, resident_mib, start, statuses, volumes, wait_for, workers_of, write_scans
+from cohorts import Halves, deadly, halves, resident_mib, start, statuses, volumes, wait_for, workers_of, write_scans
 from psutil import Process
 
+from unscanned.cluster.cases import in_order, map_cases
 from unscanned.cluster.summary import read_summary
+from unscanned.cluster.workers import open_cluster
+from unscanned.errors import WorkerLost
 from unscanned.files import sha256
 from unscanned.synthesis.array_job import emit_slurm
 from unscanned.synthesis.model_file import load_model
-from unscanned.synthesis.synthesize import list_inputs
+from unscanned.synthesis.synthesize import list_inputs, synthesize
 
 pytest.importorskip("distributed")
 
@@ -76,6 +80,40 @@ def test_a_cluster_makes_the_same_bits_as_this_process(tiny_run, tiny_dataset, t
     here, there = (sorted((tmp_path / out).glob("sub-*/anat/*.nii.gz")) for out in ("here", "there"))
     assert [sha256(path) for path in here] == [sha256(path) for path in there]
     assert len(here) == 4
+
+
+@pytest.mark.slow
+def test_a_worker_that_reads_ahead_makes_the_same_bits_and_refuses_the_same_scan(tiny_run, tiny_dataset, tmp_path):
+    dataset, model = write_scans(tiny_dataset, tmp_path / "in", 5), load_model(tiny_run)
+    corrupt = dataset / "sub-003" / "anat" / "sub-003_PDw.nii.gz"
+    corrupt.write_bytes(corrupt.read_bytes()[:2000])
+    scans = list_inputs([dataset], source="PD", target="T2")[0]
+    here = synthesize(model, scans, tmp_path / "here", force=True)
+    with open_cluster("local:1", device="cpu", reads_ahead=True) as cluster:
+        there = synthesize(model, scans, tmp_path / "there", force=True, cluster=cluster)
+    assert [sha256(path) for path in here.written] == [sha256(path) for path in there.written]
+    assert [path.name for path in here.written] == [path.name for path in there.written]
+    assert len(here.written) == 4
+    assert [str(error) for error in here.failures.values()] == [str(error) for error in there.failures.values()]
+
+
+@pytest.mark.slow
+def test_a_worker_that_reads_ahead_reads_one_case_beside_the_one_that_it_computes():
+    _, moments = halves(6, reads_ahead=True)
+    for (_, _, _, end), (read, _, begin, _) in itertools.pairwise(moments):
+        assert end <= begin  # one computes at a time
+        assert read < end  # and the next is read before
+    assert all(before[2] <= after[0] for before, after in zip(moments, moments[2:], strict=False))  # no more than one
+    _, moments = halves(2, reads_ahead=False)
+    assert moments[0][3] <= moments[1][0]
+
+
+@pytest.mark.slow
+def test_a_case_beside_a_deadly_one_is_not_given_up_with_it():
+    with open_cluster("local:1", device="cpu", reads_ahead=True) as cluster:
+        found = [*in_order(map_cases(Halves(), ["one", "deadly"], names=["one", "deadly"], cluster=cluster))]
+    assert found[0].error is None
+    assert isinstance(found[1].error, WorkerLost)
 
 
 def test_check_prepare_and_evaluate_find_on_a_cluster_what_one_process_finds(tiny_run, tiny_dataset, tmp_path, cli):

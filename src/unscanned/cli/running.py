@@ -88,7 +88,12 @@ def computing(device: str = "auto") -> Iterator[tuple[Progress, Stop]]:
 
 @contextlib.contextmanager
 def workers(
-    cluster: str | None, *, device: str = "auto", threads: int | None = None, shared: Path | None = None
+    cluster: str | None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared: Path | None = None,
+    reads_ahead: bool | None = False,
 ) -> Iterator[Cluster | None]:
     """Yield the workers of --cluster, and say who they are and where to watch them; None where it is not given."""
     if cluster is None:
@@ -96,7 +101,7 @@ def workers(
         return
     from unscanned.cluster.workers import open_cluster
 
-    with open_cluster(cluster, device=device, threads=threads, shared=shared) as opened:
+    with open_cluster(cluster, device=device, threads=threads, shared=shared, reads_ahead=reads_ahead) as opened:
         complain(str(opened))
         yield opened
 

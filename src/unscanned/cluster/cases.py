@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from unscanned.cluster.workers import TRIES, Cluster
+from unscanned.cluster.workers import TRIES, Cluster, has_gpu
 from unscanned.display import warn
 from unscanned.errors import Interrupted, ResourceError, UnscannedError, WorkerLost, in_words
 from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import NAME, version
 from unscanned.progress import Progress, within
 
-__all__ = ["Outcome", "in_order", "map_cases"]
+__all__ = ["Outcome", "ReadsAhead", "in_order", "map_cases"]
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -37,9 +39,23 @@ Work = Callable[[C, Progress | None], R]
 "Takes a case and how it tells how far it is."
 
 _AHEAD = 256
-"Cases that the scheduler knows of at least: it needs twice as many as workers to hand out one at a time."
+"Cases that the scheduler knows of at least: it needs over twice as many as threads of workers to hold any back."
+
+_COMPUTING = threading.Lock()
+"Held on a worker that reads ahead by the one of its threads that computes."
+
+_READYING = threading.Lock()
+"Held while a worker gets ready, so that of two threads only one loads a model."
 
 _LOOKS_EVERY_S = 1.0
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """Work whose first part reads, so that a worker can do it while it computes another case."""
+
+    def read_ahead(self, case: Any) -> Callable[[Progress | None], Any]:
+        """Read a case, and return what is left to do; it returns and raises what the work does."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Outcome(Generic[R]):
     Attributes:
         value: What the work returned.
         error: What it raised instead.
-        seconds: That it took.
+        seconds: That it took, without its wait for the case that was computed before it.
         worker: That did it, such as `0@node7`; empty for this process.
         address: Of that worker.
         warnings: That the work gave on a worker; those of this process were given already.
@@ -110,7 +126,15 @@ def map_cases(
         assert work is not None
         yield from _here(work, cases, progress, words, unit)
     else:
-        send = _Sent(work, on_worker, version(), cluster.device, cluster.threads, str(folder) if folder else None)
+        send = _Sent(
+            work,
+            on_worker,
+            version(),
+            cluster.device,
+            cluster.threads,
+            str(folder) if folder else None,
+            cluster.reads_ahead,
+        )
         total = (unit or 1) * len(cases)
         cluster.wait_for_workers(lambda: progress(0, total, "no worker yet") if progress is not None else None)
         _refuse_unfit(cluster, send)
@@ -157,6 +181,7 @@ class _Sent:
     device: str
     threads: int | None
     folder: str | None
+    reads_ahead: bool | None
 
     def ready(self, worker: Any) -> Work[Any, Any]:
         """Return the work as a worker of Dask does it, in whose process this is.
@@ -178,6 +203,10 @@ class _Sent:
         work = self.work if self.on_worker is None else self.on_worker(_device(self.device, worker.name))
         assert work is not None
         return work
+
+    def is_reading_ahead(self) -> bool:
+        """Whether this worker computes one case at a time, whatever the number of its threads."""
+        return has_gpu(self.device) if self.reads_ahead is None else self.reads_ahead
 
 
 def _device(asked: str, name: object) -> str:
@@ -230,18 +259,26 @@ def _task(send: _Sent, case: Any, name: str) -> Outcome[Any]:
 
     began, here = time.monotonic(), get_worker()
     own: Any = {"worker": f"{here.name}@{socket.gethostname()}", "address": here.address}
-    with warnings.catch_warnings(record=True) as given:
-        warnings.simplefilter("always")
-        try:
-            work = send.ready(here)
-        except Exception as error:
-            return Outcome(error=of_one(error, where=None), is_unfit=True, **own)
-        try:
-            found: Outcome[Any] = Outcome(work(case, None))
-        except Exception as error:
-            found = Outcome(error=of_one(error, where=name))
+    given: list[warnings.WarningMessage] = []
+    waited = 0.0
+    try:
+        with _READYING:
+            work, is_ahead = send.ready(here), send.is_reading_ahead()
+    except Exception as error:
+        return Outcome(error=of_one(error, where=None), is_unfit=True, **own)
+    try:
+        rest = work.read_ahead(case) if is_ahead and isinstance(work, ReadsAhead) else partial(work, case)
+        asked = time.monotonic()
+        with _COMPUTING if is_ahead else nullcontext():
+            waited = time.monotonic() - asked
+            # Recorded for the whole process: reading, beside it, gives none.
+            with warnings.catch_warnings(record=True) as given:
+                warnings.simplefilter("always")
+                found: Outcome[Any] = Outcome(rest(None))
+    except Exception as error:
+        found = Outcome(error=of_one(error, where=name))
     told = tuple(str(warning.message) for warning in given if issubclass(warning.category, UserWarning))
-    return replace(found, seconds=time.monotonic() - began, warnings=told, **own)
+    return replace(found, seconds=time.monotonic() - began - waited, warnings=told, **own)
 
 
 def _there(
@@ -258,13 +295,18 @@ def _there(
     held = {first: [number for number, needed in after.items() if needed == first] for first in after.values()}
     running: dict[int, Any] = {}
     lacking: dict[int, list[str]] = {}
+    doubtful: deque[int] = deque()
+    doubted: set[int] = set()
+    tries: Counter[int] = Counter()
     ended: SimpleQueue[int] = SimpleQueue()
     watch = _Watch(cluster)
     done = failed = 0
     try:
-        while waiting or running:
+        while waiting or running or doubtful:
             workers = watch.workers()
-            while waiting and len(running) < max(_AHEAD, 4 * len(workers)):
+            if not waiting and not running:  # alone at the end
+                waiting.append(doubtful.popleft())
+            while waiting and len(running) < max(_AHEAD, 4 * watch.slots):
                 number = waiting.popleft()
                 tried = lacking.get(number, [])
                 running[number] = client.submit(
@@ -272,10 +314,11 @@ def _there(
                     send,
                     cases[number],
                     names[number],
-                    key=(group, number, len(tried)),
+                    key=(group, number, tries[number]),
                     workers=[address for address in workers if address not in tried] if tried else None,
                     pure=False,
                 )
+                tries[number] += 1
                 running[number].add_done_callback(lambda _, number=number: ended.put(number))
             if progress is not None:
                 told = f"{done} of {len(cases)} done" + (f", {failed} failed" if failed else "")
@@ -292,6 +335,10 @@ def _there(
                 if len(lacking[number]) >= TRIES or not set(cluster.workers) - {*lacking[number]}:
                     raise _of_worker(found.error, f"worker {found.worker}") from found.error
                 waiting.appendleft(number)
+                continue
+            if isinstance(found.error, WorkerLost) and watch.most_threads > 1 and number not in doubted:
+                doubted.add(number)
+                doubtful.append(number)  # it may have been another case that its worker had in hand
                 continue
             done, failed = done + 1, failed + (found.error is not None)
             for text in found.warnings:
@@ -311,11 +358,17 @@ def _there(
 
 
 class _Watch:
-    """Looks now and then who is at work, and ends what has nobody left to do it."""
+    """Looks now and then who is at work, and ends what has nobody left to do it.
+
+    Attributes:
+        slots: Cases that the workers have in hand at a time.
+        most_threads: Of a worker so far: so many cases count a death of it.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._workers: dict[str, Any] = {}
+        self.slots = self.most_threads = 0
         self._looked_at = self._seen_at = float("-inf")
 
     def workers(self) -> dict[str, Any]:
@@ -329,6 +382,8 @@ class _Watch:
             if cluster.client.status != "running":
                 raise _without_scheduler(cluster)
             self._workers, self._looked_at = cluster.workers, now
+            threads = [worker["nthreads"] for worker in self._workers.values()]
+            self.slots, self.most_threads = sum(threads), max([self.most_threads, *threads])
             if self._workers or self._seen_at < 0:
                 self._seen_at = now
             elif cluster.patience_s is not None and now - self._seen_at > cluster.patience_s:

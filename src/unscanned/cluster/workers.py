@@ -17,7 +17,7 @@ from typing import Any
 
 from unscanned.errors import ResourceError, SettingsError, in_words
 
-__all__ = ["TRIES", "Cluster", "open_cluster"]
+__all__ = ["TRIES", "Cluster", "has_gpu", "open_cluster"]
 
 TRIES = 3
 "How often a scan is taken up whose worker dies with it, where the scheduler is ours."
@@ -60,6 +60,8 @@ class Cluster:
         device: That a worker takes: auto, cpu, cuda or cuda:N.
         threads: CPU threads of a worker; None leaves their number to it.
         patience_s: How long there may be no worker at all; None waits for ever, as in a queue.
+        reads_ahead: Whether a worker of two threads reads the next case while it computes one; None leaves it to the
+            worker, which does so on a GPU.
     """
 
     client: Any
@@ -67,17 +69,13 @@ class Cluster:
     device: str = "auto"
     threads: int | None = None
     patience_s: float | None = _NO_WORKER_S
+    reads_ahead: bool | None = False
 
     @property
     def workers(self) -> dict[str, dict[str, Any]]:
         """What Dask knows of each worker, by its address."""
         found: dict[str, dict[str, Any]] = self.client.scheduler_info(n_workers=-1)["workers"]
         return found
-
-    @property
-    def slots(self) -> int:
-        """Cases that are worked on at a time."""
-        return sum(worker["nthreads"] for worker in self.workers.values())
 
     @property
     def memory_bytes(self) -> int | None:
@@ -123,7 +121,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def open_cluster(
-    place: str | Cluster, *, device: str = "auto", threads: int | None = None, shared: str | Path | None = None
+    place: str | Cluster,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    shared: str | Path | None = None,
+    reads_ahead: bool | None = False,
 ) -> Iterator[Cluster]:
     """Yield the workers of a place; those that are started here end with the body.
 
@@ -134,6 +137,9 @@ def open_cluster(
         device: That each worker takes: auto, cpu, cuda or cuda:N.
         threads: CPU threads of each worker. When unset, local workers share the cores.
         shared: Folder that all jobs of Slurm see, for their scripts, logs and certificates.
+        reads_ahead: Whether a worker has two scans in hand when it synthesizes: it reads the next one while it computes
+            one. None does so on GPUs of this machine, and on those of a running scheduler whose workers have two
+            threads (`dask worker --nthreads 2`).
 
     Raises:
         SettingsError: No such place.
@@ -147,10 +153,10 @@ def open_cluster(
         if number and not re.fullmatch(r"[1-9]\d{0,4}", number):
             raise SettingsError("no such number of workers", where="cluster", found=place, expected=f"{kind}:N")
         start = _local if kind == "local" else _slurm
-        with start(place, int(number or 0), device, threads, shared) as cluster:
+        with start(place, int(number or 0), device, threads, shared, reads_ahead) as cluster:
             yield cluster
     elif re.fullmatch(r"[a-z]+://\S+|[^\s/:]+:\d+", place):
-        with _running(place, device, threads) as cluster:
+        with _running(place, device, threads, reads_ahead) as cluster:
             yield cluster
     else:
         raise SettingsError(
@@ -162,12 +168,15 @@ def open_cluster(
 
 
 @contextlib.contextmanager
-def _local(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
+def _local(
+    place: str, count: int, device: str, threads: int | None, shared: str | Path | None, reads_ahead: bool | None
+) -> Iterator[Cluster]:
     from unscanned.machine.memory import machine_bytes
 
     distributed = _dask("distributed")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or _gpus(device) or max(1, cores // (threads or 1))
+    ahead = has_gpu(device) if reads_ahead is None else reads_ahead
     memory = machine_bytes()
     with (
         tempfile.TemporaryDirectory(prefix="unscanned-cluster-") as scratch,
@@ -175,7 +184,7 @@ def _local(place: str, count: int, device: str, threads: int | None, shared: str
         # Certificates of its own: on a machine that many share, nobody else can hand these workers code.
         distributed.LocalCluster(
             n_workers=count,
-            threads_per_worker=1,
+            threads_per_worker=1 + ahead,
             memory_limit=int(_SHARE_OF_MEMORY * memory / count) if memory else "auto",
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
@@ -185,11 +194,11 @@ def _local(place: str, count: int, device: str, threads: int | None, shared: str
         ) as started,
         distributed.Client(started) as client,
     ):
-        yield Cluster(client, place, device, threads or max(1, cores // count))
+        yield Cluster(client, place, device, threads or max(1, cores // count), reads_ahead=ahead)
 
 
 @contextlib.contextmanager
-def _running(address: str, device: str, threads: int | None) -> Iterator[Cluster]:
+def _running(address: str, device: str, threads: int | None, reads_ahead: bool | None) -> Iterator[Cluster]:
     distributed = _dask("distributed")
     try:
         client = distributed.Client(address, timeout=_CONNECT_S)
@@ -201,11 +210,13 @@ def _running(address: str, device: str, threads: int | None) -> Iterator[Cluster
             do="Check the address, and that `dask scheduler` runs there and listens to this machine.",
         ) from error
     with client:
-        yield Cluster(client, address, device, threads)
+        yield Cluster(client, address, device, threads, reads_ahead=reads_ahead)
 
 
 @contextlib.contextmanager
-def _slurm(place: str, count: int, device: str, threads: int | None, shared: str | Path | None) -> Iterator[Cluster]:
+def _slurm(
+    place: str, count: int, device: str, threads: int | None, shared: str | Path | None, reads_ahead: bool | None
+) -> Iterator[Cluster]:
     distributed, jobqueue, config = _dask("distributed"), _dask("dask_jobqueue", "slurm"), _dask("dask").config
     _refuse_silent_slurm(place)
     own = {name: config.get(f"jobqueue.slurm.{name}", None) for name in _JOB}
@@ -219,7 +230,7 @@ def _slurm(place: str, count: int, device: str, threads: int | None, shared: str
         jobqueue.SLURMCluster(
             processes=1,
             **job,
-            worker_extra_args=["--nthreads", "1"],
+            worker_extra_args=["--nthreads", "2" if reads_ahead else "1"],
             log_directory=str(folder),
             local_directory=config.get("jobqueue.slurm.local-directory", None) or tempfile.gettempdir(),
             scheduler_options={"dashboard_address": "127.0.0.1:0", "host": _host(config)},
@@ -232,7 +243,7 @@ def _slurm(place: str, count: int, device: str, threads: int | None, shared: str
     ):
         # A job that ends before its time, or at its limit, is asked for anew.
         started.adapt(minimum_jobs=count or 1, maximum_jobs=count or 1)
-        yield Cluster(client, place, device, threads, patience_s=None)
+        yield Cluster(client, place, device, threads, patience_s=None, reads_ahead=reads_ahead)
 
 
 def _refuse_silent_slurm(place: str) -> None:
@@ -252,6 +263,13 @@ def _refuse_silent_slurm(place: str) -> None:
 def _host(config: Any) -> str | None:
     """Return the name that jobs reach this machine by; None where dask-jobqueue's configuration names an interface."""
     return None if config.get("jobqueue.slurm.interface", None) else socket.gethostname()
+
+
+def has_gpu(device: str) -> bool:
+    """Whether the device that was asked for is a GPU, in this process."""
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _gpus(device: str) -> int:

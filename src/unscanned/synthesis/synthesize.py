@@ -34,7 +34,7 @@ from unscanned.synthesis.familiarity import check_familiarity
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import StoredModel, load_model, load_stored, stored
 from unscanned.synthesis.sidecar import describe, output_key, read_sidecar, relative
-from unscanned.volumes.nifti import SYNTHETIC, read_volume, write_volume
+from unscanned.volumes.nifti import SYNTHETIC, Volume, read_volume, write_volume
 
 __all__ = [
     "Making",
@@ -180,7 +180,8 @@ def synthesize(
     how = model.how(**changes)
     result = Synthesized()
     paths = _paths(model, scans, out)
-    with lock(out), nullcontext() if cluster is None else open_cluster(cluster, shared=out) as workers:
+    place = nullcontext() if cluster is None else open_cluster(cluster, shared=out, reads_ahead=None)
+    with lock(out), place as workers:
         remove_partials(out)
         if workers is None:
             _describe_dataset(Path(out), scans, model.target)
@@ -284,10 +285,17 @@ class Making:
 
     def __call__(self, case: tuple[Path, Path], progress: Progress | None) -> bool:
         """Make the volume of (scan, path); return False where it is there from the same input, model and settings."""
-        (scan, path), model, how = case, self.model, self.how
-        reading, making, writing = shares(progress, _COSTS)
-        begin(reading, "reading")
-        volume = read_volume(scan)
+        begin(shares(progress, _COSTS)[0], "reading")
+        return self.read_ahead(case)(progress)
+
+    def read_ahead(self, case: tuple[Path, Path]) -> Callable[[Progress | None], bool]:
+        """Read the scan of (scan, path), and return what makes its volume as a call does."""
+        scan, path = case
+        return partial(self._make, read_volume(scan), path)
+
+    def _make(self, volume: Volume, path: Path, progress: Progress | None) -> bool:
+        model, how = self.model, self.how
+        _, making, writing = shares(progress, _COSTS)
         if not self.overwrite:
             if _is_done(path, output_key(volume, model, how), self.force):
                 return False

@@ -126,7 +126,7 @@ def synthesize(
     result = Synthesized()
     if work:
         with (
-            running.workers(cluster, device=device, threads=threads, shared=out) as workers,
+            running.workers(cluster, device=device, threads=threads, shared=out, reads_ahead=None) as workers,
             running.computing(device if cluster is None else "cpu") as (progress, stop),
         ):
             parts = shares(interruptible(progress, stop, out), [len(scans) for _, scans in work])
