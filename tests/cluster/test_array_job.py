@@ -1,6 +1,7 @@
 """A cohort as an array job: tasks are processes here, as a batch system would start them."""
 
 import os
+import shutil
 import signal
 import subprocess
 
@@ -51,6 +52,15 @@ def test_two_tasks_share_the_list_and_a_third_finds_nothing_left(emitted, cli):
     third = cli("take", jobs, "--task", 1, "--tasks", 2)
     assert (third.returncode, third.stdout) == (0, "0 written, 0 were there already\n")
     assert volumes(out) == before
+
+
+@pytest.mark.slow
+def test_outputs_that_were_removed_are_made_again_with_their_summary(emitted, cli):
+    jobs, out = emitted
+    shutil.rmtree(out)
+    done = cli("take", jobs)
+    assert (done.returncode, done.stdout) == (0, "6 written, 0 were there already\n"), done.stderr
+    assert cli("audit", out).returncode == 0
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ import hypothesis
 import monai.networks.nets  # noqa: F401 - likewise
 import torch
 from harness import judge
-from harness.calls import Call, calls
+from harness.calls import WEIGHTS, Call, calls
 from harness.judge import Verdict, Worker
 from harness.world import make_world
 from hypothesis import HealthCheck, Phase, given
@@ -259,7 +259,9 @@ def main() -> int:
     parser.add_argument("--repeat", help="a call as JSON")
     parser.add_argument("--world", type=Path, help="folder of inputs made before; made there if it is missing")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--verbs", nargs="+", choices=WEIGHTS, default=[*WEIGHTS], help="draw no others")
     options = parser.parse_args()
+    WEIGHTS.update({verb: 0 for verb in WEIGHTS if verb not in options.verbs})
     if options.world is not None and not options.world.exists():
         make_world(options.world)
     with prepared(options.world) as look:

@@ -216,6 +216,8 @@ def take_scans(
         claims.finish(replace(row, status=status, reason=str(error or ""), seconds=seconds, worker=owner))
     # The last task to end leaves a summary that says all; where others write it, or cannot lock it, audit still knows.
     with suppress(BusyError, ResourceError), lock(out):
+        if not (out / SUMMARY).exists():  # removed, perhaps with the outputs
+            Summary(out / SUMMARY, {row.output: row for row in rows}, {}).save()
         Summary(out / SUMMARY, read_summary(out), {}).save()
     return result
 
