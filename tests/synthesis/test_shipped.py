@@ -18,7 +18,7 @@ WHOLE = Spread(brain=0, defaced=0, cropped=0, ghosts=0, noise=(0.012, 0.03))
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """Built-in heads, which no model was trained on, in all contrasts at 2 mm; the T2w of the first two look unusual."""
+    """Built-in heads, which no model has seen, in all contrasts at 2 mm; the T2w of the first two look unusual."""
     return simulate(
         tmp_path_factory.mktemp("shipped") / "heads",
         subjects=3,
