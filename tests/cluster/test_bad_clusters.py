@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from cohorts import statuses, volumes, write_scans
+from cohorts import statuses, volumes, wait_for, write_scans
 
 from unscanned.cluster.workers import open_cluster
 from unscanned.errors import BusyError, CheckpointError, ResourceError, SettingsError
@@ -85,8 +86,16 @@ def test_a_cohort_that_waits_for_its_first_worker_ends_at_a_signal(scheduler, ti
         told = ""
         while "no worker yet" not in told:
             told += process.stderr.readline()
+        wait_for(lambda: _catches(process.pid, signal.SIGTERM))
         process.terminate()
         assert process.wait(timeout=50) == 143  # without the signal it would give up after 60 s, with another code
+
+
+def _catches(pid, number):
+    """Whether a process has a handler of its own for a signal."""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as status:
+        [caught] = (line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_a_slurm_that_does_not_answer_is_told_and_not_waited_for(monkeypatch, tmp_path):
