@@ -337,17 +337,18 @@ def markdown(path: Path, psnr: str = "psnr") -> str:
     with open(path, encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     minus = next(name for name in lines[0] if name.startswith("minus "))
-    rows: dict[tuple[str, str], list[str]] = {}
+    told: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for line in lines:
-        row = rows.setdefault((line["variant"], line["seed"]), [])
-        if line["metric"] == psnr:
-            interval = f" [{float(line['low']):+.2f}, {float(line['high']):+.2f}]" if line["low"] else ""
-            difference = f"{float(line[minus]):+.2f}{interval}" if line[minus] else ""
-            row[:] = [line["steps"], _mean_sd(line, 2), difference]
-        elif line["metric"] in ("ssim", "hfen"):
-            row.append(_mean_sd(line, 3))
+        told.setdefault((line["variant"], line["seed"]), {})[line["metric"]] = line
+    rows = []
+    for key, of_metric in told.items():
+        line = of_metric[psnr]
+        interval = f" [{float(line['low']):+.2f}, {float(line['high']):+.2f}]" if line["low"] else ""
+        difference = f"{float(line[minus]):+.2f}{interval}" if line[minus] else ""
+        others = [_mean_sd(of_metric[name], 3) for name in ("ssim", "hfen")]
+        rows.append([*key, line["steps"], _mean_sd(line, 2), difference, *others])
     header = ["variant", "seed", "steps", _HEADINGS[psnr], minus, "SSIM", "HFEN"]
-    body = [header, ["---"] * len(header), *([*key, *row] for key, row in rows.items())]
+    body = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in body)
 
 
