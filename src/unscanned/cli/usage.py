@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from cyclopts import (
+    App,
+    ArgumentCollection,
     CoercionError,
     CycloptsError,
     MissingArgumentError,
@@ -17,7 +21,35 @@ from cyclopts import (
 from unscanned.errors import SettingsError, listed
 from unscanned.schema import describe, near
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "refuse_fractions"]
+
+
+def refuse_fractions(_: App, __: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where an integer is wanted, which the parser of options would round. A hook (`config`) of its App.
+
+    Raises:
+        CoercionError: A value is a number, but no whole one.
+    """
+    for argument in arguments:
+        kinds = set(_leaves(argument.hint))
+        if int not in kinds or kinds & {float, str}:
+            continue
+        for token in argument.tokens:
+            try:
+                is_whole = float(token.value).is_integer()
+            except ValueError:
+                continue  # which the parser itself refuses, or knows, such as 0x10
+            if not is_whole:
+                raise CoercionError(argument=argument, token=token, target_type=int)
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """Yield the types that a type is made of."""
+    parts = typing.get_args(hint)
+    if not parts:
+        yield hint
+    for part in parts[:1] if typing.get_origin(hint) is Annotated else parts:
+        yield from _leaves(part)
 
 
 def refusal(error: CycloptsError) -> SettingsError:

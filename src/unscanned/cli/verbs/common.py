@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter, validators
 
 from unscanned.cli.settings import HowOptions, Options, PrepareOptions, WorkloadOptions, in_help
+from unscanned.cli.usage import refuse_fractions
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, claim
 from unscanned.report import MOST_MB
@@ -50,6 +51,7 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main() has a message for it
     default_parameter=Parameter(show_default=in_help, negative_iterable=()),
+    config=refuse_fractions,
 )
 
 Out = Annotated[Path, Parameter(name=["--out", "-o"])]
