@@ -68,9 +68,24 @@ def test_differing_spacings_are_resampled_and_subjects_with_a_fault_left_out(hea
     write_volume(mirrored, volume.array[::-1], volume.affine)
     proposal = propose(examine(dataset, source="PD", target="T2"))
     assert proposal.settings["prepare"]["spacing_mm"] == 2.0
+    assert "averages" not in proposal.settings["prepare"]
     assert sorted(subject for part in proposal.split.values() for subject in part) == ["001", "002", "004"]
     assert [len(part) for part in proposal.split.values()] == [1, 1, 1]
     assert "003" in " ".join(proposal.reasons)
+
+
+def test_voxels_of_half_the_spacing_are_averaged(heads, tmp_path):
+    dataset = shutil.copytree(heads, tmp_path / "dataset")
+    for contrast in ("PDw", "T2w"):
+        path = dataset / "sub-001" / "anat" / f"sub-001_{contrast}.nii.gz"
+        volume = read_volume(path)
+        path.unlink()
+        write_volume(path, volume.array.repeat(2, axis=0), volume.affine @ np.diag([0.5, 1, 1, 1]))
+    proposal = propose(examine(dataset, source="PD", target="T2"))
+    assert proposal.settings["prepare"]["spacing_mm"] == 2.0
+    assert proposal.settings["prepare"]["averages"] is True
+    assert any("voxels down to 1 mm" in reason for reason in proposal.reasons)
+    assert trains(dataset, tmp_path / "out", proposal) == 3
 
 
 def test_targets_on_another_grid_that_are_aligned_in_space_are_resampled(heads, tmp_path):

@@ -60,6 +60,9 @@ def propose(found: Examination, *, layout: str = "auto", multiple: int = 32) -> 
         spacing_mm = float(np.round(np.median(spacings.min(1)) * 20) / 20)
         prepare["spacing_mm"] = spacing_mm
         reasons.append(f"spacings differ, so all scans are resampled to {spacing_mm:g} mm")
+        if spacings.min() <= spacing_mm / 2:
+            prepare["averages"] = True
+            reasons.append(f"voxels down to {spacings.min():.3g} mm are averaged, as a scanner's larger ones would")
     sizes = [np.array(look.head_mm) / (spacing_mm or look.spacing_mm) for look in looks if look.head_mm]
     needed = np.ceil((np.max(sizes, axis=0) - _SPARED_VOXELS) / multiple).astype(int)
     prepare["shape"] = [int(n) * multiple for n in np.maximum(1, needed)]
