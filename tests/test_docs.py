@@ -240,6 +240,23 @@ def test_every_message_that_troubleshooting_explains_is_one_of_the_code():
     assert [message for message in explained if not any(message in text for text in texts)] == []
 
 
+def test_every_fault_of_reliability_has_the_tests_that_it_names():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-h]\d+_[^`]*)`", page)
+    tests = [
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def test_(\w+)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 50
+    missing = [
+        name
+        for name in named
+        if not any(re.fullmatch(".*".join(map(re.escape, name.split("..."))), test) for test in tests)
+    ]
+    assert missing == []
+
+
 def cells(line: str) -> list[str]:
     """The cells of a line of a Markdown table."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
