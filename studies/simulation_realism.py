@@ -1,4 +1,4 @@
-"""Simulated heads beside real scans: histograms, contrast ratios of tissues, noise and shading.
+"""Simulated heads beside real scans: histograms, contrast ratios of tissues, noise with its spectrum, and shading.
 
 Run: python studies/simulation_realism.py REAL [REAL ...] --labels FOLDER --subjects 70 --picture out.png
 
@@ -34,6 +34,10 @@ from unscanned.volumes.nifti import read_volume
 
 CONTRASTS, SPACING_MM, SHAPE = ("T1", "T2", "FLAIR"), 1.5, (128, 160, 128)
 EDGES = np.linspace(0, 1.2, 61)
+LAGS = 8
+"Voxels over which the noise's autocovariance is taken for its spectrum."
+FREQUENCIES = np.linspace(0, 0.5 / SPACING_MM, 2 * LAGS + 1)
+"Of the spectrum, cycles per mm, up to Nyquist's."
 WHITE, GREY, FLUID = (NAMES.index(name) for name in ("white matter", "grey matter", "cerebrospinal fluid"))
 
 
@@ -108,6 +112,9 @@ def measure(images: dict[str, np.ndarray], tissues: np.ndarray | None = None) ->
         told[f"{contrast} noise/WM"] = one / level["WM"]
         told[f"{contrast} noise, one to two voxels"] = one / max(two, 1e-9)
         told[f"{contrast} shading"] = _shading(image, deep)
+        spectrum = _spectrum(image / level["WM"], deep)
+        told[f"{contrast} spectrum"] = spectrum.tolist()
+        told[f"{contrast} noise above half of Nyquist"] = float(spectrum[LAGS:].sum() / spectrum.sum())
         told[f"{contrast} histogram"] = np.histogram(image[heads[contrast]], EDGES, density=True)[0].tolist()
     return told
 
@@ -123,6 +130,34 @@ def _roughness(image: np.ndarray, mask: np.ndarray, step: int) -> float:
         mixed = (moved[0] + moved[1] - moved[2] - moved[3])[inside] / 2
         seen.append(1.4826 * float(np.median(np.abs(mixed))) if mixed.size else 0.0)
     return max(seen)
+
+
+def _spectrum(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the power of noise within a mask at the `FREQUENCIES`, mean of the three axes.
+
+    The mask has any shape, so it is the cosine transform of the autocovariance, with Parzen's window (Blackman and
+    Tukey 1958). What varies more slowly than about 5 mm is taken off first.
+    """
+    seen = mask.astype(np.float32)
+    weight = np.maximum(ndimage.gaussian_filter(seen, 5 / SPACING_MM), 1e-3)
+    residual = (image - ndimage.gaussian_filter(seen * image, 5 / SPACING_MM) / weight) * seen
+    # A few voxels of vessels or of grey matter would outweigh the noise of all others.
+    limit = 5 * 1.4826 * np.median(np.abs(residual[mask]))
+    seen *= np.abs(residual) <= limit
+    residual *= seen
+    share = np.arange(LAGS + 1) / (LAGS + 1)
+    window = np.where(share <= 0.5, 1 - 6 * share**2 * (1 - share), 2 * (1 - share) ** 3)
+    power = np.zeros(len(FREQUENCIES))
+    for axis in range(3):
+        product, pairs = np.moveaxis(residual, axis, 0), np.moveaxis(seen, axis, 0)
+        size = len(product)
+        covariance = [
+            (product[: size - lag] * product[lag:]).sum() / max(1.0, (pairs[: size - lag] * pairs[lag:]).sum())
+            for lag in range(LAGS + 1)
+        ]
+        waves = np.cos(2 * np.pi * FREQUENCIES[:, None] * SPACING_MM * np.arange(1, LAGS + 1))
+        power += SPACING_MM * (covariance[0] + 2 * waves @ (window[1:] * covariance[1:])) / 3
+    return np.maximum(power, 1e-9)
 
 
 def _shading(image: np.ndarray, mask: np.ndarray) -> float:
@@ -147,7 +182,7 @@ def draw(path: Path, of_real: dict[str, dict], by_label: list[dict], by_cluster:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(3, 3, figsize=(11, 9), layout="constrained")
+    figure, axes = plt.subplots(3, 4, figsize=(14.5, 9), layout="constrained")
     middle = (EDGES[1:] + EDGES[:-1]) / 2
     plots = (("GM/WM", "CSF/WM"), ("noise/WM", "noise, one to two voxels"))
     for row, contrast in enumerate(CONTRASTS):
@@ -158,7 +193,7 @@ def draw(path: Path, of_real: dict[str, dict], by_label: list[dict], by_cluster:
         for name, told in of_real.items():
             place.plot(middle, told[f"{contrast} histogram"], lw=0.9, label=name)
         place.set(title=f"{bids_suffix(contrast)}: histogram in the head", xlabel="unit scale", ylim=(0, 7))
-        for place, (x, y) in zip(axes[row, 1:], plots, strict=True):
+        for place, (x, y) in zip(axes[row, 1:3], plots, strict=True):
             for drawn, options in ((by_cluster, {"color": "0.75"}), (by_label, {"fc": "none", "ec": "0.35"})):
                 place.scatter(
                     [m[f"{contrast} {x}"] for m in drawn], [m[f"{contrast} {y}"] for m in drawn], s=9, **options
@@ -168,6 +203,18 @@ def draw(path: Path, of_real: dict[str, dict], by_label: list[dict], by_cluster:
             shown = np.array([[m[f"{contrast} {name}"] for m in (*by_label, *of_real.values())] for name in (x, y)])
             (left, right), (bottom, top) = ((0.8 * seen.min(), 1.15 * seen.max()) for seen in shown)
             place.set(title=bids_suffix(contrast), xlabel=x, ylabel=y, xlim=(left, right), ylim=(bottom, top))
+        place = axes[row, 3]
+        low, mid, high = np.percentile([m[f"{contrast} spectrum"] for m in by_cluster], (5, 50, 95), axis=0)
+        place.fill_between(FREQUENCIES, low, high, color="0.85")
+        place.plot(FREQUENCIES, mid, color="0.5")
+        for told in of_real.values():
+            place.plot(FREQUENCIES, told[f"{contrast} spectrum"], lw=0.9)
+        place.set(
+            title=f"{bids_suffix(contrast)}: noise in white matter",
+            xlabel="cycles per mm",
+            ylabel="power, (share of white matter)² mm",
+            yscale="log",
+        )
     axes[0, 0].legend(fontsize=6)
     figure.savefig(path, dpi=80)
 
@@ -208,7 +255,7 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- |")
     for key in next(iter(of_real.values())):
-        if key.endswith("histogram"):
+        if key.endswith(("histogram", "spectrum")):
             continue
         seen = np.array([told[key] for told in of_real.values()])
         labelled, clustered = (
