@@ -1,6 +1,6 @@
 """What noise and tissues allow: the limits of the datasets of `simulate --clean`, scored against their targets.
 
-Run: python studies/ceiling.py DATASET [DATASET ...] [--source PD] [--target T2]
+Run: python studies/ceiling.py DATASET [DATASET ...] [--source PD] [--target T2] [--subjects 001 002]
 
 Scored as `evaluate` scores its arms `noise-free` and `tissues`: inside the target's head, in unit scale.
 """
@@ -23,20 +23,24 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", type=Path)
     parser.add_argument("--source", default="PD")
     parser.add_argument("--target", default="T2")
+    parser.add_argument("--subjects", nargs="+", help="only these, such as those of a test")
     given = parser.parse_args()
-    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | SSIM |")
-    print("| --- | --- | --- | --- | --- |")
+    metrics = ("psnr", "ssim", "hfen")
+    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | SSIM | HFEN |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for dataset in given.datasets:
-        scores: dict[str, list[tuple[float, float]]] = {"source": []} | {arm: [] for arm in CEILINGS}
+        scores: dict[str, list[list[float]]] = {"source": []} | {arm: [] for arm in CEILINGS}
         for pair in select_pairs(dataset, source=given.source, target=given.target).pairs:
+            if given.subjects and pair.subject not in given.subjects:
+                continue
             images = load_images(pair, {}, ceilings=find_ceilings(dataset, pair.case, given.target))
             for arm, image in images.arms.items():
-                psnr, ssim = (METRICS[name](images.target, image, images.head) for name in ("psnr", "ssim"))
-                scores[arm].append((psnr, ssim))
+                scores[arm].append([METRICS[name](images.target, image, images.head) for name in metrics])
         for arm, seen in scores.items():
-            mean, sd, low, high = (f(seen, axis=0) for f in (np.mean, np.std, np.min, np.max))
+            mean, low, high = (f(seen, axis=0) for f in (np.mean, np.min, np.max))
+            sd = np.std(seen, axis=0, ddof=1)
             spread = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f}"
-            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.3f} |")
+            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.3f} | {mean[2]:.3f} |")
 
 
 if __name__ == "__main__":
