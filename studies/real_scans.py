@@ -12,6 +12,9 @@ target's head, with the package's own metrics. Beside the models stand
 OUT gets the synthetic volumes, scores.csv (a row for each arm, scan and metric), summary.csv (a row for each arm and
 metric: the mean over patients, the paired difference to the regression and its 95 % t-interval) and a picture of each
 scan. Called again, it keeps volumes that are there.
+
+With --slices-mm, scans of finer slices are first averaged to slices of that thickness from foot to head, source and
+target alike, in OUT/sliced. So what thick slices do can be told apart from what else differs between scans.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,7 @@ from unscanned.evaluation.statistics import compare, subject_means, summarize
 from unscanned.report.figures import case_figure
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
+from unscanned.volumes.nifti import read_volume, write_volume
 
 SHOWN = ("psnr", "psnr_one_gain", "ssim", "hfen")
 "Metrics of the printed table; the files have all."
@@ -51,6 +56,27 @@ def images_of(pair: Pair, others: Iterable[Pair], made: Mapping[str, Mapping[str
     images.arms.clear()
     images.arms.update({**first, "own-regression": own, **rest})
     return images
+
+
+def slice_scan(path: Path, thickness_mm: float, out: Path) -> Path:
+    """Return the file of a scan in slices of about a thickness from foot to head; its own where it has no finer ones.
+
+    A slice is the mean of as many whole slices as come nearest; what is left at the end is dropped.
+    """
+    volume = read_volume(path)
+    axis = next(axis for axis, direction in enumerate(volume.orientation) if direction in "IS")
+    count = round(thickness_mm / volume.spacing_mm[axis])
+    if count < 2:
+        return path
+    slices = np.moveaxis(volume.array, axis, 0)
+    slices = slices[: len(slices) // count * count]
+    thick = slices.reshape(-1, count, *slices.shape[1:]).mean(axis=1, dtype=np.float64).astype(np.float32)
+    affine = volume.affine.copy()
+    affine[:3, 3] += (count - 1) / 2 * affine[:3, axis]
+    affine[:3, axis] *= count
+    out.mkdir(parents=True, exist_ok=True)
+    write_volume(out / path.name, np.moveaxis(thick, 0, axis), affine)
+    return out / path.name
 
 
 def table(scores: Scores, reference: str = "regression") -> list[list[object]]:
@@ -74,6 +100,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--source", default="T1w")
     parser.add_argument("--target", default="T2w")
+    parser.add_argument("--slices-mm", type=float)
     given = parser.parse_args()
     pairs = [
         pair
@@ -81,6 +108,11 @@ def main() -> None:
         for pair in select_pairs(dataset, source=given.source, target=given.target).pairs
         if pair.target is not None
     ]
+    if given.slices_mm:
+        for number, pair in enumerate(pairs):
+            folder = given.out / "sliced" / pair.case
+            source, target = (slice_scan(path, given.slices_mm, folder) for path in (pair.source, pair.target))
+            pairs[number] = replace(pair, source=source, target=target)
     made = {}
     for named in given.models:
         name, folder = named.split("=", 1)

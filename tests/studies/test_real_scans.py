@@ -1,6 +1,7 @@
 import csv
 import sys
 
+import numpy as np
 import pytest
 import real_scans
 
@@ -8,6 +9,7 @@ from unscanned.datasets.pairs import select_pairs
 from unscanned.evaluation.baselines import fit_regression
 from unscanned.evaluation.cases import training_pair
 from unscanned.evaluation.metrics import psnr
+from unscanned.volumes.nifti import read_volume, write_volume
 
 
 def test_each_scan_stands_beside_a_regression_that_has_not_seen_its_patient(
@@ -29,3 +31,26 @@ def test_each_scan_stands_beside_a_regression_that_has_not_seen_its_patient(
         assert scores[pair.case, "own-regression", "psnr"] >= scores[pair.case, "regression", "psnr"]
         assert (out / f"{pair.case}.png").read_bytes().startswith(b"\x89PNG")
     assert "| tiny | psnr |" in capsys.readouterr().out
+
+
+def test_a_scan_in_thick_slices_holds_their_means_at_their_places(tmp_path):
+    affine = np.array([[0, 0, 2.0, -20], [-1.5, 0, 0, 30], [0, -1.0, 0, 50], [0, 0, 0, 1]])  # from head to foot along j
+    array = np.random.default_rng(0).random((6, 11, 5), np.float32)
+    write_volume(tmp_path / "fine_T1w.nii.gz", array, affine)
+    path = real_scans.slice_scan(tmp_path / "fine_T1w.nii.gz", 3.0, tmp_path / "thick")
+    thick = read_volume(path)
+    assert thick.shape == (6, 3, 5)
+    assert thick.spacing_mm == pytest.approx((1.5, 3.0, 2.0))
+    assert np.allclose(thick.array[:, 1], array[:, 3:6].mean(axis=1), atol=1e-6)
+    assert thick.affine @ (0, 1, 0, 1) == pytest.approx(affine @ (0, 4, 0, 1))
+    assert real_scans.slice_scan(path, 3.0, tmp_path / "again") == path
+
+
+def test_finer_scans_are_scored_in_thick_slices_when_asked(tiny_dataset, tiny_run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    words = [str(out), str(tiny_dataset), "--models", f"tiny={tiny_run / 'model'}", "--source", "PD", "--target", "T2"]
+    spacing = read_volume(next(tiny_dataset.rglob("*_PDw.nii.gz"))).spacing_mm[2]
+    monkeypatch.setattr(sys, "argv", ["real_scans.py", *words, "--slices-mm", str(2 * spacing)])
+    real_scans.main()
+    made = next((out / "tiny").rglob("*_desc-synthetic_T2w.nii.gz"))
+    assert read_volume(made).spacing_mm[2] == pytest.approx(2 * spacing)
