@@ -61,6 +61,30 @@ def test_one_call_leads_from_the_dataset_to_models_volumes_scores_and_report(who
     assert result.report == out / "report.html"
 
 
+def test_errors_are_counted_by_tissue_in_the_label_maps_of_the_dataset_or_in_those_that_are_named(
+    whole, tiny_dataset, overrides, tmp_path
+):
+    out, result = whole
+    assert "tissue: white matter" in result.evaluation.content.regions
+    assert "<h3>By tissue</h3>" in result.report.read_text(encoding="utf-8")
+    [test] = json.loads((out / "split.json").read_text())["test"]
+    named = tmp_path / "labels" / f"sub-{test}_dseg.nii.gz"
+    named.parent.mkdir()
+    shutil.copy(next((tiny_dataset / "derivatives").rglob(named.name)), named)  # without the names of dseg.tsv
+    shutil.copytree(out, tmp_path / "out")
+    again = reproduce(tiny_dataset, tmp_path / "out", arms=ARMS, overrides=overrides, labels=named.parent)
+    assert "tissue: 1" in again.evaluation.content.regions
+    assert "tissue: white matter" not in again.evaluation.content.regions
+
+
+def test_a_folder_without_label_maps_is_refused_before_anything_is_trained(cli, tiny_dataset, settings_file, tmp_path):
+    words = ["--arms", "demo", "--settings", settings_file, "--labels", tmp_path]
+    done = cli("reproduce", tiny_dataset, "-o", tmp_path / "out", *words)
+    assert done.returncode == 3
+    assert "no label maps" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_that_make_all_arms_one_training_are_refused(whole, tiny_dataset, overrides, tmp_path):
     out, _ = whole
     with pytest.raises(SettingsError, match=r"resgan and adv: two arms would be the same training.*settings\.toml"):

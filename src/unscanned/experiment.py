@@ -21,6 +21,7 @@ from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, UnscannedError, listed
 from unscanned.evaluation.cases import BASELINES
 from unscanned.evaluation.evaluate import Evaluation, claim_evaluation, evaluate
+from unscanned.evaluation.tissues import find_labels
 from unscanned.files import read_json, write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.provenance import environment, utc_now
@@ -69,6 +70,7 @@ def reproduce(
     folds: int = 1,
     file: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    labels: str | Path | None = None,
     command: str | None = None,
     cluster: Cluster | str | None = None,
     progress: Progress | None = AUTOMATIC,
@@ -91,6 +93,7 @@ def reproduce(
             `split_subjects`. 1 takes the one split of the settings.
         file: TOML settings for all arms.
         overrides: Settings for all arms, as for `resolve`.
+        labels: Label maps of tissues, as for `evaluate`.
         command: What the user typed, for the record.
         cluster: Where to work, as for `open_cluster`: trainings run side by side, one on each worker, and a chain
             waits for the one that is its first stage. A worker that is lost leaves its last checkpoint, from which
@@ -103,10 +106,12 @@ def reproduce(
             is; a seed is named twice or out of bounds; no subject is left to test on; `out` is the dataset, a run,
             another experiment's, or one with other folds or without seeds; or as for `check_settings` for any arm.
             Nothing was written.
-        DatasetError: As for `select_pairs` and `split_subjects`. Nothing was written.
+        DatasetError: As for `select_pairs`, `split_subjects` and `find_labels`. Nothing was written.
         UnscannedError: As for `train`, `evaluate` and `write_report`.
     """
     out = Path(out)
+    if labels is not None:
+        find_labels(labels)
     of_arm = arm_settings(arms, file, overrides)
     settings = training_settings(of_arm, seeds, folds)
     check_apart(dataset, out)
@@ -183,6 +188,7 @@ def reproduce(
             seeds={arm: [*map(_words, places)] for arm, places in members.items()} if seeds else None,
             percentile=first.prepare.percentile,
             resample=first.prepare.resample,
+            labels=labels,
             cluster=workers,
             progress=watched("score", "scores, "),
         )

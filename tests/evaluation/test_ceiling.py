@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy import ndimage
 
 from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import evaluate
+from unscanned.report.page import write_report
 from unscanned.simulation.simulate import simulate
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -57,6 +59,36 @@ def test_the_terminal_says_how_far_below_what_noise_allows_an_arm_is(cli, cohort
     assert result.returncode == 0
     assert re.search(r"blurred: PSNR \d+\.\d dB below what noise allows", result.stdout)
     assert re.search(r"blurred: PSNR \d+\.\d dB (above|below) what knowing each voxel's tissue allows", result.stdout)
+
+
+def test_the_report_tells_the_limits_from_the_arms(cohort, tmp_path):
+    evaluate(cohort / "heads", {"blurred": cohort / "blurred"}, tmp_path)
+    page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<b>blurred</b>.* dB below what noise allows and \d+\.\d dB (above|below) what knowing", page)
+    assert '<th scope="row">noise-free <small>limit</small></th>' in page
+    assert '<th scope="row">blurred</th>' in page
+
+
+def test_the_label_maps_that_were_simulated_are_taken_where_none_are_named(cohort, tmp_path):
+    arms = {"blurred": cohort / "blurred"}
+    own = evaluate(cohort / "heads", arms, tmp_path / "own")
+    fluid = own.content.arms["blurred"]["tissue: cerebrospinal fluid"]["psnr"]
+    assert fluid.n == 2
+    assert "tissue: air" not in own.content.regions
+    truth = cohort / "heads" / "derivatives" / "truth"
+    named = evaluate(cohort / "heads", arms, tmp_path / "named", labels=truth)
+    assert (named.scores, named.content.regions) == (own.scores, own.content.regions)
+    shutil.copytree(cohort / "heads", tmp_path / "heads")
+    for path in (tmp_path / "heads").rglob("*_dseg.nii.gz"):
+        path.unlink()
+    without = evaluate(tmp_path / "heads", arms, tmp_path / "without")
+    assert list(without.content.regions) == ["head", "volume"]
+
+
+def test_the_terminal_has_a_row_for_each_tissue(cli, cohort, tmp_path):
+    result = cli("evaluate", cohort / "heads", cohort / "blurred", "-o", tmp_path / "out")
+    [row] = [line for line in result.stdout.splitlines() if "eye fluid" in line]
+    assert len(re.findall(r"\d+\.\d\d", row)) == 4  # of the source, both limits and the arm
 
 
 def test_a_dataset_without_noise_free_images_has_no_ceiling(cohort, tmp_path):

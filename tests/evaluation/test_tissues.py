@@ -55,6 +55,14 @@ def test_the_report_shows_one_table_by_tissue_and_the_file_is_read_again(cohort,
     assert "tissue: cortex" in read_evaluation(tmp_path / "out").regions
     page = write_report(tmp_path / "out", tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<h3>By tissue</h3>") == 1
+    assert page.count('<th scope="row">cortex</th>') == 2  # MAE and PSNR
+    found = read_evaluation(tmp_path / "out")
+    [gain] = [
+        row
+        for row in found.comparisons
+        if (row.arm, row.against, row.region, row.metric) == ("near", "source", "tissue: cortex", "psnr")
+    ]
+    assert f"<small>{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]</small>".replace("-", "−") in page
     assert page.count("<h3>Whole volume</h3>") == 1
 
 

@@ -59,6 +59,19 @@ def test_a_gain_that_may_be_chance_is_not_called_none(content):
     assert verdict.text == "is not shown to be better than the voxelwise regression: +3.0 dB [−0.1, +6.1] holds 0."
 
 
+def test_the_limits_of_a_simulated_target_are_told(content):
+    rows = [
+        ("resgan", "regression", 2.26, 1.94, 2.6),
+        ("resgan", "tissues", 0.4, -1.0, 1.8),
+        ("resgan", "noise-free", -12.34, -14.0, -10.0),
+    ]
+    (verdict, *_) = verdicts(with_psnr(content, rows))
+    assert verdict.text == (
+        "is 2.3 dB [1.9, 2.6] above the voxelwise regression. It is 12.3 dB below what noise allows and 0.4 dB above "
+        "what knowing each voxel's tissue allows."
+    )
+
+
 def test_ssim_that_says_the_opposite_is_told(content):
     rows = [("resgan", "regression", 2.0, 1.0, 3.0)]
     opposite = [("resgan", "regression", -0.05, -0.08, -0.02)]

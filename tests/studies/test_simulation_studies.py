@@ -2,15 +2,49 @@
 
 import numpy as np
 import pytest
+from by_tissue import errors, lesions
 from repeatability import move, register
 from scipy import ndimage
 from simulation_realism import CONTRASTS, FLUID, GREY, WHITE, clusters, measure
 
+from unscanned.evaluation.evaluate import evaluate
+from unscanned.simulation import simulate as module
 from unscanned.simulation.heads import draw_built_in
+from unscanned.simulation.simulate import simulate
 from unscanned.simulation.wide import Spread, draw_subject
 from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.nifti import read_volume, write_volume
 
 QUIET = Spread(noise=(0.005, 0.005), receive=(0.0, 0.0), brain=1.0, defaced=0.0, cropped=0.0, volumetric=1.0)
+
+
+def test_a_lesion_is_as_bright_in_a_copy_of_the_target_as_in_the_target(tmp_path, small_head, monkeypatch):
+    monkeypatch.setattr(module, "draw_built_in", lambda name, rng: small_head)  # drawing one takes seconds
+    heads = tmp_path / "heads"
+    simulate(
+        heads,
+        subjects=4,
+        per_anatomy=4,
+        contrasts=("T1", "FLAIR"),
+        physics="wide",
+        clean=True,
+        shape=(64, 76, 64),
+        spacing_mm=3.0,
+    )
+    for path in heads.glob("sub-*/anat/*_FLAIR.nii.gz"):
+        volume = read_volume(path)
+        write_volume(tmp_path / "copies" / path.name, 0.9 * volume.array + 1, volume.affine)
+    arms = {"copies": tmp_path / "copies"}
+    found = evaluate(heads, arms, tmp_path / "out", source="T1", target="FLAIR", leave_one_out=True).content
+    ratios = lesions(found)
+    assert ratios
+    assert len(ratios) == found.arms["copies"]["tissue: white-matter lesion"]["psnr"].n
+    for source, acquired, synthetic in ratios.values():
+        assert synthetic == pytest.approx(acquired, rel=0.03)
+        assert acquired > source
+    mean, gain, limit = errors(found, "tissue: white-matter lesion")
+    assert float(mean.split()[0]) > float(limit)
+    assert gain.startswith("+")
 
 
 @pytest.fixture(scope="module")

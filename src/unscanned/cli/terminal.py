@@ -94,13 +94,14 @@ def say_settings(settings: Settings, cost: Any = None) -> None:
 
 
 def say_scores(evaluation: Any) -> None:
-    """Print the table of the arms: mean (SD) over the subjects, inside the head."""
+    """Print the table of the arms: mean (SD) over the subjects, inside the head; and of their PSNR in each tissue."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from unscanned.evaluation.cases import ALLOWED
     from unscanned.evaluation.metrics import METRICS
-    from unscanned.evaluation.tables import mean_sd, seed_range
+    from unscanned.evaluation.tables import mean_sd, seed_range, tissues
 
     console = Console()
     metrics = {name: metric for name, metric in METRICS.items() if metric.in_short_tables}
@@ -116,17 +117,25 @@ def say_scores(evaluation: Any) -> None:
         table.add_row(escape(in_a_line(arm)), *cells, str(next(iter(summaries.values())).n))
     console.print(table)
     shown = METRICS["psnr"]
+    arms = {arm: regions for arm, regions in evaluation.content.arms.items() if arm not in evaluation.content.members}
+    if named := tissues(evaluation.content):
+        table = Table("tissue", title=f"PSNR by tissue, {shown.unit}, mean over test subjects")
+        for arm in arms:
+            table.add_column(escape(in_a_line(arm)))
+        for region, name in named.items():
+            means = [regions[region]["psnr"].mean for regions in arms.values()]
+            table.add_row(escape(in_a_line(name)), *("-" if m is None else f"{m:.{shown.digits}f}" for m in means))
+        console.print(table)
     for arm, regions in evaluation.content.spread.items():
         apart = regions["head"]["psnr"]
         words = (
             f"{apart.n} seeds, SD [lowest, highest] of the mean PSNR: {seed_range(apart, shown.digits)} {shown.unit}"
         )
         say(f"{arm}: {words}")
-    allowed = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
     for row in evaluation.content.comparisons:
-        if row.against in allowed and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
+        if row.against in ALLOWED and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
             distance, side = abs(row.difference), "below" if row.difference < 0 else "above"
-            say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {allowed[row.against]}")
+            say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {ALLOWED[row.against]}")
 
 
 def say_models(models: Sequence[Any], file: Path | None) -> None:

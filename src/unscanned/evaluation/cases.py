@@ -25,6 +25,7 @@ from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import Volume, read_volume
 
 __all__ = [
+    "ALLOWED",
     "BASELINES",
     "CEILINGS",
     "Images",
@@ -43,6 +44,9 @@ BASELINES = ("source", "regression")
 CEILINGS = {"noise-free": "noisefree", "tissues": "tissues"}
 """Arms of a simulated target, by the name of their files: without its noise, which is what a method would score that
 knew everything else; and with the literature's values of its tissues, for one that knew each voxel's tissues."""
+
+ALLOWED = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
+"What these two are the score of, in words."
 
 
 @dataclass(frozen=True, eq=False)

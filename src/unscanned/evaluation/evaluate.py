@@ -43,7 +43,7 @@ from unscanned.evaluation.tables import (
     spreads,
     summaries,
 )
-from unscanned.evaluation.tissues import Labels, find_labels
+from unscanned.evaluation.tissues import Labels, find_labels, own_labels
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import (
     Case,
@@ -134,7 +134,8 @@ def evaluate(
     A case that fails does not stop the others; see `Evaluation.failures`. The source itself is always scored as the arm
     `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`, and for a
     model from elsewhere one fitted on the other scored subjects, if `leave_one_out` says so. Where
-    `simulate --clean` made the dataset, its limits are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
+    `simulate` made the dataset, errors are counted in each tissue too, and where it did so with `--clean`, the limits
+    are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
 
     Args:
         dataset: Folder or CSV file with the acquired pairs.
@@ -157,7 +158,7 @@ def evaluate(
             the volumes name, or 99.9 where none does.
         resample: Whether an image on another grid than the target's is resampled to it.
         labels: Folder of label maps of tissues, `<case>_dseg.nii.gz`, on the targets' grids, with their names in
-            dseg.tsv; errors are then counted in each tissue too.
+            dseg.tsv; errors are then counted in each tissue too. When unset, those that `simulate` wrote, if any.
         cluster: Where to score the cases, as for `open_cluster`; None scores them in this process.
         progress: Called with (done, total, case). Without it a bar, in a terminal and in Jupyter; None draws none.
 
@@ -181,7 +182,8 @@ def evaluate(
             do="Leave out the split for a model that was trained on other data.",
         )
     claim_evaluation(out)
-    tissues = find_labels(labels) if labels is not None else None
+    labels = own_labels(dataset) if labels is None else labels
+    tissues = None if labels is None else find_labels(labels)
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
     pairs = found.pairs

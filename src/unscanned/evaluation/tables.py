@@ -10,6 +10,7 @@ from typing import Any
 from unscanned.display import html_table
 from unscanned.evaluation.cases import BASELINES, CEILINGS
 from unscanned.evaluation.metrics import METRICS
+from unscanned.evaluation.scores import REGIONS
 from unscanned.evaluation.statistics import compare, spread_of, subject_means, summarize
 from unscanned.formats.evaluation import (
     Comparison,
@@ -33,6 +34,7 @@ __all__ = [
     "slices_csv",
     "spreads",
     "summaries",
+    "tissues",
 ]
 
 
@@ -116,6 +118,11 @@ def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> lis
                         found = dict(compare(values[against], values[arm]))
                         rows.append(Comparison(arm=arm, against=against, region=region, metric=metric, **found))
     return rows
+
+
+def tissues(content: EvaluationRecord) -> dict[str, str]:
+    """Return the regions of an evaluation that are tissues, with their names; empty where there were no labels."""
+    return {region: region.removeprefix("tissue: ") for region in content.regions if region not in REGIONS}
 
 
 def mean_sd(summary: Summary, digits: int) -> str:

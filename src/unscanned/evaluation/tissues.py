@@ -13,7 +13,7 @@ from unscanned.files import read_text
 from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.nifti import Volume, read_volume
 
-__all__ = ["Labels", "find_labels"]
+__all__ = ["Labels", "find_labels", "own_labels"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,17 @@ class Labels:
             raise error.but(
                 what="labels and target lie on different grids", do="Write them on the target's."
             ) from error
-        labels = np.rint(array).astype(np.int64)
+        labels = np.ascontiguousarray(np.rint(array), np.int32)
         if np.abs(array - labels).max() > 1e-3:
             raise DatasetError("labels are whole numbers", where=path, found="other numbers")
         present = [int(label) for label in np.unique(labels) if label != 0]
         return {f"tissue: {self.names.get(label, label)}": labels == label for label in present}
+
+
+def own_labels(dataset: str | Path) -> Path | None:
+    """Return the folder of the label maps that `simulate` wrote beside its scans; None where a dataset has none."""
+    folder = Path(dataset, "derivatives", "truth")
+    return folder if any(folder.rglob("*_dseg.nii*")) else None
 
 
 def find_labels(folder: str | Path) -> Labels:

@@ -206,6 +206,11 @@ class EvaluationRecord(Record):
         return compared_arms(self.folders, self.seeds)
 
     @property
+    def members(self) -> list[str]:
+        """The arms of the seeds."""
+        return [member for members in self.seeds.values() for member in members]
+
+    @property
     def pictured(self) -> list[str]:
         """The arms to show pictures of: of several seeds the first."""
         later = {member for members in self.seeds.values() for member in members[1:]}

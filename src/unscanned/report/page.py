@@ -13,9 +13,10 @@ import numpy as np
 from unscanned.datasets.layout import sidecar_path
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError, listed
-from unscanned.evaluation.cases import BASELINES, Images, evaluated_images
+from unscanned.evaluation.cases import BASELINES, CEILINGS, Images, evaluated_images
 from unscanned.evaluation.metrics import METRICS
 from unscanned.evaluation.scores import case_constants
+from unscanned.evaluation.tables import tissues
 from unscanned.files import read_json, write_text
 from unscanned.formats.evaluation import Case, Comparison, EvaluationRecord, read_evaluation
 from unscanned.formats.sidecar import STAMP
@@ -98,12 +99,13 @@ def write_report(
     page = template.render(
         evaluation=content,
         baselines=BASELINES,
-        members=[member for members in content.seeds.values() for member in members],
+        limits=tuple(CEILINGS),
         verdicts=verdicts(content),
         below=below_baselines(content),
         psnrs=explain_psnr(content),
         metrics=_columns(content),
         differences=_differences(content),
+        **_by_tissue(content),
         subjects=[row for row in content.scores if row.region == "head"],
         cases=shown,
         viewers=viewers,
@@ -236,6 +238,22 @@ def _differences(content: EvaluationRecord) -> dict[tuple[str, str], dict[str, C
         if row.region == "head":
             rows.setdefault((row.arm, row.against), {})[row.metric] = row
     return rows
+
+
+def _by_tissue(content: EvaluationRecord) -> dict[str, Any]:
+    """What the tables by tissue show: the tissues, and the differences from a baseline by arm, region and metric."""
+    columns = [arm for arm in content.arms if arm not in content.members]
+    rival = next((name for name in reversed(BASELINES) if name in content.arms), None)
+    compared = [row for row in content.comparisons if row.against == rival and row.arm in content.compared]
+    return {
+        "tissues": [
+            (region, name, max(next(iter(content.arms[arm][region].values())).n for arm in columns))
+            for region, name in tissues(content).items()
+        ],
+        "columns": columns,
+        "rival": rival,
+        "gains": {(row.arm, row.region, row.metric): row for row in compared},
+    }
 
 
 def _details(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from unscanned.evaluation.cases import BASELINES
+from unscanned.evaluation.cases import ALLOWED, BASELINES
 from unscanned.evaluation.metrics import METRICS
 from unscanned.formats.evaluation import Comparison, EvaluationRecord
 
@@ -36,7 +36,8 @@ def verdicts(content: EvaluationRecord) -> list[Verdict]:
     """Return a verdict on each arm, by PSNR inside the head; empty where the evaluation has no PSNR.
 
     An arm is compared with the voxelwise regression, or with the source where there is none, and with the first arm. A
-    difference counts as shown where its 95 % interval does not hold 0.
+    difference counts as shown where its 95 % interval does not hold 0. Where the limits of a simulated target are
+    known, the text says how far from them the arm is.
     """
     if "psnr" not in content.definitions:
         return []
@@ -54,6 +55,9 @@ def verdicts(content: EvaluationRecord) -> list[Verdict]:
             for row in rows
             if (other := _comparison(content, arm, row.against, "ssim")) is not None and _sides(row) * _sides(other) < 0
         )
+        limits = {name: row for name in ALLOWED if (row := _comparison(content, arm, name, "psnr")) is not None}
+        if limits:
+            text += ". It is " + " and ".join(_distance(row, ALLOWED[name]) for name, row in limits.items())
         is_above = any(_sides(row) > 0 for row in rows if row.against in BASELINES)
         made.append(Verdict(arm, text + ".", "below" if below.get(arm) else "above" if is_above else "open"))
     return made
@@ -114,6 +118,11 @@ def _sentence(row: Comparison) -> str:
     interval = f"{_signed(difference, 1)} dB [{_signed(row.low, 1)}, {_signed(row.high, 1)}]"
     shown = "is not shown to be better than" if difference > 0 else "is not better than"
     return f"{shown} {rival}: {interval} holds 0"
+
+
+def _distance(row: Comparison, what: str) -> str:
+    difference = row.difference or 0.0
+    return f"{abs(difference):.1f} dB {'below' if difference < 0 else 'above'} what {what}"
 
 
 def _sides(row: Comparison) -> int:

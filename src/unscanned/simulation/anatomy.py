@@ -41,6 +41,10 @@ class Anatomy(Protocol):
     def vertex_mm(self) -> np.ndarray:
         """The top of the head above the middle of the skull, world mm, (3,)."""
 
+    @property
+    def tissues(self) -> np.ndarray:
+        """The tissue that has most of each voxel, as an index into the names of `TISSUES`, uint8 (i, j, k)."""
+
     def mix(self, values: Mapping[str, float]) -> np.ndarray:
         """Return the mean of `values` over the tissues of each voxel, float32 (i, j, k)."""
 
@@ -55,6 +59,16 @@ class Fractions:
     "Voxel to world mm, RAS+, float64 (4, 4)."
     vertex_mm: np.ndarray
     "The top of the head above the middle of the skull, world mm, (3,)."
+
+    @property
+    def tissues(self) -> np.ndarray:
+        """The tissue that has most of each voxel, as an index into the names of `TISSUES`, uint8 (i, j, k)."""
+        shape = next(iter(self.parts.values())).shape
+        most, tissues = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+        for name, part in self.parts.items():
+            tissues[part > most] = NAMES.index(name)
+            np.maximum(most, part, out=most)
+        return tissues
 
     def mix(self, values: Mapping[str, float]) -> np.ndarray:
         """Return the mean of `values` weighted by the fractions, float32 (i, j, k)."""

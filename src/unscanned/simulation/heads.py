@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unscanned.simulation.anatomy import Fractions, LabelMap, read_label_map
+from unscanned.simulation.anatomy import LabelMap, read_label_map
 from unscanned.simulation.lesions import find_sites
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.relaxation import NAMES
@@ -62,12 +62,8 @@ def draw_built_in(name: str, rng: np.random.Generator, *, spacing_mm: float = 1.
         rng: Source of randomness.
         spacing_mm: Voxel size.
     """
-    drawn: Fractions = draw_head(rng, spacing_mm=spacing_mm)
-    most, tissues = np.zeros(drawn.parts["air"].shape, np.float32), np.zeros(drawn.parts["air"].shape, np.uint8)
-    for tissue, part in drawn.parts.items():
-        tissues[part > most] = NAMES.index(tissue)
-        np.maximum(most, part, out=most)
-    return _head(name, LabelMap(tissues, drawn.affine), drawn.vertex_mm)
+    drawn = draw_head(rng, spacing_mm=spacing_mm)
+    return _head(name, LabelMap(drawn.tissues, drawn.affine), drawn.vertex_mm)
 
 
 def _head(name: str, anatomy: LabelMap, vertex_mm: np.ndarray | None = None) -> Head:

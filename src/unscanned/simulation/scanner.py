@@ -74,6 +74,8 @@ class Scan:
     "The images' units per unit of proton density."
     shading: float
     "Standard deviation of the logarithm of the receive field."
+    labels: np.ndarray
+    "Tissue at the middle of each voxel, as an index into the names of `TISSUES`, uint8 (i, j, k); 0 is air."
     clean: Mapping[str, np.ndarray]
     "The images without noise, float32; empty where they were not asked for."
     typical: Mapping[str, np.ndarray]
@@ -114,19 +116,20 @@ def scan(
     extra_decay_hz = _DECAY_VARIATION_HZ * smooth_field(rng, grid.axes_mm, 15.0)
     gain = float(rng.uniform(500, 1500))
     sigma = gain * float(rng.uniform(*noise)) * spin_echo(tissues["white matter"], sequences["PD"])
-    signals = _paint(anatomy, grid, tissues, [sequences[contrast] for contrast in contrasts])
+    used = {contrast: sequences[contrast] for contrast in contrasts}
+    painted = _paint(anatomy, grid, tissues, [*used.values()])
+    known = _paint(anatomy, grid, TISSUES, [*used.values()]) if clean else []
+    sampled, labels = _sample([*painted, *known], anatomy, warp, grid)
     images, without, typical = {}, {}, {}
-    if clean:
-        known = _paint(anatomy, grid, TISSUES, [sequences[contrast] for contrast in contrasts])
-        for contrast, signal in zip(contrasts, _sample(known, anatomy, warp, grid), strict=True):
-            typical[contrast] = signal * np.float32(gain) * receive
-    for contrast, signal in zip(contrasts, _sample(signals, anatomy, warp, grid), strict=True):
+    for contrast, signal in zip(used if clean else (), sampled[len(used) :], strict=True):
+        typical[contrast] = signal * np.float32(gain) * receive
+    for contrast, signal in zip(used, sampled[: len(used)], strict=True):
         signal *= gain * receive * density * np.exp(-sequences[contrast].te_ms / 1000 * extra_decay_hz)
         if clean:
             without[contrast] = signal
         noise_rng = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         images[contrast] = np.round(add_rician_noise(signal, sigma, noise_rng))
-    return Scan(images, {name: sequences[name] for name in contrasts}, tissues, sigma, gain, strength, without, typical)
+    return Scan(images, used, tissues, sigma, gain, strength, labels, without, typical)
 
 
 def add_rician_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -162,17 +165,19 @@ def _blur(image: np.ndarray, anatomy: Anatomy, grid: Grid) -> np.ndarray:
 
 def _sample(
     images: Sequence[np.ndarray], anatomy: Anatomy, warp: Callable[[list[np.ndarray]], np.ndarray], grid: Grid
-) -> list[np.ndarray]:
-    """Sample images of the anatomy on the grid, a few slices at a time to bound memory."""
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sample images of the anatomy and its tissues on the grid, a few slices at a time to bound memory."""
     x, y, z = grid.axes_mm
     to_voxel = np.linalg.inv(anatomy.affine)
     vertex = np.array([0.0, 0.0, grid.extent_mm[2] / 2 - _ABOVE_VERTEX_MM])
     offset = to_voxel[:3, :3] @ (anatomy.vertex_mm - vertex) + to_voxel[:3, 3]
     sampled = [np.empty(grid.shape, np.float32) for _ in images]
+    tissues, labels = anatomy.tissues, np.empty(grid.shape, np.uint8)
     slices = max(1, 2**20 // (len(x) * len(y)))
     for first in range(0, len(z), slices):
         slab = slice(first, first + slices)
         voxels = np.tensordot(to_voxel[:3, :3], warp([x, y, z[slab]]), axes=1) + offset[:, None, None, None]
         for image, target in zip(images, sampled, strict=True):
             target[:, :, slab] = ndimage.map_coordinates(image, voxels, order=1, cval=0.0)
-    return sampled
+        labels[:, :, slab] = ndimage.map_coordinates(tissues, voxels, order=0, cval=0)
+    return sampled, labels

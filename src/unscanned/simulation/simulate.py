@@ -2,7 +2,7 @@
 
 The heads are label maps, or the package's own. A subject is an anatomy with a deformation, tissues, sequences, a
 receive field and noise drawn for it; several subjects may share an anatomy. With narrow physics all come from one kind
-of scanner; with wide physics from the spread of real ones, with labels of the tissues beside the images.
+of scanner; with wide physics from the spread of real ones. Labels of the tissues lie beside the images.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ _README = """Simulated MR scans of heads, made by unscanned. No person was scann
 Each subject is an anatomy ({source}) that was bent smoothly and given tissue parameters, sequence timings, a receive
 field and Rician noise of its own. The images follow the spin-echo signal equation; PDw and T2w are the two echoes of
 one sequence. What was drawn for a subject stands under "Simulation" in the JSON file beside each image.
+derivatives/truth holds the tissue of each voxel (numbers in dseg.tsv) and, where asked for, the images without noise.
 
 Subjects with the same anatomy in participants.tsv are not independent: keep them on one side of a split.
 """
@@ -82,7 +83,7 @@ def simulate(
     clean: bool = False,
     progress: Progress | None = AUTOMATIC,
 ) -> Path:
-    """Write simulated subjects as a BIDS raw dataset.
+    """Write simulated subjects as a BIDS raw dataset, with the tissue of each voxel below derivatives/truth.
 
     A subject's files depend on the arguments and its own number only: fewer or more subjects leave them the same, and
     the same call writes the same bytes.
@@ -102,8 +103,7 @@ def simulate(
         noise: Range of the standard deviation of the noise, relative to white matter in the first echo; narrow only.
         shading: Range of the standard deviation of the logarithm of the receive field; narrow only.
         deformation_mm: Standard deviation of the smooth displacement along each axis, mm; narrow only.
-        physics: One kind of scanner ("narrow"), or the spread of real ones ("wide"), which also writes the labels of
-            the tissues below derivatives/truth.
+        physics: One kind of scanner ("narrow"), or the spread of real ones ("wide"), with white-matter lesions.
         target: With wide physics, the contrast whose sequence is the same in all subjects, as echo times differ
             between scanners and no source tells them; the last of `contrasts` by default.
         spread: With wide physics, what scanners are drawn from; the default is that of docs/simulation.md.
@@ -149,7 +149,7 @@ def simulate(
     without_noise = contrasts if clean else ()
     with files.lock(out):
         files.remove_partials(out)
-        _check_folder(out, subjects, contrasts, without_noise, wide=wide is not None)
+        _check_folder(out, subjects, contrasts, without_noise)
         _claim(out, grid, settings)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
@@ -190,8 +190,7 @@ def simulate(
                     _write_subject(out, _subject(index), result, grid, origin)
         anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
-        if wide is not None or clean:
-            truth.write_description(out, settings, wide=wide is not None)
+        truth.write_description(out, settings)
         _write_description(out, anatomies, source, settings, wide=wide is not None)
     if progress:
         progress(subjects, subjects, "done")
@@ -297,11 +296,11 @@ def _choose_maps(folder: str | Path, subjects: int, per_anatomy: int) -> list[Pa
     return maps[:needed]
 
 
-def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Sequence[str], *, wide: bool) -> None:
+def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Sequence[str]) -> None:
     """Refuse to mix datasets: what an earlier simulation left must be what this one writes over."""
     wanted = {_subject(index) for index in range(subjects)}
     images = {f"{subject}_{truth.suffix(contrast)}" for subject in wanted for contrast in contrasts}
-    truths = {name for subject in wanted for name in truth.names(subject, clean, wide=wide)}
+    truths = {name for subject in wanted for name in truth.names(subject, clean)}
     others = []
     for root, names in ((out, images), (out / truth.TRUTH, truths)):
         others += [path.name for path in sorted(root.glob("sub-*")) if path.name not in wanted]
@@ -375,6 +374,7 @@ def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: di
         }
         files.write_json(stem.with_name(stem.name + ".json"), sidecar)
         write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
+    truth.write_labels(out, subject, result.labels, grid.affine, origin)
     for kind, images in zip(truth.KINDS, (result.clean, result.typical), strict=True):
         truth.write_known(out, subject, kind, images, grid.affine, origin)
 

@@ -18,7 +18,7 @@ from unscanned.simulation.scanner import Grid
 from unscanned.simulation.wide import Drawn
 from unscanned.volumes.nifti import write_volume
 
-__all__ = ["KINDS", "TRUTH", "names", "suffix", "write_description", "write_drawn", "write_known"]
+__all__ = ["KINDS", "TRUTH", "names", "suffix", "write_description", "write_drawn", "write_known", "write_labels"]
 
 TRUTH = Path("derivatives") / "truth"
 KINDS = ("noisefree", "tissues")
@@ -31,10 +31,9 @@ def suffix(contrast: str) -> str:
     return contrast if contrast == "FLAIR" else f"{contrast}w"
 
 
-def names(subject: str, clean: Sequence[str], *, wide: bool) -> list[str]:
+def names(subject: str, clean: Sequence[str]) -> list[str]:
     """Return the names, without endings, of what stands below derivatives/truth for a subject."""
-    labels = [f"{subject}_dseg"] if wide else []
-    return [*labels, *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in KINDS)]
+    return [f"{subject}_dseg", *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in KINDS)]
 
 
 def write_known(
@@ -43,6 +42,11 @@ def write_known(
     """Write images of one of the `KINDS`, by contrast, in the units of the images with noise."""
     for contrast, image in images.items():
         _write(_stem(out, subject, f"desc-{kind}_{suffix(contrast)}"), image, affine, _told(origin))
+
+
+def write_labels(out: Path, subject: str, tissues: np.ndarray, affine: np.ndarray, origin: dict[str, Any]) -> None:
+    """Write the tissue of each voxel, an index into `NAMES`; all lesions have one number."""
+    _write(_stem(out, subject, "dseg"), np.minimum(tissues, LESION), affine, _told(origin))
 
 
 def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int) -> None:
@@ -80,23 +84,22 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
         }
         stem = out / subject / "anat" / f"{subject}_{suffix(contrast)}"
         _write(stem, np.round(gain * _turned(image)), affine, sidecar)
-    _write(_stem(out, subject, "dseg"), np.minimum(_turned(drawn.tissues), LESION), affine, _told(origin))
+    write_labels(out, subject, _turned(drawn.tissues), affine, origin)
     for kind, images in zip(KINDS, (drawn.clean, drawn.typical), strict=True):
         turned = {contrast: gain * _turned(image) for contrast, image in images.items()}
         write_known(out, subject, kind, turned, affine, origin)
 
 
-def write_description(out: Path, parameters: dict[str, Any], *, wide: bool) -> None:
-    """Write the description of the derivatives and, with wide physics, the table of labels."""
+def write_description(out: Path, parameters: dict[str, Any]) -> None:
+    """Write the description of the derivatives and the table of labels, which is the same with either physics."""
     description = {
         "Name": "Tissues and noise-free images of simulated heads",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "unscanned", "Description": "simulate", "Parameters": parameters}],
     }
-    if wide:
-        rows = [f"{number}\t{name}" for number, name in enumerate([*NAMES[:LESION], "white-matter lesion"])]
-        files.write_text(out / TRUTH / "dseg.tsv", "\n".join(["index\tname", *rows]) + "\n")
+    rows = [f"{number}\t{name}" for number, name in enumerate([*NAMES[:LESION], "white-matter lesion"])]
+    files.write_text(out / TRUTH / "dseg.tsv", "\n".join(["index\tname", *rows]) + "\n")
     files.write_json(out / TRUTH / "dataset_description.json", description)
 
 

@@ -72,6 +72,14 @@ TrainPreset = Annotated[
         f"else {Settings().preset}.",
     ),
 ]
+Labels = Annotated[
+    Path | None,
+    Parameter(
+        name="--labels",
+        help="Folder of label maps, such as sub-001_dseg.nii.gz, with their names in dseg.tsv: errors by tissue. Unset "
+        "takes those that `simulate` wrote below derivatives/truth of the dataset, if any.",
+    ),
+]
 File = Annotated[Path | None, Parameter(name="--settings", help="TOML file that overrides the preset.")]
 _SETTINGS = Group(
     "Settings",

@@ -13,6 +13,7 @@ from unscanned.cli.verbs.common import (
     Cluster,
     InLayout,
     Json,
+    Labels,
     LimitMb,
     Out,
     Resample,
@@ -37,7 +38,7 @@ def evaluate(
     split: Path | None = None,
     leave_one_out: bool = False,
     resample: Resample = False,
-    labels: Path | None = None,
+    labels: Labels = None,
     cluster: Cluster = None,
     json: Json = None,
 ) -> None:
@@ -69,8 +70,6 @@ def evaluate(
         all others.
     resample
         Bring volumes on another grid to the target's grid instead of refusing them.
-    labels
-        Folder of label maps, such as sub-001_dseg.nii.gz, with their names in dseg.tsv: errors by tissue.
     json
         Also write the evaluation to this file.
     """
