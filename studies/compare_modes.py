@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seams import seam_index
+from seams import border_planes, seam_index
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.evaluation.metrics import mae, psnr, ssim
@@ -91,12 +91,13 @@ def _score(
     constants = model.normalization
     head = head_mask(source.array)
     scale = head_scale(source.array, head, constants.percentile)
-    where = frame(source, spacing_mm=model.settings.prepare.spacing_mm)
+    prepare = model.settings.prepare
+    where = frame(source, spacing_mm=prepare.spacing_mm, averages=prepare.averages)
     z = constants.source.standardize(where.forward(source.array) / np.float32(scale))
     truth = onto_grid(source, target, case)
     truth = where.forward(truth / np.float32(head_scale(truth, head_mask(truth), constants.percentile)))
     mask = where.forward(head.astype(np.float32)) > 0.5
-    how = model.how(**options)
+    how, patch = model.how(**options), model.settings.training.patch
     began = time.perf_counter()
     with autocast(how.precision, model.device):
         synthetic = chain(
@@ -104,17 +105,18 @@ def _score(
             model.generators,
             how,
             context=model.settings.context.input,
-            patch=model.settings.training.patch,
+            patch=patch,
             device=model.device,
         )
     seconds = time.perf_counter() - began
     unit = constants.target.unit(synthetic)
+    # Mode volume has no borders; it is asked about those of the smallest stride.
+    planes = border_planes(truth.shape, patch, how.stride if how.mode == "patches" else stride)
     scores = {
         "psnr": psnr(truth, unit, mask, data_range=1.0),
         "ssim": ssim(truth, unit, mask, data_range=1.0),
         "mae": mae(constants.target.standardize(truth), synthetic, mask),
-        # Mode volume has no borders; it is asked about those of the smallest stride.
-        "seam_index": seam_index(truth, unit, mask, stride=how.stride if how.mode == "patches" else stride),
+        "seam_index": seam_index(truth, unit, mask, planes=planes),
         "seconds": seconds,
     }
     return scores, synthetic
