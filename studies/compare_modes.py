@@ -20,7 +20,7 @@ from seams import border_planes, seam_index
 from unscanned.datasets.pairs import find_pairs
 from unscanned.evaluation.metrics import mae, psnr, ssim
 from unscanned.evaluation.statistics import compare, subject_means, summarize
-from unscanned.files import write_json
+from unscanned.files import sha256, write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.precision import autocast
 from unscanned.synthesis.context import chain
@@ -54,7 +54,7 @@ def compare_modes(
     """Synthesize each subject in each way, and score it in unit scale, inside the head.
 
     Args:
-        model: What to synthesize with; its training subjects are left out.
+        model: What to synthesize with; scans that it was trained on are left out.
         dataset: Aligned pairs of the model's contrasts.
         subjects: Those to take; None takes all.
         strides: Of mode patches.
@@ -64,11 +64,11 @@ def compare_modes(
         `rows`, one for each subject and way; `summary` over subjects; `difference` from the first way, with its 95 %
         interval; for precisions, `error` relative to the same way in float32.
     """
-    seen = {entry["case"] for entry in model.provenance["training_cases"]}
+    seen = {entry[scan]["sha256"] for entry in model.provenance["training_cases"] for scan in ("source", "target")}
     pairs = [
         pair
         for pair in find_pairs(dataset, source=model.source, target=model.target)
-        if pair.case not in seen and (subjects is None or pair.subject in subjects)
+        if seen.isdisjoint(map(sha256, (pair.source, pair.target))) and (subjects is None or pair.subject in subjects)
     ]
     ways = variants(strides, precisions)
     rows: list[dict[str, Any]] = []

@@ -135,7 +135,7 @@ class Generator(Schema):
     output: Literal["linear", "tanh", "batch_norm"] = "linear"
     "What follows the last convolution; in a ResGAN before the source is added."
     convolution: Literal["auto", "plain", "spectral"] = Field("auto", json_schema_extra=INDIFFERENT)
-    "Arithmetic of large and dilated kernels; the function is the same."
+    "Arithmetic of the convolutions, plain or, where it is faster, another (auto); the function is the same."
 
 
 class Discriminator(Schema):
