@@ -13,6 +13,7 @@ from unscanned.settings import (
     resolve,
     to_dict,
     to_toml,
+    without_effect,
 )
 
 
@@ -363,6 +364,30 @@ def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
     with pytest.raises(SettingsError, match=rf"loss\.{key}: without its adversary the loss has no term"):
         resolve("resgan", overrides={"loss": loss})
     resolve("resgan", overrides={"loss": {**loss, "gdl": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "idle"),
+    [
+        ("strong", {}, {}),
+        ("strong", {"loss": {"gradient_penalty": 10.0}}, {"loss.gradient_penalty": 10.0}),
+        (
+            "unet",
+            {"discriminator": {"spectral_norm": True, "slope": 0.2}, "training": {"order": "generator_first"}},
+            {"discriminator.spectral_norm": True, "training.order": "generator_first"},
+        ),
+        ("strong", {"loss": {"gradient_penalty": 10.0, "adversarial": 0.1}}, {}),
+        ("strong-gan", {"loss": {"adversarial": 0.0}}, {}),  # the rest is the preset's own
+        ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 1.0}}, {"loss.gradient_penalty": 1.0}),
+        ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 0.0}}, {}),
+    ],
+)
+def test_what_is_set_of_an_adversary_that_is_not_there_has_no_effect(tmp_path, preset, overrides, idle):
+    settings = resolve(preset, overrides=overrides)
+    assert without_effect(settings) == idle
+    file = tmp_path / "settings.toml"
+    file.write_text(to_toml(settings))
+    assert without_effect(resolve(file=file)) == idle
 
 
 def test_the_number_of_epochs_decides_only_where_the_learning_rate_depends_on_it():

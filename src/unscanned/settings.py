@@ -48,6 +48,7 @@ __all__ = [
     "to_dict",
     "to_toml",
     "toml_of",
+    "without_effect",
 ]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
@@ -557,6 +558,28 @@ def _check_loss(loss: Loss) -> None:
             )
 
 
+def without_effect(settings: Settings) -> dict[str, Any]:
+    """Return what was set of an adversary, by name, where the loss gives it no weight, so that there is none.
+
+    What the preset itself sets is left out, and so is what stands at its default: a run's settings.toml names all.
+
+    Example:
+        >>> without_effect(resolve("strong", overrides={"loss": {"gradient_penalty": 10.0}}))
+        {'loss.gradient_penalty': 10.0}
+    """
+    if settings.loss.adversarial > 0:
+        return {}
+    plain = Settings()
+    own = merge(settings.preset) if settings.preset in preset_names() else plain
+    return {
+        f"{table}.{key}": value
+        for table, keys in _OF_THE_ADVERSARY.items()
+        for key in keys
+        if (value := getattr(getattr(settings, table), key))
+        not in (getattr(getattr(own, table), key), getattr(getattr(plain, table), key))
+    }
+
+
 def to_dict(settings: Schema) -> dict[str, Any]:
     """Return settings or one of their tables as nested dicts of JSON values."""
     return settings.model_dump(mode="json")
@@ -613,6 +636,12 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: s
 
 _NO_TERMS = {"outside", "gradient_penalty"}
 "Numbers of the table loss that are no weights of terms."
+_OF_THE_ADVERSARY = {
+    "discriminator": tuple(Discriminator.model_fields),
+    "loss": ("criterion", "adversarial_after", "gradient_penalty", "on_collapse"),
+    "training": ("discriminator_rate", "order"),
+}
+"What means nothing without one, table by table."
 _SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}
