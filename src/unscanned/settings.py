@@ -250,7 +250,13 @@ class Training(Schema):
 
 
 class Augmentation(Schema):
-    """What is drawn anew for each training patch. 0 leaves all as it is."""
+    """What is drawn anew for each training patch. 0 leaves all as it is.
+
+    A training refuses a strength that leaves nothing of a patch: `intensity` above 1.6, a power of 5, by which two
+    thirds of a head fall below a tenth; `field` above 0.9, which dims to a tenth, where a head ends; `noise` above 0.5,
+    beside which a sixteenth of the variance inside a head is its own; `blur` above an eighth of training.patch, and
+    `resolution` above a quarter. Each is the largest that is drawn.
+    """
 
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     "Largest shift of a patch from its place on the grid of patches, as a share of its edge; 0.5 reaches every place."
@@ -529,14 +535,23 @@ def _check_split(split: Split) -> None:
 
 
 def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
-    for name, share in (("blur", 8), ("resolution", 4)):
-        value, most = getattr(augmentation, name), patch / share
+    # The other bounds are those of what can be computed, which runs and models of before may have.
+    limits = {
+        "intensity": (1.6, "", "a power of 5"),
+        "field": (0.9, "", "a tenth of the intensity"),
+        "noise": (0.5, "", "half of the unit scale"),
+        "blur": (patch / 8, f" voxels with training.patch = {patch}", "training.patch / 8"),
+        "resolution": (patch / 4, f" voxels with training.patch = {patch}", "training.patch / 4"),
+    }
+    for name, (most, unit, meaning) in limits.items():
+        value = getattr(augmentation, name)
         if value > most:
             raise SettingsError(
                 "augmentation that leaves nothing of a patch",
                 where=f"augmentation.{name}",
-                found=f"{value:g} voxels with training.patch = {patch}",
-                expected=f"at most {most:g}, training.patch / {share}",
+                found=f"{value:g}{unit}",
+                expected=f"at most {most:g}, {meaning}",
+                do="It is the largest that is drawn; most patches get less.",
             )
 
 
