@@ -733,7 +733,7 @@ def test_c13_a_training_whose_adversary_collapses_goes_on_without_it_if_it_may(t
 
 
 def last_weights(folder, batches, make_step, stops, **options):
-    """Train with an interruption after each of so many steps, each resume with fresh networks; return the last state."""
+    """Train with interruptions after so many steps each, every resume with fresh networks; return the last state."""
     for steps in stops:
         with pytest.raises(Interrupted):
             train_stage(folder, make_step(), batches, should_stop=stop_after(steps), **options)
@@ -785,7 +785,7 @@ def test_c13_an_adversary_that_is_not_finite_again_is_given_up_if_it_may_be(tmp_
         pytest.raises(TrainingError, match="discriminator's loss or gradient is not finite"),
     ):
         train_stage(tmp_path / "ends", touchy(goes_on=False), batches, **options)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="goes on without its adversary") as told:
         train_stage(tmp_path / "goes on", touchy(goes_on=True), batches, **options)
     words = [str(warning.message) for warning in told]
     assert ["went back to step 4 and another order" in line for line in words][-2:] == [True, False]

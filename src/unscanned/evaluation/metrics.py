@@ -461,8 +461,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="higher",
         digits=3,
-        definition="structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels (Wang et al. "
-        "2004); at most 1",
+        definition="structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels (Wang et "
+        "al. 2004); at most 1",
         words="How alike local structure is. 1 is perfect.",
         scale="unit scale",
         data_range=1.0,
@@ -509,8 +509,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="higher",
         digits=3,
-        definition="mean overlap (Dice 1945) of dark, middle and bright voxels, each image divided by thresholds of its "
-        "own (Otsu's for three classes, Liao et al. 2001)",
+        definition="mean overlap (Dice 1945) of dark, middle and bright voxels, each image divided by thresholds of "
+        "its own (Otsu's for three classes, Liao et al. 2001)",
         words="Whether dark, middle and bright tissue lies where it should. 1 is perfect.",
         scale="unit scale",
         in_short_tables=False,
@@ -521,8 +521,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="lower",
         digits=3,
-        definition="mean relative error of the volumes of these three classes (the relative volume difference of Heimann "
-        "et al. 2009, without its sign)",
+        definition="mean relative error of the volumes of these three classes (the relative volume difference of "
+        "Heimann et al. 2009, without its sign)",
         words="Whether there is as much of each as there should be. 0 is perfect.",
         scale="unit scale",
         in_short_tables=False,
