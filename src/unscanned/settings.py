@@ -551,7 +551,7 @@ def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
                 where=f"augmentation.{name}",
                 found=f"{value:g}{unit}",
                 expected=f"at most {most:g}, {meaning}",
-                do="It is the largest that is drawn; most patches get less.",
+                do=f"Lower it to {most:g} or less. It is the largest that is drawn; most patches get less.",
             )
 
 
