@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seams import seam_index
+from seams import border_planes, seam_index
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.evaluation.metrics import mae, psnr, ssim
 from unscanned.evaluation.statistics import compare, subject_means, summarize
-from unscanned.files import write_json
+from unscanned.files import sha256, write_json
 from unscanned.machine.device import choose_device
 from unscanned.machine.precision import autocast
 from unscanned.synthesis.context import chain
@@ -54,7 +54,7 @@ def compare_modes(
     """Synthesize each subject in each way, and score it in unit scale, inside the head.
 
     Args:
-        model: What to synthesize with; its training subjects are left out.
+        model: What to synthesize with; scans that it was trained on are left out.
         dataset: Aligned pairs of the model's contrasts.
         subjects: Those to take; None takes all.
         strides: Of mode patches.
@@ -64,11 +64,11 @@ def compare_modes(
         `rows`, one for each subject and way; `summary` over subjects; `difference` from the first way, with its 95 %
         interval; for precisions, `error` relative to the same way in float32.
     """
-    seen = {entry["case"] for entry in model.provenance["training_cases"]}
+    seen = {entry[scan]["sha256"] for entry in model.provenance["training_cases"] for scan in ("source", "target")}
     pairs = [
         pair
         for pair in find_pairs(dataset, source=model.source, target=model.target)
-        if pair.case not in seen and (subjects is None or pair.subject in subjects)
+        if seen.isdisjoint(map(sha256, (pair.source, pair.target))) and (subjects is None or pair.subject in subjects)
     ]
     ways = variants(strides, precisions)
     rows: list[dict[str, Any]] = []
@@ -91,12 +91,13 @@ def _score(
     constants = model.normalization
     head = head_mask(source.array)
     scale = head_scale(source.array, head, constants.percentile)
-    where = frame(source, spacing_mm=model.settings.prepare.spacing_mm)
+    prepare = model.settings.prepare
+    where = frame(source, spacing_mm=prepare.spacing_mm, averages=prepare.averages)
     z = constants.source.standardize(where.forward(source.array) / np.float32(scale))
     truth = onto_grid(source, target, case)
     truth = where.forward(truth / np.float32(head_scale(truth, head_mask(truth), constants.percentile)))
     mask = where.forward(head.astype(np.float32)) > 0.5
-    how = model.how(**options)
+    how, patch = model.how(**options), model.settings.training.patch
     began = time.perf_counter()
     with autocast(how.precision, model.device):
         synthetic = chain(
@@ -104,17 +105,18 @@ def _score(
             model.generators,
             how,
             context=model.settings.context.input,
-            patch=model.settings.training.patch,
+            patch=patch,
             device=model.device,
         )
     seconds = time.perf_counter() - began
     unit = constants.target.unit(synthetic)
+    # Mode volume has no borders; it is asked about those of the smallest stride.
+    planes = border_planes(truth.shape, patch, how.stride if how.mode == "patches" else stride)
     scores = {
         "psnr": psnr(truth, unit, mask, data_range=1.0),
         "ssim": ssim(truth, unit, mask, data_range=1.0),
         "mae": mae(constants.target.standardize(truth), synthetic, mask),
-        # Mode volume has no borders; it is asked about those of the smallest stride.
-        "seam_index": seam_index(truth, unit, mask, stride=how.stride if how.mode == "patches" else stride),
+        "seam_index": seam_index(truth, unit, mask, planes=planes),
         "seconds": seconds,
     }
     return scores, synthetic

@@ -2,61 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from unscanned.errors import DatasetError, SettingsError
+from unscanned.errors import DatasetError
 from unscanned.evaluation.metrics import Array, Mask, mse
+from unscanned.volumes.patches import axis_starts
 
-__all__ = ["seam_index"]
+__all__ = ["border_planes", "border_ratios", "seam_index"]
+
+
+def border_planes(shape: Sequence[int], patch: int, stride: int) -> list[list[int]]:
+    """Return for each axis the planes where a patch of the reconstruction begins or ends.
+
+    Plane p lies between the voxels p - 1 and p. The grid is that of `unscanned.volumes.patches.starts`, with the last
+    patch moved back to end with the volume; the volume's own ends are no borders. An axis that one patch covers, or
+    that is shorter and is padded to it, has none.
+
+    Args:
+        shape: Of the volume that was cut into patches.
+        patch: Edge of a patch, in voxels.
+        stride: Voxels between neighbouring patches, at most `patch`.
+
+    Example:
+        >>> border_planes((32, 48, 100), 32, 24)
+        [[], [16, 32], [24, 32, 48, 56, 68, 80]]
+    """
+    return [_borders(n, patch, stride) if n > patch else [] for n in shape]
+
+
+def _borders(n: int, patch: int, stride: int) -> list[int]:
+    first = axis_starts(n, patch, stride)
+    return sorted({*first.tolist(), *(first + patch).tolist()} - {0, n})
 
 
 def seam_index(
-    target: Array,
-    synthetic: Array,
-    mask: Mask | None = None,
-    *,
-    stride: int,
-    offset: tuple[int, int, int] = (0, 0, 0),
+    target: Array, synthetic: Array, mask: Mask | None = None, *, planes: Sequence[Collection[int]]
 ) -> float:
-    """Return how much more a synthetic volume changes across patch borders than elsewhere, relative to the target.
+    """Return how much more a synthetic volume changes across some planes than elsewhere, relative to the target.
 
-    Patches that start every `stride` voxels, of an edge that is a multiple of it, have their borders between the voxels
-    p - 1 and p for every p with (p - offset) divisible by `stride`. Along each axis,
-
-        ratio = mean |v[p] - v[p - 1]| over border planes / the same mean over all other planes,
-
-    where both voxels lie in the mask. The index is the ratio of the synthetic volume divided by that of the target,
-    which removes what anatomy does at those planes, averaged over the axes that have borders. 1 means that there is no
-    seam; 1.2 that steps across borders are 20 % larger than the anatomy explains. A last patch that was moved inwards
-    to fit adds borders off this grid; they count as other planes.
+    The index is the synthetic volume's ratio of `border_ratios` divided by the target's, which removes what anatomy
+    does at those planes, averaged over the axes that have both. 1 means that steps across the planes are as large, in
+    proportion to all other steps, as in the target: there is no seam. 1.2 means that they are 20 % larger than the
+    anatomy explains. The index at planes that are no borders tells how far it strays from 1 by chance.
 
     Args:
         target: Acquired volume, shape (i, j, k).
         synthetic: Synthetic volume, same shape.
         mask: Voxels to count, same shape; all when unset.
-        stride: Voxels between neighbouring patches, at least 2.
-        offset: Voxel of each axis at which the first patch starts; may be negative.
+        planes: As `border_planes` returns them.
 
     Raises:
-        DatasetError: Different shapes, a voxel that is not finite, an empty mask, or a region without borders or
-            without any change of intensity.
-        SettingsError: `stride` is smaller than 2.
+        DatasetError: Different shapes, a voxel that is not finite, an empty mask, or no axis with borders, with other
+            planes and with a change of intensity.
     """
-    if stride < 2:
-        raise SettingsError("every plane is a border", where="stride", found=stride, expected="at least 2")
     mse(target, synthetic, mask)  # refuses what cannot be scored
-    ratios = []
-    for axis in range(target.ndim):
-        border = (np.arange(1, target.shape[axis]) - offset[axis]) % stride == 0
-        before, after = _border_ratio(target, mask, axis, border), _border_ratio(synthetic, mask, axis, border)
-        if before is not None and after is not None and before > 0:
-            ratios.append(after / before)
+    pairs = zip(border_ratios(target, mask, planes=planes), border_ratios(synthetic, mask, planes=planes), strict=True)
+    ratios = [after / before for before, after in pairs if before and after is not None]
     if not ratios:
         raise DatasetError(
-            "no patch border to look at", where="seam_index", found=f"shape {target.shape}, stride {stride}"
+            "no patch borders to compare with other planes",
+            where="seam_index",
+            found=f"shape {target.shape}, {' and '.join(str(len(along)) for along in planes)} planes",
         )
     return float(np.mean(ratios))
+
+
+def border_ratios(volume: Array, mask: Mask | None = None, *, planes: Sequence[Collection[int]]) -> list[float | None]:
+    """Return for each axis the mean step across some planes over the mean step across all others.
+
+    A step is |v[p] - v[p - 1]|, where both voxels lie in the mask.
+
+    Args:
+        volume: Shape (i, j, k).
+        mask: Voxels to count, same shape; all when unset.
+        planes: As `border_planes` returns them.
+
+    Returns:
+        1 where the planes are like all others; None where there are none, no others, or no change across those.
+    """
+    return [
+        _border_ratio(volume, mask, axis, np.isin(np.arange(1, volume.shape[axis]), [*along]))
+        for axis, along in enumerate(planes)
+    ]
 
 
 def _border_ratio(volume: Array, mask: Mask | None, axis: int, border: npt.NDArray[np.bool_]) -> float | None:

@@ -13,6 +13,7 @@ from unscanned.settings import (
     resolve,
     to_dict,
     to_toml,
+    without_effect,
 )
 
 
@@ -350,11 +351,32 @@ def test_settings_are_read_back_from_their_mapping():
         ("augmentation", "field", 1.0, r"augmentation\.field: must be below 1"),
         ("augmentation", "blur", 5.0, r"leaves nothing of a patch; found 5 voxels .* = 32, expected at most 4"),
         ("augmentation", "resolution", 9.0, r"leaves nothing of a patch; found 9 voxels .* = 32, expected at most 8"),
+        ("augmentation", "intensity", 2.0, r"intensity: .*nothing of a patch; found 2, expected at most 1\.6, a power"),
+        ("augmentation", "field", 0.99, r"field: .*nothing of a patch; found 0\.99, expected at most 0\.9, a tenth"),
+        ("augmentation", "noise", 0.99, r"noise: .*nothing of a patch; found 0\.99, expected at most 0\.5, half of"),
     ],
 )
 def test_a_recipe_out_of_bounds_is_refused(table, key, value, words):
     with pytest.raises(SettingsError, match=words):
         resolve("resgan", overrides={table: {key: value}})
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        {"noise": 0.316, "blur": 1.5, "resolution": 2.0, "intensity": 0.41},  # nnU-Net: variance, sigma, zoom, gamma
+        {"noise": 0.25, "blur": 2.0, "resolution": 5.0, "intensity": 0.3, "field": 0.71},  # TorchIO
+        {"resolution": 8.0, "intensity": 1.5, "field": 0.878},  # SynthSeg, three standard deviations of its normals
+        {"intensity": 1.505},  # MONAI: gamma 4.5
+        {"noise": 0.5, "blur": 4.0, "resolution": 8.0, "intensity": 1.6, "field": 0.9},
+    ],
+)
+def test_augmentation_as_strong_as_that_of_other_packages_is_allowed(augmentation):
+    resolve("strong", overrides={"augmentation": augmentation})
+
+
+def test_a_stored_augmentation_that_is_refused_today_is_still_read():
+    assert read_settings({"augmentation": {"noise": 0.99}}, where="model.json").augmentation.noise == 0.99
 
 
 @pytest.mark.parametrize(("key", "value"), [("adversarial_after", 5), ("on_collapse", "regression")])
@@ -363,6 +385,30 @@ def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
     with pytest.raises(SettingsError, match=rf"loss\.{key}: without its adversary the loss has no term"):
         resolve("resgan", overrides={"loss": loss})
     resolve("resgan", overrides={"loss": {**loss, "gdl": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "idle"),
+    [
+        ("strong", {}, {}),
+        ("strong", {"loss": {"gradient_penalty": 10.0}}, {"loss.gradient_penalty": 10.0}),
+        (
+            "unet",
+            {"discriminator": {"spectral_norm": True, "slope": 0.2}, "training": {"order": "generator_first"}},
+            {"discriminator.spectral_norm": True, "training.order": "generator_first"},
+        ),
+        ("strong", {"loss": {"gradient_penalty": 10.0, "adversarial": 0.1}}, {}),
+        ("strong-gan", {"loss": {"adversarial": 0.0}}, {}),  # the rest is the preset's own
+        ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 1.0}}, {"loss.gradient_penalty": 1.0}),
+        ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 0.0}}, {}),
+    ],
+)
+def test_what_is_set_of_an_adversary_that_is_not_there_has_no_effect(tmp_path, preset, overrides, idle):
+    settings = resolve(preset, overrides=overrides)
+    assert without_effect(settings) == idle
+    file = tmp_path / "settings.toml"
+    file.write_text(to_toml(settings))
+    assert without_effect(resolve(file=file)) == idle
 
 
 def test_the_number_of_epochs_decides_only_where_the_learning_rate_depends_on_it():

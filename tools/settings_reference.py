@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib import resources
 from pathlib import Path
@@ -75,7 +76,7 @@ def _table(name: str, table: type[Schema]) -> str:
     lines = [
         f"## [{name}]",
         "",
-        str(table.__doc__),
+        str(inspect.getdoc(table)),
         "",
         "| key | type | default | meaning |",
         "| --- | --- | --- | --- |",

@@ -48,6 +48,7 @@ __all__ = [
     "to_dict",
     "to_toml",
     "toml_of",
+    "without_effect",
 ]
 
 Layout = Literal["auto", "bids", "ixi", "csv"]
@@ -135,7 +136,7 @@ class Generator(Schema):
     output: Literal["linear", "tanh", "batch_norm"] = "linear"
     "What follows the last convolution; in a ResGAN before the source is added."
     convolution: Literal["auto", "plain", "spectral"] = Field("auto", json_schema_extra=INDIFFERENT)
-    "Arithmetic of large and dilated kernels; the function is the same."
+    "Arithmetic of the convolutions, plain or, where it is faster, another (auto); the function is the same."
 
 
 class Discriminator(Schema):
@@ -249,7 +250,13 @@ class Training(Schema):
 
 
 class Augmentation(Schema):
-    """What is drawn anew for each training patch. 0 leaves all as it is."""
+    """What is drawn anew for each training patch. 0 leaves all as it is.
+
+    A training refuses a strength that leaves nothing of a patch: `intensity` above 1.6, a power of 5, by which two
+    thirds of a head fall below a tenth; `field` above 0.9, which dims to a tenth, where a head ends; `noise` above 0.5,
+    beside which a sixteenth of the variance inside a head is its own; `blur` above an eighth of training.patch, and
+    `resolution` above a quarter. Each is the largest that is drawn.
+    """
 
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     "Largest shift of a patch from its place on the grid of patches, as a share of its edge; 0.5 reaches every place."
@@ -528,14 +535,23 @@ def _check_split(split: Split) -> None:
 
 
 def _check_augmentation(augmentation: Augmentation, patch: int) -> None:
-    for name, share in (("blur", 8), ("resolution", 4)):
-        value, most = getattr(augmentation, name), patch / share
+    # The other bounds are those of what can be computed, which runs and models of before may have.
+    limits = {
+        "intensity": (1.6, "", "a power of 5"),
+        "field": (0.9, "", "a tenth of the intensity"),
+        "noise": (0.5, "", "half of the unit scale"),
+        "blur": (patch / 8, f" voxels with training.patch = {patch}", "training.patch / 8"),
+        "resolution": (patch / 4, f" voxels with training.patch = {patch}", "training.patch / 4"),
+    }
+    for name, (most, unit, meaning) in limits.items():
+        value = getattr(augmentation, name)
         if value > most:
             raise SettingsError(
                 "augmentation that leaves nothing of a patch",
                 where=f"augmentation.{name}",
-                found=f"{value:g} voxels with training.patch = {patch}",
-                expected=f"at most {most:g}, training.patch / {share}",
+                found=f"{value:g}{unit}",
+                expected=f"at most {most:g}, {meaning}",
+                do=f"Lower it to {most:g} or less. It is the largest that is drawn; most patches get less.",
             )
 
 
@@ -555,6 +571,28 @@ def _check_loss(loss: Loss) -> None:
                 found=f"{value} with no other term",
                 expected=f"{default}, or a weight for another term, such as loss.l1",
             )
+
+
+def without_effect(settings: Settings) -> dict[str, Any]:
+    """Return what was set of an adversary, by name, where the loss gives it no weight, so that there is none.
+
+    What the preset itself sets is left out, and so is what stands at its default: a run's settings.toml names all.
+
+    Example:
+        >>> without_effect(resolve("strong", overrides={"loss": {"gradient_penalty": 10.0}}))
+        {'loss.gradient_penalty': 10.0}
+    """
+    if settings.loss.adversarial > 0:
+        return {}
+    plain = Settings()
+    own = merge(settings.preset) if settings.preset in preset_names() else plain
+    return {
+        f"{table}.{key}": value
+        for table, keys in _OF_THE_ADVERSARY.items()
+        for key in keys
+        if (value := getattr(getattr(settings, table), key))
+        not in (getattr(getattr(own, table), key), getattr(getattr(plain, table), key))
+    }
 
 
 def to_dict(settings: Schema) -> dict[str, Any]:
@@ -613,6 +651,12 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any], *, second: s
 
 _NO_TERMS = {"outside", "gradient_penalty"}
 "Numbers of the table loss that are no weights of terms."
+_OF_THE_ADVERSARY = {
+    "discriminator": tuple(Discriminator.model_fields),
+    "loss": ("criterion", "adversarial_after", "gradient_penalty", "on_collapse"),
+    "training": ("discriminator_rate", "order"),
+}
+"What means nothing without one, table by table."
 _SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}

@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +247,12 @@ def test_a_volume_with_one_voxel_far_beyond_all_others_has_no_classes(far):
     damaged[0, 0, 0] = far
     assert tissue_dice(target, damaged) == tissue_dice(target, np.zeros_like(target))
     assert tissue_volumes(target, damaged) == tissue_volumes(target, np.zeros_like(target))
+
+
+@pytest.mark.parametrize("name", ["ssim", "hfen", "mutual_information", "tissue_dice", "tissue_volumes"])
+def test_a_metric_from_the_literature_names_its_source_in_reports_and_in_the_docs(name):
+    source = re.compile(r"[A-Z]\w+ (et al\. |and \w+ )?(19|20)\d\d")
+    assert source.search(METRICS[name].definition)
+    page = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+    assert re.search(r"\(.*[A-Z]\w+.*, .* (19|20)\d\d.*\)", row)

@@ -732,6 +732,100 @@ def test_c13_a_training_whose_adversary_collapses_goes_on_without_it_if_it_may(t
     assert "d_loss" not in read_log(tmp_path / "log.jsonl")[-2]
 
 
+def last_weights(folder, batches, make_step, stops, **options):
+    """Train with interruptions after so many steps each, every resume with fresh networks; return the last state."""
+    for steps in stops:
+        with pytest.raises(Interrupted):
+            train_stage(folder, make_step(), batches, should_stop=stop_after(steps), **options)
+    train_stage(folder, make_step(), batches, **options)
+    return max(weights(folder).items())
+
+
+@pytest.mark.filterwarnings("ignore:.*goes on without its adversary", "ignore:.*always right")
+def test_c13_a_run_interrupted_around_the_collapse_of_its_adversary_equals_the_other(tmp_path, batches):
+    epoch = FATAL_STEPS // FATAL_AFTER + 1
+    at = FATAL_AFTER * epoch
+    settings = Training(epochs=FATAL_AFTER + 1, steps_per_epoch=epoch)
+    steps = []
+
+    def fresh():
+        steps.append(dataclasses.replace(step_of(*networks()), goes_on=True))
+        return steps[-1]
+
+    def scores(network):
+        return {"psnr": 1.0, "d_accuracy": 1.0 if steps[-1].adversary.takes_part else 0.7}
+
+    found = {}
+    for name, stops in {"whole": (), "cut": (at - 1, 1, 2)}.items():
+        found[name] = last_weights(tmp_path / name, batches, fresh, stops, validate=scores, settings=settings)
+        assert load_checkpoint(tmp_path / name / "checkpoints", {}).facts.record["adversary_left"] == at
+    assert found["cut"] == found["whole"]
+    assert course(tmp_path / "cut") == course(tmp_path / "whole")
+
+
+class Touchy(Judge):
+    """A discriminator whose logits are infinite wherever a patch is not dark."""
+
+    def forward(self, source, target):
+        bright = target.mean((1, 2, 3, 4))[:, None] > -0.5
+        return super().forward(source, target) + torch.where(bright, torch.inf, 0.0)
+
+
+def touchy(goes_on):
+    torch.manual_seed(0)
+    step = step_of(networks()[0], Touchy())
+    return dataclasses.replace(step, adversarial_after=5, goes_on=goes_on)
+
+
+def test_c13_an_adversary_that_is_not_finite_again_is_given_up_if_it_may_be(tmp_path, batches):
+    settings = Training(epochs=3, steps_per_epoch=4)
+    options = {"validate": lambda network: {}, "settings": settings}
+    with (
+        pytest.warns(UserWarning, match="went back to step 4 and another order"),
+        pytest.raises(TrainingError, match="discriminator's loss or gradient is not finite"),
+    ):
+        train_stage(tmp_path / "ends", touchy(goes_on=False), batches, **options)
+    with pytest.warns(UserWarning, match="goes on without its adversary") as told:
+        train_stage(tmp_path / "goes on", touchy(goes_on=True), batches, **options)
+    words = [str(warning.message) for warning in told]
+    assert ["went back to step 4 and another order" in line for line in words][-2:] == [True, False]
+    assert "went back to step 4 and goes on without its adversary. step 5" in words[-1]
+    events = read_log(tmp_path / "goes on" / "log.jsonl")
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 13))
+    assert not any("d_loss" in event for event in events)
+    assert load_checkpoint(tmp_path / "goes on" / "checkpoints", {}).facts.record["adversary_left"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*went back to step", "ignore:.*too few to see a collapse")
+@pytest.mark.parametrize("stops", [(5,), (6,), (7,), (5, 1, 1, 2)])
+def test_c13_a_run_interrupted_while_its_adversary_fails_equals_the_other(tmp_path, cases, stops):
+    """After five steps it has not failed, after six it has once, after seven twice."""
+
+    def run(name, stops):
+        batches = PatchBatches(cases, normalization(cases), Training(patch=PATCH, batch=2))
+        options = {"validate": lambda network: {}, "settings": Training(epochs=3, steps_per_epoch=4)}
+        found = last_weights(tmp_path / name, batches, lambda: touchy(goes_on=True), stops, **options)
+        return found, course(tmp_path / name), load_checkpoint(tmp_path / name / "checkpoints", {}).facts.record
+
+    (found, steps, record), (wanted, wanted_steps, wanted_record) = run("cut", stops), run("whole", ())
+    assert found == wanted
+    assert [event for event in steps if event["event"] == "step"] == [
+        event for event in wanted_steps if event["event"] == "step"
+    ]
+    assert (record["adversary_left"], record["rolled_back_from"]) == (4, 5)
+    assert (wanted_record["adversary_left"], wanted_record["rolled_back_from"]) == (4, 5)
+
+
+def test_c13_a_training_without_validation_subjects_says_that_no_collapse_will_be_seen(tmp_path, batches):
+    settings, validate = Training(epochs=1, steps_per_epoch=2), lambda network: {}
+    with pytest.warns(UserWarning, match=r"split\.validation = 0: a collapse shows on validation subjects alone"):
+        train_stage(tmp_path, step_of(*networks()), batches, validate, settings, validates=False)
+    longer = settings.model_copy(update={"epochs": 2})
+    train_stage(tmp_path, step_of(*networks()), batches, validate, longer, validates=False)
+    told = [event for event in read_log(tmp_path / "log.jsonl") if event["event"] == "warning"]
+    assert [event["step"] for event in told] == [0]
+
+
 def test_c13_a_healthy_run_gives_no_warning(tiny_run):
     events = read_log(tiny_run / "log.jsonl")
     assert any(event["event"] == "validation" and "std_ratio" in event for event in events)

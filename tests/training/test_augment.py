@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from unscanned.settings import Augmentation
 from unscanned.training.augment import Changes
@@ -97,3 +98,18 @@ def test_a_thick_slice_is_the_mean_across_one_axis_and_leaves_the_others():
         assert sum(edges) <= 1
         changed |= {axis for axis, edge in enumerate(edges) if edge}
     assert changed == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("own", "least"), [({"noise": 0.5}, 0.2), ({"noise": 0.99}, 0.0), ({"intensity": 1.6}, 0.6), ({"field": 0.9}, 0.3)]
+)
+def test_the_strongest_that_is_allowed_leaves_something_of_a_patch(own, least):
+    """Correlation with itself of a patch of soft blobs in unit scale, the lowest of forty draws."""
+    blobs = ndimage.gaussian_filter(np.random.default_rng(1).standard_normal((32, 32, 32)), 3)
+    blobs = np.clip(0.5 + 0.2 * blobs / blobs.std(), 0, 1).astype(np.float32)
+    kept = []
+    for place in places():
+        changes = Changes(Augmentation(**own), place)
+        made = changes.source(blobs, changes.field(blobs.shape, 32))
+        kept.append(np.corrcoef(made.ravel(), blobs.ravel())[0, 1])
+    assert least < min(kept) < least + 0.4

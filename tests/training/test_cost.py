@@ -63,3 +63,12 @@ def test_a_chain_counts_its_folds_and_what_another_arm_has_trained(tiny_dataset,
 def test_a_dataset_that_is_not_there_is_refused(tmp_path, tiny_settings):
     with pytest.raises(DatasetError, match="the dataset is not there"):
         estimate_cost(tmp_path / "nothing", tiny_settings, seconds=0)
+
+
+def test_settings_of_an_adversary_without_weight_are_told_before_the_work(tiny_dataset, tiny_settings, tmp_path):
+    settings = tiny_settings.change(loss={"adversarial": 0.0, "gradient_penalty": 10.0})
+    words = r"^demo: loss\.adversarial = 0 .* has no effect: loss\.gradient_penalty = 10\.0$"
+    with pytest.warns(UserWarning, match=words):
+        estimate_cost(tiny_dataset, settings, seconds=0)
+    with pytest.warns(UserWarning, match=words), pytest.raises(DatasetError, match="not there"):
+        train(tmp_path / "nothing", tmp_path / "run", settings)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from unscanned.training.health import count_signs, discriminator_accuracy, output_signs, sign_warnings
+from unscanned.training.health import (
+    FATAL_AFTER,
+    FATAL_STEPS,
+    count_signs,
+    discriminator_accuracy,
+    output_signs,
+    sign_warnings,
+    unwatched,
+)
 
 
 class Judge(nn.Module):
@@ -58,3 +66,17 @@ def test_a_copy_of_the_source_and_a_constant_show_in_the_signs():
     unrelated = output_signs(random.normal(size=target.shape).astype(np.float32), target, head, 16)
     assert unrelated["mae_ratio"] > 1
     assert unrelated["variety"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_training_in_which_no_collapse_can_be_seen_says_why():
+    enough = FATAL_AFTER, FATAL_STEPS
+    assert unwatched(*enough, validates=True, goes_on=True) == []
+    assert unwatched(2, 10, validates=True, goes_on=False) == []  # what is so short may end as it is
+    for few in ((FATAL_AFTER - 1, FATAL_STEPS), (FATAL_AFTER, FATAL_STEPS - 1)):
+        (words,) = unwatched(*few, validates=True, goes_on=True)
+        assert f"{few[0]} validations with the adversary and {few[1]} steps" in words
+    (words,) = unwatched(*enough, validates=False, goes_on=False)
+    assert words.startswith("split.validation = 0")
+    assert words.endswith("not finite will end it")
+    (words,) = unwatched(*enough, validates=False, goes_on=True)
+    assert words.endswith("go on without its adversary")

@@ -317,10 +317,14 @@ def tissue_dice(target: Array, synthetic: Array, mask: Mask | None = None) -> fl
 def tissue_volumes(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
     """Return how far the volumes of the three classes of `tissue_dice` are from the target's: the mean relative error.
 
-    Args, errors and references are those of `tissue_dice`.
+    Args and errors are those of `tissue_dice`, and so is the reference for the classes.
 
     Returns:
         0 where all volumes agree; a class counts by |synthetic - target| / target.
+
+    References:
+        T. Heimann et al., Comparison and evaluation of methods for liver segmentation from CT datasets, IEEE TMI 28(8),
+        2009: the relative volume difference, which has a sign there.
     """
     one, other = (
         np.bincount(_classes(array).ravel(), minlength=_CLASSES) for array in _voxels(target, synthetic, mask)
@@ -457,7 +461,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="higher",
         digits=3,
-        definition="structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels; at most 1",
+        definition="structural similarity in unit scale, data range 1, Gaussian window of sigma 1.5 voxels (Wang et "
+        "al. 2004); at most 1",
         words="How alike local structure is. 1 is perfect.",
         scale="unit scale",
         data_range=1.0,
@@ -504,8 +509,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="higher",
         digits=3,
-        definition="mean Dice overlap of dark, middle and bright voxels, each image divided by Otsu's thresholds of "
-        "its own",
+        definition="mean overlap (Dice 1945) of dark, middle and bright voxels, each image divided by thresholds of "
+        "its own (Otsu's for three classes, Liao et al. 2001)",
         words="Whether dark, middle and bright tissue lies where it should. 1 is perfect.",
         scale="unit scale",
         in_short_tables=False,
@@ -516,7 +521,8 @@ METRICS: dict[str, Metric] = {
         unit="",
         better="lower",
         digits=3,
-        definition="mean relative error of the volumes of these three classes",
+        definition="mean relative error of the volumes of these three classes (the relative volume difference of "
+        "Heimann et al. 2009, without its sign)",
         words="Whether there is as much of each as there should be. 0 is perfect.",
         scale="unit scale",
         in_short_tables=False,

@@ -16,6 +16,7 @@ from unscanned.errors import SettingsError
 from unscanned.models.base import CONVOLUTIONS, GeneratorBase, check_edge, check_name, own_options, with_margin
 from unscanned.models.initialization import initialize
 from unscanned.models.nie import NieGenerator, SmallGenerator
+from unscanned.models.one_patch import keep_fast_for_one_patch
 from unscanned.models.segresnet import SegResNetGenerator
 from unscanned.models.unet import UNetGenerator
 from unscanned.models.wrappers import OUTPUTS, Output, Residual, finish, inner
@@ -71,6 +72,8 @@ def build(
     network = kind(in_channels, slope=slope, **own_options(kind, options, where="generator.options"))
     initialize(network, initialization, where="generator.initialization")
     network.convolution = convolution
+    if convolution != "plain":
+        keep_fast_for_one_patch(network)
     generator = network if output == "linear" else Output(network, output)
     return Residual(generator) if residual else generator
 

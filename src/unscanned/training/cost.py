@@ -20,7 +20,7 @@ from unscanned.machine.threads import set_process_threads
 from unscanned.settings import Settings, to_dict
 from unscanned.synthesis.reconstruct import default_batch, reconstruct
 from unscanned.training.batches import no_patches, too_small
-from unscanned.training.run import check_settings
+from unscanned.training.run import check_settings, warn_of_settings
 from unscanned.training.stage import build_step
 from unscanned.volumes.grid import frame
 from unscanned.volumes.intensity import head_mask
@@ -120,6 +120,7 @@ def estimate_cost(
         ResourceError: As for `check_settings`.
     """
     device = check_settings(settings)
+    warn_of_settings(settings)
     found = select_pairs(dataset, **to_dict(settings.data))
     split = split_subjects(found.pairs, **to_dict(settings.split))
     cases = {part: [pair for pair in found.pairs if pair.subject in split[part]] for part in split}

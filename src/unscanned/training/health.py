@@ -32,6 +32,7 @@ __all__ = [
     "fixed_patches",
     "output_signs",
     "sign_warnings",
+    "unwatched",
 ]
 
 WARN_AFTER = 3
@@ -211,6 +212,27 @@ def check_collapse(scores: Mapping[str, float], counts: Mapping[str, int], step:
                 do="The best epoch is kept. Try another training.seed, a lower training.learning_rate, or a smaller "
                 "loss.adversarial; loss.on_collapse = regression goes on without the adversary.",
             )
+
+
+def unwatched(validations: int, steps: int, *, validates: bool, goes_on: bool) -> list[str]:
+    """Return in words why a collapse of a training with an adversary would not be seen; empty where it would.
+
+    Args:
+        validations: That there will be with the adversary.
+        steps: In all.
+        validates: Whether there are subjects to validate on.
+        goes_on: Whether the training is to go on without an adversary that has collapsed, so that it matters in a
+            short training too.
+    """
+    rest = "only losses that are not finite will " + ("make it go on without its adversary" if goes_on else "end it")
+    if not validates:
+        return [f"split.validation = 0: a collapse shows on validation subjects alone, so none will be seen; {rest}"]
+    if goes_on and (validations < FATAL_AFTER or steps < FATAL_STEPS):
+        return [
+            f"loss.on_collapse = regression: {validations} validations with the adversary and {steps} steps in all are "
+            f"too few to see a collapse, which takes {FATAL_AFTER} in a row and {FATAL_STEPS} steps; {rest}"
+        ]
+    return []
 
 
 def _difference(volume: np.ndarray, places: Sequence[tuple[int, int, int]], patch: int) -> float:

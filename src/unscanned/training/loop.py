@@ -18,7 +18,7 @@ from unscanned.progress import Progress, signal_of
 from unscanned.settings import Training
 from unscanned.training.batches import PatchBatches
 from unscanned.training.feed import Feed
-from unscanned.training.health import AdversaryCollapsed, check_collapse, count_signs, sign_warnings
+from unscanned.training.health import AdversaryCollapsed, check_collapse, count_signs, sign_warnings, unwatched
 from unscanned.training.log import RunLog
 from unscanned.training.optimizers import rate, set_rate
 from unscanned.training.state import TrainingState
@@ -38,6 +38,7 @@ def train_stage(
     identity: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    validates: bool = True,
 ) -> dict[str, Any]:
     """Train a generator, keep the best epoch, and go on where an interrupted run was.
 
@@ -47,7 +48,7 @@ def train_stage(
     generator sees it, and the losses and the discriminator see the centre alone.
 
     A loss or gradient that is not finite is never stepped on: the stage goes back to the beginning of the epoch and
-    takes the patches in another order, once.
+    takes the patches in another order, once; the second time it goes on from there without its adversary, if it may.
 
     Several ranks, one a device, take each step together; each decision is the same on all of them.
 
@@ -63,14 +64,15 @@ def train_stage(
         identity: Settings and data, table by table; a checkpoint with another one is refused.
         progress: Called with (steps taken, all steps, label).
         should_stop: Asked after each step; when true, a checkpoint is written and the training stops.
+        validates: Whether there are validation subjects, on which alone a collapse shows.
 
     Returns:
         The best epoch, its step and its scores, the seconds that the steps took, and the share of them that was spent
         waiting for patches.
 
     Raises:
-        TrainingError: A loss or gradient is not finite for the second time, or the generator has collapsed; the best
-            epoch is in best/.
+        TrainingError: A loss or gradient is not finite for the second time, without an adversary to give up, or the
+            generator has collapsed; the best epoch is in best/.
         Interrupted: `should_stop` said so; the state is saved.
         CheckpointError: The folder holds checkpoints of other settings or data, or of more epochs.
         DatasetError: Prepared scans can no longer be read; the state is saved.
@@ -91,7 +93,12 @@ def train_stage(
             do="Give training.epochs as many as it has had or more, or choose another folder.",
         )
     record, log = state.record, _log(state)
-    for note in _never(take_step, settings, total) if notes is None else notes:
+    if notes is None:
+        notes, late = _never(take_step, settings, total), take_step.adversarial_after
+        if take_step.adversary is not None and late < total:
+            with_it = settings.epochs - late // steps_per_epoch
+            notes += unwatched(with_it, total, validates=validates, goes_on=take_step.goes_on)
+    for note in notes:
         _warn(log, state.step, note)
     feed = _feed(batches, state, total, settings.workers)
     saved_at = time.monotonic()
@@ -137,9 +144,9 @@ def train_stage(
             failure = error.at(_place(batches, state))
             log.close()
             feed.close()
-            _roll_back(state, epoch_start, failure)
+            change = _roll_back(state, epoch_start, failure, goes_on=_goes_on(take_step, state))
             record, log = state.record, _log(state)
-            _warn(log, state.step, f"went back to step {state.step} and another order of the patches. {failure}")
+            _warn(log, state.step, f"went back to step {state.step} and {change}. {failure}")
             feed = _feed(batches, state, total, settings.workers)
             continue
         except (MemoryError, RuntimeError) as error:
@@ -237,13 +244,24 @@ def _validate(state: TrainingState, epoch: int, validate: Callable[[nn.Module], 
     state.save(keep=state.step)
 
 
-def _roll_back(state: TrainingState, epoch_start: int, error: UnscannedError) -> None:
-    """Go back to the beginning of the epoch, where every run of these settings comes by; once, then raise."""
+def _roll_back(state: TrainingState, epoch_start: int, error: UnscannedError, *, goes_on: bool) -> str:
+    """Go back to the beginning of the epoch, where every run of these settings comes by.
+
+    The first time the patches come in another order, the second time the adversary is given up if it may be, and
+    otherwise the error is raised.
+
+    Returns:
+        What is different from there, in words.
+    """
     failed, had_rolled_back = state.step, state.record.rolled_back_from is not None
-    if had_rolled_back or state.load(last=epoch_start) is None:
+    if (had_rolled_back and not goes_on) or state.load(last=epoch_start) is None:
         raise error
-    state.record.rolled_back_from = failed
+    if had_rolled_back:
+        state.record.adversary_left, state.record.signs = state.step, {}
+    else:
+        state.record.rolled_back_from = failed
     state.save(keep=state.step)
+    return "goes on without its adversary" if had_rolled_back else "another order of the patches"
 
 
 def _place(batches: PatchBatches, state: TrainingState) -> str:

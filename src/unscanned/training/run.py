@@ -13,8 +13,8 @@ import torch
 from unscanned.datasets.check import Content, contents_of, refuse_copies
 from unscanned.datasets.pairs import Pair, Selection, select_pairs
 from unscanned.datasets.split import split_subjects
-from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError, listed
+from unscanned.display import AUTOMATIC, draws_progress, warn
+from unscanned.errors import DatasetError, ResourceError, SettingsError, TrainingError, UnscannedError, listed, quoted
 from unscanned.files import lock, read_text, remove_partials
 from unscanned.machine import ranks, started
 from unscanned.machine.device import choose_device
@@ -26,7 +26,7 @@ from unscanned.models import discriminators, generators
 from unscanned.models.base import check_edge
 from unscanned.outputs import check_apart
 from unscanned.progress import Progress, interruptible, labelled, shares
-from unscanned.settings import Settings, Training, check, to_dict
+from unscanned.settings import Settings, Training, check, to_dict, without_effect
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.whole_volume import check_network
 from unscanned.training.chain import Chain
@@ -39,7 +39,7 @@ from unscanned.training.simulated import simulated_pairs
 from unscanned.training.start import constants_from, load_start, resolve_run, warn_of_seen
 from unscanned.volumes.intensity import Normalization
 
-__all__ = ["Trained", "check_alone", "check_settings", "train"]
+__all__ = ["Trained", "check_alone", "check_settings", "train", "warn_of_settings"]
 
 _FILES_OF_A_PROCESS = 256
 "Open files that a process may need beside the memory maps of its cases."
@@ -95,6 +95,17 @@ def check_settings(settings: Settings) -> torch.device:
     simulated_pairs(settings)
     _check_batch(settings.training.batch, patch + 2 * margin)
     return device
+
+
+def warn_of_settings(settings: Settings) -> None:
+    """Say which settings have no effect.
+
+    Warns:
+        UserWarning: The loss gives the adversary no weight, and something was set of it.
+    """
+    idle = ", ".join(f"{name} = {quoted(value)}" for name, value in without_effect(settings).items())
+    if idle and started.tells():
+        warn(f"{settings.preset}: loss.adversarial = 0 trains without an adversary, so this has no effect: {idle}")
 
 
 def _device(training: Training) -> torch.device:
@@ -214,6 +225,7 @@ def train(
     folder = Path(folder)
     settings = settings or resolve_run(preset, file, overrides)
     device = check_settings(settings)
+    warn_of_settings(settings)
     start = load_start(settings)
     simulated = simulated_pairs(settings)
     if simulated is not None:

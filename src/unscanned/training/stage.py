@@ -102,6 +102,7 @@ class Stage:
                 identity=identity,
                 progress=self.progress,
                 should_stop=run.should_stop,
+                validates=bool(run.validation),
             )
         except TrainingError as error:
             failed = StageFailed(**error.parts)
