@@ -77,8 +77,11 @@ def test_errors_are_counted_by_tissue_in_the_label_maps_of_the_dataset_or_in_tho
     assert "tissue: white matter" not in again.evaluation.content.regions
 
 
-def test_a_folder_without_label_maps_is_refused_before_anything_is_trained(cli, tiny_dataset, settings_file, tmp_path):
-    words = ["--arms", "demo", "--settings", settings_file, "--labels", tmp_path]
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_folder_without_label_maps_is_refused_before_anything_is_trained(
+    cli, tiny_dataset, settings_file, tmp_path, more
+):
+    words = ["--arms", "demo", "--settings", settings_file, "--labels", tmp_path, *more]
     done = cli("reproduce", tiny_dataset, "-o", tmp_path / "out", *words)
     assert done.returncode == 3
     assert "no label maps" in done.stderr

@@ -136,8 +136,11 @@ def reproduce(
         Also write the scores to this file.
     """
     if dry_run:
+        from unscanned.evaluation.tissues import find_labels
         from unscanned.experiment import arm_settings, estimate_costs, training_settings
 
+        if labels is not None:
+            find_labels(labels)
         of_arm = arm_settings(arms, settings, options.overrides(given))
         resolved = training_settings(of_arm, seeds, folds)
         each = len(resolved) // len(of_arm)
