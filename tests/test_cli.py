@@ -20,7 +20,7 @@ from nifti_files import write_nifti
 from tool import ENVIRONMENT, run, start
 
 from unscanned.cli import app, terminal
-from unscanned.cli.settings import overrides
+from unscanned.cli.settings import named_folders, overrides
 from unscanned.errors import Interrupted
 from unscanned.models.discriminators import DISCRIMINATORS
 from unscanned.models.generators import GENERATORS
@@ -748,3 +748,17 @@ def test_a_spacing_that_both_scans_of_a_pair_have_is_told_once(cli, tmp_path):
         array[6:18, 6:18, 6:18] += 900
         write_nifti(tmp_path / f"sub-1_{contrast}w.nii.gz", array + ord(contrast[0]), affine=np.diag([8.0, 8, 8, 1]))
     assert cli("check", tmp_path, "--measure-s", 0).stdout.count("│ spacing │") == 1
+
+
+def test_an_arm_without_a_name_has_that_of_its_folder_or_link(cli, tmp_path, monkeypatch):
+    for made in ("first", "second"):
+        (tmp_path / made / "synthetic").mkdir(parents=True)
+        (tmp_path / f"{made}-arm").symlink_to(tmp_path / made / "synthetic")
+    links = [str(tmp_path / "first-arm"), str(tmp_path / "second-arm")]
+    assert [*named_folders(links)] == ["first-arm", "second-arm"]
+    assert [*named_folders([f"a={links[0]}", links[1]])] == ["a", "second-arm"]
+    monkeypatch.chdir(tmp_path / "first")
+    assert [*named_folders([".", "synthetic/"])] == ["first", "synthetic"]
+    done = cli("evaluate", tmp_path, *(tmp_path / made / "synthetic" for made in ("first", "second")), "-o", "out")
+    assert done.returncode == 2
+    assert "two folders have one name" in done.stderr

@@ -7,7 +7,7 @@ import json
 import typing
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from os.path import basename, realpath
+from os.path import abspath, basename
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,7 +159,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
     for entry in entries:
         name, equals, folder = entry.partition("=")
         if not equals:
-            name, folder = basename(realpath(entry)), entry
+            name, folder = basename(abspath(entry)), entry
         if name in folders:
             raise SettingsError(
                 "two folders have one name",
