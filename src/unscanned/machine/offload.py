@@ -26,7 +26,7 @@ _Kept = tuple[torch.device, Tensor]
 
 def _to_host(tensor: Tensor) -> _Kept:
     kept = tensor.detach()  # with its history it would hold the graph that holds it
-    if isinstance(tensor, nn.Parameter):
+    if isinstance(tensor, nn.Parameter) or tensor.layout != torch.strided:  # oneDNN's own are on the host already
         return tensor.device, kept
     there = torch.empty_like(kept, device="cpu", pin_memory=tensor.device.type == "cuda")
     if there.stride() != kept.stride():  # an expanded tensor, which takes no memory of its own
