@@ -122,7 +122,8 @@ def train_stage(
         except AdversaryCollapsed as error:
             record.adversary_left, record.signs = state.step, {}
             state.save(keep=state.step)
-            _warn(log, state.step, f"goes on without its adversary: {error}")
+            ends = "its adversary collapsed by its end" if state.step == total else "goes on without its adversary"
+            _warn(log, state.step, f"{ends}: {error}")
             _admit(take_step, state)
         if state.step == total:
             break
