@@ -14,7 +14,9 @@ metric: the mean over patients, the paired difference to the regression and its 
 scan. Called again, it keeps volumes that are there.
 
 With --slices-mm, scans of finer slices are first averaged to slices of that thickness from foot to head, source and
-target alike, in OUT/sliced. So what thick slices do can be told apart from what else differs between scans.
+target alike, in OUT/sliced. So what thick slices do can be told apart from what else differs between scans. With
+--tilt-deg, source and target are first resampled, linearly, to slices tilted so far about the axis from left to right,
+in OUT/tilted.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.processing import resample_from_to
+from scipy.spatial.transform import Rotation
 
 from unscanned.datasets.pairs import Pair, select_pairs
 from unscanned.evaluation.baselines import fit_regression
@@ -79,6 +84,18 @@ def slice_scan(path: Path, thickness_mm: float, out: Path) -> Path:
     return out / path.name
 
 
+def tilt_scan(path: Path, degrees: float, out: Path) -> Path:
+    """Return the file of a scan on its own grid turned about its middle, around the world's axis from left to right."""
+    image = nib.load(path)
+    to_middle = nib.affines.apply_affine(image.affine, np.subtract(image.shape, 1) / 2)
+    turn = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+    affine = nib.affines.from_matvec(turn, to_middle - turn @ to_middle) @ image.affine
+    out.mkdir(parents=True, exist_ok=True)
+    array = resample_from_to(image, (image.shape, affine), order=1).get_fdata(dtype=np.float32)
+    write_volume(out / path.name, array, affine)
+    return out / path.name
+
+
 def table(scores: Scores, reference: str = "regression") -> list[list[object]]:
     """Return a row for each arm and metric, compared with the reference arm."""
     rows: list[list[object]] = []
@@ -101,6 +118,7 @@ def main() -> None:
     parser.add_argument("--source", default="T1w")
     parser.add_argument("--target", default="T2w")
     parser.add_argument("--slices-mm", type=float)
+    parser.add_argument("--tilt-deg", type=float)
     given = parser.parse_args()
     pairs = [
         pair
@@ -108,11 +126,12 @@ def main() -> None:
         for pair in select_pairs(dataset, source=given.source, target=given.target).pairs
         if pair.target is not None
     ]
-    if given.slices_mm:
-        for number, pair in enumerate(pairs):
-            folder = given.out / "sliced" / pair.case
-            source, target = (slice_scan(path, given.slices_mm, folder) for path in (pair.source, pair.target))
-            pairs[number] = replace(pair, source=source, target=target)
+    for kind, change, amount in (("sliced", slice_scan, given.slices_mm), ("tilted", tilt_scan, given.tilt_deg)):
+        if amount:
+            for number, pair in enumerate(pairs):
+                folder = given.out / kind / pair.case
+                source, target = (change(path, amount, folder) for path in (pair.source, pair.target))
+                pairs[number] = replace(pair, source=source, target=target)
     made = {}
     for named in given.models:
         name, folder = named.split("=", 1)

@@ -195,6 +195,19 @@ def test_a_deformation_is_invertible_and_moves_tissue_by_a_few_mm():
     assert np.abs(displacement).max() < 12
 
 
+def test_heads_are_tilted_by_a_few_degrees_or_by_as_many_as_asked_for():
+    def about_x(seed, **tilt):
+        matrix = draw_warp(np.random.default_rng(seed), np.full(3, 192.0), deformation_mm=0.0, **tilt).matrix
+        return np.rad2deg(
+            np.arctan2(matrix[2, 1] / np.linalg.norm(matrix[:, 1]), matrix[2, 2] / np.linalg.norm(matrix[:, 2]))
+        )
+
+    usual = np.array([about_x(seed) for seed in range(60)])
+    oblique = np.array([about_x(seed, tilt_deg=10.0) for seed in range(60)])
+    np.testing.assert_allclose(oblique, usual * 10 / 3)
+    assert 5 < np.abs(usual).max() <= 7 + 1e-9
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(dataset, tmp_path):
     again = simulate(tmp_path / "again", subjects=1, per_anatomy=2, contrasts=("T2",), seed=5, **COARSE)
     other = simulate(tmp_path / "other", subjects=1, per_anatomy=2, contrasts=("T2",), seed=6, **COARSE)

@@ -71,6 +71,10 @@ def test_the_same_call_again_changes_nothing_and_another_is_refused(dataset, sma
     path = dataset / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
     before = path.read_bytes()
     options = {"subjects": 2, "per_anatomy": 2, "contrasts": ("T1", "FLAIR"), "seed": 3, **COARSE}
+    for description in dataset.rglob("dataset_description.json"):  # as of a release before Spread.tilt_deg
+        content = json.loads(description.read_text())
+        del content["GeneratedBy"][0]["Parameters"]["spread"]["tilt_deg"]
+        description.write_text(json.dumps(content))
     simulate(dataset, physics="wide", clean=True, **options)
     assert path.read_bytes() == before
     with pytest.raises(SettingsError, match="something else is there"):

@@ -90,6 +90,18 @@ def test_coverage_leaves_what_it_says(small_head):
     assert (seen["brain"] > 0).sum() < 1.5 * brain.sum()
 
 
+def test_oblique_slices_tilt_the_head_and_defacing_still_leaves_the_brain(small_head):
+    for subject in range(6):
+        whole, defaced = (
+            draw(small_head, subject, spread=Spread(tilt_deg=10.0, brain=0.0, defaced=share, cropped=0.0)).tissues
+            for share in (0.0, 1.0)
+        )
+        straight = draw(small_head, subject, spread=Spread(tilt_deg=0.0, brain=0.0, defaced=0.0, cropped=0.0)).tissues
+        assert (whole != straight).mean() > 0.02
+        brain = np.isin(whole, (WHITE, GREY))
+        assert (defaced[brain] > 0).mean() > 0.97
+
+
 def test_a_cropped_field_of_view_cuts_a_box(small_head):
     spread = Spread(brain=0.0, defaced=0.0, cropped=1.0)
     kept = [draw(small_head, subject, spread=spread).images["T1"] > 0 for subject in range(4)]
@@ -161,6 +173,7 @@ def test_slices_run_across_every_axis_and_reach_six_mm():
         ("thickness_mm", (1.0, float("inf"))),
         ("deformation_mm", float("nan")),
         ("deformation_mm", 50.0),
+        ("tilt_deg", 11.0),
         ("brain", 1.5),
         ("cropped", -0.1),
         ("volumetric", float("nan")),

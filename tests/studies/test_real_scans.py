@@ -46,6 +46,22 @@ def test_a_scan_in_thick_slices_holds_their_means_at_their_places(tmp_path):
     assert real_scans.slice_scan(path, 3.0, tmp_path / "again") == path
 
 
+def test_a_tilted_scan_keeps_its_anatomy_where_it_was_in_the_world(tmp_path):
+    affine = np.diag([-2.0, 1.5, 1.0, 1.0])
+    affine[:3, 3] = (20, -30, 50)
+    at = np.stack(np.meshgrid(*map(np.arange, (21, 31, 41)), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    blob = np.array([6.0, -14.0, 77.0])
+    array = np.exp(-((at - blob) ** 2).sum(-1) / 32).astype(np.float32)
+    write_volume(tmp_path / "sub-1_T1w.nii.gz", array, affine)
+    tilted = read_volume(real_scans.tilt_scan(tmp_path / "sub-1_T1w.nii.gz", 20.0, tmp_path / "tilted"))
+    assert tilted.shape == array.shape
+    assert tilted.spacing_mm == pytest.approx((2.0, 1.5, 1.0))
+    along = tilted.affine[:3, 2] / np.linalg.norm(tilted.affine[:3, 2])
+    assert np.rad2deg(np.arccos(along[2])) == pytest.approx(20, abs=1e-3)
+    places = np.argwhere(np.ones(array.shape)) @ tilted.affine[:3, :3].T + tilted.affine[:3, 3]
+    assert np.average(places, axis=0, weights=tilted.array.ravel()) == pytest.approx(blob, abs=0.1)
+
+
 def test_finer_scans_are_scored_in_thick_slices_when_asked(tiny_dataset, tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = [str(out), str(tiny_dataset), "--models", f"tiny={tiny_run / 'model'}", "--source", "PD", "--target", "T2"]

@@ -134,7 +134,14 @@ class Warp:
         return points
 
 
-def draw_warp(rng: np.random.Generator, extent_mm: np.ndarray, *, deformation_mm: float, knot_mm: float = 60.0) -> Warp:
+def draw_warp(
+    rng: np.random.Generator,
+    extent_mm: np.ndarray,
+    *,
+    deformation_mm: float,
+    knot_mm: float = 60.0,
+    tilt_deg: float = 3.0,
+) -> Warp:
     """Draw a subject's deformation: a few degrees, a few percent, and a smooth displacement.
 
     A cubic B-spline displacement whose coefficients stay under 0.4 of the distance between knots is injective (Choi
@@ -145,11 +152,13 @@ def draw_warp(rng: np.random.Generator, extent_mm: np.ndarray, *, deformation_mm
         extent_mm: Edges of the box around the origin that is deformed, (3,).
         deformation_mm: Standard deviation of the displacement along each axis.
         knot_mm: Distance between knots.
+        tilt_deg: Standard deviation of the rotation about each axis; it is cut at 7/3 of that.
 
     Returns:
         The map from the scanner's world to the anatomy's, about the origin.
     """
-    angles = np.deg2rad(np.clip(rng.normal(0, 3, 3), -7, 7))
+    most_deg = tilt_deg * 7 / 3
+    angles = np.deg2rad(np.clip(rng.normal(0, tilt_deg, 3), -most_deg, most_deg))
     scale = 1 + np.clip(rng.normal(0, 0.025, 3), -0.05, 0.05)
     counts = [int(np.ceil(edge / knot_mm)) + 3 for edge in extent_mm]
     # A cubic B-spline keeps between (1/3) and (1/2) of the variance of its coefficients along each axis.

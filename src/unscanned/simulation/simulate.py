@@ -322,7 +322,10 @@ def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
 
     def is_description(path: Path) -> bool:
         (tool,) = files.read_json(path)["GeneratedBy"]
-        return bool(tool["Description"] == "simulate" and tool["Parameters"] == parameters)
+        written = tool["Parameters"]
+        if "spread" in written:  # an earlier release may have had fewer fields
+            written["spread"] = {**json.loads(json.dumps(asdict(Spread()))), **written["spread"]}
+        return bool(tool["Description"] == "simulate" and written == parameters)
 
     def is_image(path: Path) -> bool:
         facts = files.read_json(path.with_name(path.name.split(".")[0] + ".json"))

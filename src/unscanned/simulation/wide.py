@@ -48,6 +48,8 @@ class Spread:
         thickness_mm: Range of the thickness of slices.
         volumetric: Share of subjects scanned as volumes with edges of 0.8 to 1.6 mm.
         deformation_mm: Standard deviation of the smooth displacement along each axis.
+        tilt_deg: Standard deviation of the head's rotation about each axis of the slices, cut at 7/3 of it: oblique
+            slices.
         brain: Share of subjects with the brain alone.
         defaced: Share of subjects without a face.
         cropped: Share of subjects whose field of view does not hold the whole head.
@@ -59,6 +61,7 @@ class Spread:
     thickness_mm: tuple[float, float] = (0.8, 6.0)
     volumetric: float = 0.45
     deformation_mm: float = 3.5
+    tilt_deg: float = 3.0
     brain: float = 0.35
     defaced: float = 0.2
     cropped: float = 0.25
@@ -75,10 +78,10 @@ class Spread:
             if not least <= low <= high <= most:
                 expected = f"{least:g} <= low <= high <= {most:g}"
                 raise SettingsError("not a range", where=f"spread.{name}", found=f"{low} to {high}", expected=expected)
-        if not 0 <= self.deformation_mm <= 20:
-            raise SettingsError(
-                "out of range", where="spread.deformation_mm", found=self.deformation_mm, expected="0 to 20"
-            )
+        for name, greatest in (("deformation_mm", 20), ("tilt_deg", 10)):
+            value = getattr(self, name)
+            if not 0 <= value <= greatest:
+                raise SettingsError("out of range", where=f"spread.{name}", found=value, expected=f"0 to {greatest}")
         shares = {name: getattr(self, name) for name in ("volumetric", "brain", "defaced", "cropped", "ghosts")}
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -159,7 +162,7 @@ def draw_subject(
     extent_mm = np.multiply(shape, spacing_mm)
     fine_axes = _fine_axes(extent_mm, spacing_mm)
     geometry = acquisition.draw_geometry(rng, spacing_mm, spread.thickness_mm, spread.volumetric)
-    tissues, eyes_mm = _place(rng, head, fine_axes, extent_mm, spread.deformation_mm)
+    tissues, eyes_mm = _place(rng, head, fine_axes, extent_mm, spread)
     painter = _Painter(tissues, fine_axes, geometry, extent_mm)
     vary = _draw_variation(rng, fine_axes, painter.inside, painter.index)
     acquired = painter.acquired
@@ -226,11 +229,11 @@ class _Painter:
 
 
 def _place(
-    rng: np.random.Generator, head: Head, axes: Axes, extent_mm: np.ndarray, deformation_mm: float
+    rng: np.random.Generator, head: Head, axes: Axes, extent_mm: np.ndarray, spread: Spread
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tissues of a bent head with its lesions on the fine axes, and where its eyes are, mm."""
     painted = draw_lesions(rng, head.tissues, head.sites, head.spacing_mm)
-    warp = draw_warp(rng, extent_mm, deformation_mm=deformation_mm)
+    warp = draw_warp(rng, extent_mm, deformation_mm=spread.deformation_mm, tilt_deg=spread.tilt_deg)
     mirror = np.diag([rng.choice((-1.0, 1.0)), 1.0, 1.0])
     vertex = np.array([rng.uniform(-8, 8), rng.uniform(-8, 8), extent_mm[2] / 2 - rng.uniform(3, 22)])
     # The head's axis through its vertex is mirrored about itself; then world becomes voxels, all in one linear map.
