@@ -655,7 +655,13 @@ def test_without_a_terminal_training_says_now_and_then_how_far_it_is(
     done = cli("train", tiny_dataset, "-o", tmp_path / "run", "--preset", "demo", "--settings", settings_file)
     assert done.returncode == 0
     told = lines(done)
-    for stage in ("prepare: sub-001", "epoch 1 of 2, L1", "epoch 1 of 2, validation", "epoch 2 of 2, validation"):
+    for stage in (
+        "prepare: sub-001",
+        "epoch 1 of 2, L1",
+        "epoch 1 of 2, validation",
+        "epoch 2 of 2, validation",
+        "profile of the training scans",
+    ):
         assert f"unscanned: {stage}" in told
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from unscanned.settings import Settings
+from unscanned.synthesis.familiarity import some
 from unscanned.volumes.patches import axis_starts
 
 __all__ = ["SCORED", "run_costs", "synthesis_cost"]
@@ -17,6 +18,8 @@ SCORED = 30.0
 "Metrics or pictures of one volume."
 _PREPARED = 50.0
 "One pair read, brought to the model's grid and written."
+_PROFILED = 10.0
+"What a training scan is like to the model: eight patches through the first generator, and its detail."
 _ADVERSARIAL, _PLAIN = 6.0, 3.0
 "A patch in a training step: forward and backward through the generator, with a discriminator or without."
 _SHARE_OF_HEAD = 0.5
@@ -24,7 +27,7 @@ _SHARE_OF_HEAD = 0.5
 
 
 def run_costs(settings: Settings, training: int, validation: int, *, has_first_stage: bool = False) -> dict[str, float]:
-    """Return the cost of each part of a run by its name, in order: "prepare", "stage 1", "stage 1, fold 1", ...
+    """Return the cost of each part of a run by its name, in order: "prepare", "stage 1", "stage 1, fold 1", ..., "profile".
 
     Args:
         settings: Of the run.
@@ -44,6 +47,7 @@ def run_costs(settings: Settings, training: int, validation: int, *, has_first_s
                     costs[f"stage {number}, fold {fold}"] = _stage_cost(settings, inside, validation)
             volumes = (training + validation) * _volume_cost(settings, context.stride)
             costs[f"context of stage {number + 1}"] = volumes
+    costs["profile"] = _PROFILED * len(some(range(training)))
     return costs
 
 

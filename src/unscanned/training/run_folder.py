@@ -110,15 +110,12 @@ def save_run_model(
         contrast = ContrastProfile.of(
             [known.appearance for known in facts], [known.target_appearance for known in facts]
         )
-        measured = [
-            measure_prepared(
-                model,
-                np.asarray(case.source, np.float32),
-                case.head,
-                Frame.from_json(case.facts.frame).working_affine,
-            )
-            for case in some(run.training)
-        ]
+        measured, scans, progress = [], some(run.training), run.progress.get("profile")
+        for number, case in enumerate(scans):
+            if progress:
+                progress(number, len(scans), "profile of the training scans")
+            working = Frame.from_json(case.facts.frame).working_affine
+            measured.append(measure_prepared(model, np.asarray(case.source, np.float32), case.head, working))
         known = dataclasses.replace(model, profile=contrast, familiarity=FamiliarityProfile.of(measured))
         save_model(known, folder)
     return folder
