@@ -193,6 +193,14 @@ def test_the_command_line_starts_from_a_name(cli, tiny_run, others, tmp_path, mo
     assert cli("train", others, "-o", tmp_path / "other", "--from", "pd-t9", *options).returncode == 5
 
 
+def test_scans_are_prepared_on_the_grid_of_the_model_that_the_settings_start_from(cli, tiny_run, others, tmp_path):
+    (tmp_path / "tuned.toml").write_text(f"[training]\nstart = {json.dumps(str(tiny_run / 'model'))}\n")
+    done = cli("prepare", others, "-o", tmp_path / "prepared", "--settings", tmp_path / "tuned.toml")
+    assert done.returncode == 0, done.stderr
+    case = next(path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
+    assert tuple(np.load(case / "source.npy", mmap_mode="r").shape) == tuple(TINY["prepare"]["shape"])
+
+
 def test_a_model_in_half_precision_is_a_start_too(tiny_run, tiny_dataset, others, tmp_path):
     scan = read_volume(tiny_dataset / "sub-001" / "anat" / "sub-001_PDw.nii.gz")
     packed = pack(load_model(tiny_run), tmp_path / "packed", [scan])

@@ -27,7 +27,7 @@ _SHARE_OF_HEAD = 0.5
 
 
 def run_costs(settings: Settings, training: int, validation: int, *, has_first_stage: bool = False) -> dict[str, float]:
-    """Return the cost of each part of a run by its name, in order: "prepare", "stage 1", "stage 1, fold 1", ..., "profile".
+    """Return the cost of each part of a run by its name: "prepare", "stage 1", "stage 1, fold 1", ..., "profile".
 
     Args:
         settings: Of the run.

@@ -287,7 +287,9 @@ def prepare(
     out
         Folder of the cache.
     """
-    resolved = options.resolve(preset, settings, given)
+    from unscanned.training.start import resolve_run
+
+    resolved = resolve_run(preset, settings, options.overrides(given))
     if dry_run:
         return terminal.say_settings(resolved)
     from unscanned.datasets.pairs import select_pairs
