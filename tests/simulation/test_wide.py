@@ -10,7 +10,7 @@ from unscanned.simulation.acquisition import Geometry
 from unscanned.simulation.lesions import draw_lesions
 from unscanned.simulation.relaxation import LESION, NAMES, typical_values
 from unscanned.simulation.stream import Stream
-from unscanned.simulation.wide import Spread, draw_subject
+from unscanned.simulation.wide import Spread, _Painter, draw_subject
 
 SHAPE, SPACING = (56, 68, 60), (3.0, 3.0, 3.0)
 PLAIN = Spread(noise=(1e-6, 1e-6), receive=(0.0, 0.0), brain=0.0, defaced=0.0, cropped=0.0)
@@ -137,6 +137,14 @@ def test_thick_slices_keep_the_mean_and_blur_across_themselves_alone():
     back = acquisition.interpolate(acquired, at, fine)
     across, along = back[20, 20], back[:, 20, 30]
     assert np.sum((across > 0.05) & (across < 0.95)) >= 2 * np.sum((along > 0.05) & (along < 0.95))
+
+
+def test_a_voxel_across_an_inverted_and_a_recovered_tissue_holds_the_magnitude_of_their_mean():
+    axes, extent = acquisition.axes_of((8, 8, 12), (1.0, 1.0, 1.0)), np.array([8.0, 8.0, 12.0])
+    painter = _Painter(np.ones((8, 8, 12), np.uint8), axes, Geometry(2, (1.0, 1.0, 4.0), (1.0, 1.0, 4.0)), extent)
+    halves = np.tile(np.float32([1, 1, -0.5, -0.5]), 8 * 8 * 3)
+    np.testing.assert_allclose(painter.sample(halves), 0.25, atol=0.05)
+    np.testing.assert_allclose(painter.sample(np.full_like(halves, -1)), 1, atol=1e-5)
 
 
 def test_a_constant_stays_constant_through_slices_and_interpolation():

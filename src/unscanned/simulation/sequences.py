@@ -1,7 +1,8 @@
 """Pulse sequences: each a frozen protocol with its signal equation, and the ranges that protocols are drawn from.
 
-Signals are in units of the proton density. Decay during a gradient echo uses T2 in the place of T2*: its echo times
-are a few ms.
+Signals are in units of the proton density, and signed: what has not recovered from an inversion is negative. A voxel
+holds the mean of its tissues' signals, and an image its magnitude. Decay during a gradient echo uses T2 in the place of
+T2*: its echo times are a few ms.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PulseSequence(Protocol):
         """Whether a train of refocusing pulses reads the image: fat is bright, and bound protons saturate."""
 
     def signal(self, tissue: Parameters) -> np.ndarray:
-        """Return the noise-free magnitude of each element, in units of the proton density."""
+        """Return the noise-free signal of each element with its sign, in units of the proton density."""
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar: times in s, angle in degrees."""
@@ -67,7 +68,7 @@ class SingleEcho:
         """Return the signal of each element."""
         t1 = tissue.t1_ms
         recovery = 1 - 2 * np.exp(-(self.tr_ms - self.te_ms / 2) / t1) + np.exp(-self.tr_ms / t1)
-        return tissue.proton_density * np.abs(recovery) * np.exp(-self.te_ms / tissue.t2_ms)
+        return tissue.proton_density * recovery * np.exp(-self.te_ms / tissue.t2_ms)
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
@@ -110,7 +111,7 @@ class FastSpinEcho:
 class Flair:
     """A fast spin echo after an inversion that nulls fluid.
 
-    PD |1 - 2 exp(-TI / T1) + exp(-(TR - train) / T1)| exp(-TE / T2) (1 - saturation * bound).
+    PD (1 - 2 exp(-TI / T1) + exp(-(TR - train) / T1)) exp(-TE / T2) (1 - saturation * bound).
 
     References:
         J. V. Hajnal et al., J. Comput. Assist. Tomogr. 16, 1992; J. N. Rydberg et al., MRM 34, 1995.
@@ -129,7 +130,7 @@ class Flair:
         t1 = tissue.t1_ms
         inverted = 1 - 2 * np.exp(-self.ti_ms / t1) + np.exp(-(self.tr_ms - self.train_ms) / t1)
         bound = 1 - self.saturation * tissue.bound
-        return tissue.proton_density * np.abs(inverted) * np.exp(-self.te_ms / tissue.t2_ms) * bound
+        return tissue.proton_density * inverted * np.exp(-self.te_ms / tissue.t2_ms) * bound
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""
@@ -207,7 +208,7 @@ class Mprage:
         before = (1 - rested + rested * after_train) / (1 + self.efficiency * waited * through * rested)
         after_wait = 1 - (1 + self.efficiency * before) * waited
         read = after_wait * to_centre + equilibrium * (1 - to_centre)
-        return tissue.proton_density * math.sin(angle) * np.abs(read) * np.exp(-self.te_ms / tissue.t2_ms)
+        return tissue.proton_density * math.sin(angle) * read * np.exp(-self.te_ms / tissue.t2_ms)
 
     def sidecar(self) -> dict[str, Any]:
         """Return the fields of the BIDS sidecar."""

@@ -179,7 +179,7 @@ def draw_subject(
         own = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         fats[contrast] = _draw_fat(own, contrast, is_target=contrast == target)
         apparent = _apparent(values, protocol, bright_vessels, fats[contrast])
-        unit = np.float32(protocol.signal(apparent)[_WHITE])
+        unit = np.float32(abs(protocol.signal(apparent)[_WHITE]))
         signal = painter.sample(protocol.signal(vary(apparent)) / unit)
         field = shared * acquisition.draw_field(own, acquired, 0.15 * strength)
         receiver = acquisition.draw_receiver(own, geometry, acquired, field, spread.ghosts)
@@ -222,10 +222,10 @@ class _Painter:
         self.acquired = geometry.axes_mm(extent_mm)
 
     def sample(self, signal: np.ndarray) -> np.ndarray:
-        """Return what the acquired voxels hold of a signal that is given inside the head."""
+        """Return the magnitude of what the acquired voxels hold of a signal that is given inside the head."""
         fine = np.zeros(self.shape, np.float32)
         fine.ravel()[self.inside] = signal
-        return acquisition.sample(fine, self.axes, self.geometry, self.acquired)
+        return np.abs(acquisition.sample(fine, self.axes, self.geometry, self.acquired))
 
 
 def _place(
