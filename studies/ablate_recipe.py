@@ -3,9 +3,9 @@
 python studies/ablate_recipe.py data/heads runs/ablation --settings docs/experiments/ablation.toml --seconds 1200
 
 The budget is processor time of all threads together. A schedule needs its length before it begins, so each variant
-takes a few steps first, on the training patches, and the budget is divided by what they took; what drawing simulated
-pairs takes counts too. Validation is not counted. Called again, it goes on where it was: finished trainings, volumes
-and measurements are not made again.
+takes a few steps first, on the training patches, with its adversary and without, and the budget is divided by what
+they took; what drawing simulated pairs takes counts too. Validation is not counted. Called again, it goes on where it
+was: finished trainings, volumes and measurements are not made again.
 
 With --leave-one-out each subject is left out once and all others train, without validation: each variant and seed is
 then as many trainings as there are subjects, scored together.
@@ -132,8 +132,11 @@ def settings_of(variant: str, file: Path | None, common: Mapping[str, Any]) -> S
     return resolve(preset, file, own)
 
 
-def seconds_a_step(settings: Settings, cases: Sequence[Case]) -> float:
-    """Return the processor time of a training step, all threads together: the median of a few after some others."""
+def seconds_a_step(settings: Settings, cases: Sequence[Case]) -> tuple[float, float]:
+    """Return the processor time of a training step before its adversary joins, and after; the same twice without one.
+
+    All threads together; each is the median of a few steps after some others.
+    """
     device = choose_device(settings.training.device)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
@@ -147,14 +150,31 @@ def seconds_a_step(settings: Settings, cases: Sequence[Case]) -> float:
         augmentation=settings.augmentation,
         gives_head=settings.loss.outside < 1,
     )
-    taken = []
-    for number in range(WARM_UP + MEASURED):
-        began = time.process_time()
-        step(*(part.to(device) for part in batches(number)))
-        if step.average is not None:
-            step.average.update(number + 1)
-        taken.append(time.process_time() - began)
-    return statistics.median(taken[WARM_UP:])
+
+    def median() -> float:
+        taken = []
+        for number in range(WARM_UP + MEASURED):
+            began = time.process_time()
+            step(*(part.to(device) for part in batches(number)))
+            if step.average is not None:
+                step.average.update(number + 1)
+            taken.append(time.process_time() - began)
+        return statistics.median(taken[WARM_UP:])
+
+    if step.adversary is None:
+        alone = median()
+        return alone, alone
+    step.adversary.takes_part = False
+    before = median()
+    step.adversary.takes_part = True
+    return before, median()
+
+
+def steps_that_fit(seconds: float, before: float, after: float, joins: int) -> float:
+    """Return how many steps fit into a time, where one takes `before` seconds up to step `joins` and `after` then."""
+    if joins * before >= seconds:
+        return seconds / before
+    return joins + (seconds - joins * before) / after
 
 
 def seconds_a_pair(settings: Settings) -> float:
@@ -255,10 +275,18 @@ def _length(folder: Path, settings: Settings, cases: Sequence[Case], seconds: fl
     if path.exists():
         length: dict[str, Any] = read_json(path)
     else:
-        each, pair = seconds_a_step(settings, cases), seconds_a_pair(settings)
-        left, each = seconds - settings.simulated.pool * pair, each + pair / settings.simulated.every
-        count = max(1, round(left / each / EPOCHS))
-        length = {"seconds_a_step": each, "steps": EPOCHS * count, "budget_s": seconds, "environment": environment()}
+        pair = seconds_a_pair(settings)
+        before, after = (each + pair / settings.simulated.every for each in seconds_a_step(settings, cases))
+        left = seconds - settings.simulated.pool * pair
+        joins = settings.loss.adversarial_after if settings.loss.adversarial > 0 else 0
+        fit = steps_that_fit(left, before, after, joins)
+        count = max(1, round(fit / EPOCHS))
+        length = {
+            "seconds_a_step": left / fit,
+            "steps": EPOCHS * count,
+            "budget_s": seconds,
+            "environment": environment(),
+        }
         write_json(path, length)
     _say(out, f"{folder.name}: {length['steps']} steps of {length['seconds_a_step']:.3f} s of processor time")
     if settings.loss.adversarial_after >= length["steps"]:

@@ -5,8 +5,11 @@ import ablate_recipe
 import pytest
 from ablate_recipe import EPOCHS, VARIANTS, ablate, settings_of
 
+from unscanned.datasets.pairs import select_pairs
 from unscanned.files import read_json
+from unscanned.settings import Prepare
 from unscanned.synthesis.model_file import load_model
+from unscanned.training.prepare import prepare
 from unscanned.training.run import check_settings
 
 TINY = {
@@ -79,3 +82,18 @@ def test_the_table_of_the_results_is_that_of_its_file():
         assert ablate_recipe.markdown(table) in (docs / "results.md").read_text(encoding="utf-8")
     for table in (docs / "experiments" / "scores").glob("real-folds-*-table.csv"):
         assert ablate_recipe.markdown(table, "psnr_one_gain") in (docs / "results.md").read_text(encoding="utf-8")
+
+
+def test_steps_without_the_adversary_are_paid_for_as_such():
+    assert ablate_recipe.steps_that_fit(100, 0.1, 0.2, 0) == pytest.approx(500)
+    assert ablate_recipe.steps_that_fit(100, 0.1, 0.2, 400) == pytest.approx(400 + 300)
+    assert ablate_recipe.steps_that_fit(30, 0.1, 0.2, 400) == pytest.approx(300)
+
+
+def test_a_step_costs_more_once_the_adversary_has_joined(tiny_dataset, tmp_path):
+    pairs = select_pairs(tiny_dataset, source="PD", target="T2").pairs
+    cases, _ = prepare(pairs, tmp_path / "prepared", Prepare(shape=(32, 32, 32)))
+    early, late = ablate_recipe.seconds_a_step(settings_of("strong-gan", None, TINY), cases)
+    assert 0 < early < late
+    alone = ablate_recipe.seconds_a_step(settings_of("strong", None, TINY), cases)
+    assert alone[0] == alone[1]
