@@ -401,14 +401,30 @@ def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
         ("strong-gan", {"loss": {"adversarial": 0.0}}, {}),  # the rest is the preset's own
         ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 1.0}}, {"loss.gradient_penalty": 1.0}),
         ("strong-gan", {"loss": {"adversarial": 0.0, "gradient_penalty": 0.0}}, {}),
+        ("strong", {"simulated": {"labels": "maps", "pool": 4}}, {"simulated.labels": "maps", "simulated.pool": 4}),
+        ("strong", {"simulated": {"labels": "maps", "share": 0.5}}, {}),
+        ("strong", {"training": {"schedule": "constant"}}, {}),
+        ("resgan", {"training": {"final_rate": 0.1}}, {"training.final_rate": 0.1}),
     ],
 )
-def test_what_is_set_of_an_adversary_that_is_not_there_has_no_effect(tmp_path, preset, overrides, idle):
+def test_what_is_set_of_a_part_that_is_not_there_has_no_effect(tmp_path, preset, overrides, idle):
+    def found(settings):
+        return {name: value for values in without_effect(settings).values() for name, value in values.items()}
+
     settings = resolve(preset, overrides=overrides)
-    assert without_effect(settings) == idle
+    assert found(settings) == idle
     file = tmp_path / "settings.toml"
     file.write_text(to_toml(settings))
-    assert without_effect(resolve(file=file)) == idle
+    assert found(resolve(file=file)) == idle
+
+
+def test_each_part_that_is_not_there_is_told_apart():
+    overrides = {"loss": {"gradient_penalty": 1.0}, "simulated": {"seed": 3}, "training": {"final_rate": 0.1}}
+    assert [why.split(" ")[0] for why in without_effect(resolve("unet", overrides=overrides))] == [
+        "loss.adversarial",
+        "simulated.share",
+        "training.schedule",
+    ]
 
 
 def test_the_number_of_epochs_decides_only_where_the_learning_rate_depends_on_it():

@@ -573,26 +573,34 @@ def _check_loss(loss: Loss) -> None:
             )
 
 
-def without_effect(settings: Settings) -> dict[str, Any]:
-    """Return what was set of an adversary, by name, where the loss gives it no weight, so that there is none.
+def without_effect(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return what was set to no effect: why, and then the values by name.
 
     What the preset itself sets is left out, and so is what stands at its default: a run's settings.toml names all.
 
     Example:
         >>> without_effect(resolve("strong", overrides={"loss": {"gradient_penalty": 10.0}}))
-        {'loss.gradient_penalty': 10.0}
+        {'loss.adversarial = 0 trains without an adversary': {'loss.gradient_penalty': 10.0}}
     """
-    if settings.loss.adversarial > 0:
-        return {}
     plain = Settings()
     own = merge(settings.preset) if settings.preset in preset_names() else plain
-    return {
-        f"{table}.{key}": value
-        for table, keys in _OF_THE_ADVERSARY.items()
-        for key in keys
-        if (value := getattr(getattr(settings, table), key))
-        not in (getattr(getattr(own, table), key), getattr(getattr(plain, table), key))
-    }
+
+    def changed(tables: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+        return {
+            f"{table}.{key}": value
+            for table, keys in tables.items()
+            for key in keys
+            if (value := getattr(getattr(settings, table), key))
+            not in (getattr(getattr(own, table), key), getattr(getattr(plain, table), key))
+        }
+
+    reasons = (
+        ("loss.adversarial = 0 trains without an adversary", settings.loss.adversarial == 0, _OF_THE_ADVERSARY),
+        ("simulated.share = 0 draws no simulated pairs", settings.simulated.share == 0, _OF_THE_SIMULATED),
+        ("training.schedule = constant has one rate", settings.training.schedule == "constant", _OF_THE_SCHEDULE),
+    )
+    found = {why: changed(tables) for why, holds, tables in reasons if holds}
+    return {why: values for why, values in found.items() if values}
 
 
 def to_dict(settings: Schema) -> dict[str, Any]:
@@ -657,6 +665,8 @@ _OF_THE_ADVERSARY = {
     "training": ("discriminator_rate", "order"),
 }
 "What means nothing without one, table by table."
+_OF_THE_SIMULATED = {"simulated": ("labels", "seed", "pool", "every")}
+_OF_THE_SCHEDULE = {"training": ("final_rate",)}
 _SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")
 _RENAMED = {"training.context": "margin"}

@@ -101,11 +101,12 @@ def warn_of_settings(settings: Settings) -> None:
     """Say which settings have no effect.
 
     Warns:
-        UserWarning: The loss gives the adversary no weight, and something was set of it.
+        UserWarning: Something was set of a part that is switched off: `without_effect`.
     """
-    idle = ", ".join(f"{name} = {quoted(value)}" for name, value in without_effect(settings).items())
-    if idle and started.tells():
-        warn(f"{settings.preset}: loss.adversarial = 0 trains without an adversary, so this has no effect: {idle}")
+    if started.tells():
+        for why, values in without_effect(settings).items():
+            idle = ", ".join(f"{name} = {quoted(value)}" for name, value in values.items())
+            warn(f"{settings.preset}: {why}, so this has no effect: {idle}")
 
 
 def _device(training: Training) -> torch.device:
