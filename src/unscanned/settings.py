@@ -254,7 +254,7 @@ class Augmentation(Schema):
 
     A training refuses a strength that leaves nothing of a patch: `intensity` above 1.6, a power of 5, by which two
     thirds of a head fall below a tenth; `field` above 0.9, which dims to a tenth, where a head ends; `noise` above 0.5,
-    beside which a sixteenth of the variance inside a head is its own; `blur` above an eighth of training.patch, and
+    which is then fifteen sixteenths of the variance inside a head; `blur` above an eighth of training.patch, and
     `resolution` above a quarter. Each is the largest that is drawn.
     """
 
@@ -507,6 +507,16 @@ def check(settings: Settings) -> None:
             found=f"{settings.simulated.share:g} with context.stages = {context.stages}",
             expected="0, or context.input = patch",
         )
+    if context.stages > 1 and context.input == "volume":
+        changing = {"intensity": 0, "field": 0, "noise": 0, "blur": 0, "resolution": 1}
+        for name, none in changing.items():
+            if (value := getattr(settings.augmentation, name)) > none:
+                raise SettingsError(
+                    "the volume of the stage before was made from the source as it is, not as a patch changes it",
+                    where=f"augmentation.{name}",
+                    found=f"{value:g} with context.stages = {context.stages}",
+                    expected=f"{none}, or context.input = patch",
+                )
     if context.stages > 1 and context.training_input == "out_of_fold":
         if context.folds < 2:
             raise SettingsError("out of fold needs two folds", where="context.folds", found=context.folds)

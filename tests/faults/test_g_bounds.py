@@ -69,6 +69,8 @@ def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anyth
         ("strong", ["--simulated.share", 0.5], "simulated pairs need a voxel size"),
         ("strong-gan", ["--training.patch", 36], "expected a multiple of 8"),
         ("resgan-acm", ["--simulated.share", 0.5], "no volume of the stage before"),
+        ("resgan-acm", ["--augmentation.noise", 0.02], "volume of the stage before was made from the source as it is"),
+        ("resgan-acm", ["--augmentation.resolution", 2], "volume of the stage before was made from the source"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -42,8 +42,9 @@ BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
 
 CEILINGS = {"noise-free": "noisefree", "tissues": "tissues"}
-"""Arms of a simulated target, by the name of their files: without its noise, which is what a method would score that
-knew everything else; and with the literature's values of its tissues, for one that knew each voxel's tissues."""
+"""Arms of a simulated target, by the name of their files: without its noise, which is about what a method could score
+that knew everything else (the mean of a magnitude is a little above it where there is next to no signal); and with the
+literature's values of its tissues, for one that knew each voxel's tissues."""
 
 ALLOWED = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
 "What these two are the score of, in words."

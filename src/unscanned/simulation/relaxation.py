@@ -93,13 +93,15 @@ def _with_lesions(table: np.ndarray, worst: np.ndarray, power: float) -> Paramet
 #   99); J. P. Wansapura et al., JMRI 9, 1999 (3 T: 832 / 80 and 1331 / 110); P. J. Wright et al., MAGMA 21, 2008 (T1 at
 #   1.5 T: 646 and 1197; 3 T: 838 and 1607); H. Lu et al., JMRI 22, 2005 (T2 at 3 T: 75 and 83); R. K.-S. Kwan, A. C.
 #   Evans and G. B. Pike, IEEE TMI 18, 1999 (1.5 T: 500 / 70 and 833 / 83). Water content: K. P. Whittall et al., MRM
-#   37, 1997 (0.71 and 0.83).
+#   37, 1997 (0.71 and 0.83). White matter's T2 at 1.5 T lies between 70 and the 80 at 3 T: it does not grow with the
+#   field.
 # - Deep grey matter: T1 between white matter and the putamen and caudate head of Wright et al. (1.5 T: 1084 and 1109;
 #   3 T: 1332 and 1395), as the thalamus is part of it.
 # - Cerebrospinal fluid: W. D. Rooney et al., MRM 57, 2007 (T1 about 4300, whatever the field). Its T2 is chosen between
 #   329 (Kwan et al.) and the 2000 of free fluid.
-# - Fat, muscle and marrow: C. M. J. de Bazelaire et al., Radiology 230, 2004 (3 T: 382 / 68, 898 / 29 and 586 / 49); G.
-#   E. Gold et al., AJR 183, 2004 (3 T: 371 / 133, 1420 / 32 and 365 / 133).
+# - Fat, muscle and marrow: C. M. J. de Bazelaire et al., Radiology 230, 2004 (1.5 T: 343 / 58, 856 / 27 and 549 / 49;
+#   3 T: 382 / 68, 898 / 29 and 586 / 49); G. E. Gold et al., AJR 183, 2004 (1.5 T: 288 / 165, 1130 / 35 and 288 / 165;
+#   3 T: 371 / 133, 1420 / 32 and 365 / 133); muscle also Stanisz et al. (1.5 T: 1008 / 44; 3 T: 1412 / 50).
 # - Blood: T1 of Stanisz et al. (1441 and 1932), T2 chosen between theirs (290 and 275) and that of veins.
 # - Bone: its pore water, J. Chen et al., MRM 77, 2017, p. 2136 (T1 at 3 T: 524); bound water has gone before any echo.
 # All else is chosen: the brain stem near white matter, eye fluid near cerebrospinal fluid; mucosa and skin as in

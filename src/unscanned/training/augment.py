@@ -29,7 +29,7 @@ def draws(purpose: int, *place: int) -> np.random.Generator:
 def shifted(
     start: Sequence[int], shape: Sequence[int], patch: int, share: float, random: np.random.Generator
 ) -> list[tuple[int, int, int]]:
-    """Return a few places around a patch's own, inside the volume, evenly drawn.
+    """Return a few places around a patch's own, evenly drawn; one beyond the volume's end goes back to that end.
 
     Args:
         start: Its first voxel along (i, j, k).
