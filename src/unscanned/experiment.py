@@ -194,10 +194,13 @@ def reproduce(
         )
     record |= {"finished": utc_now(), "split": split, "incomplete": found.incomplete}
     write_json(out / "reproduce.json", record)
+    places, each = [*settings], len(settings) // len(of_arm)
+    by_arm = [places[start : start + each] for start in range(0, len(places), each)]
     report = write_report(
         out / "evaluation",
         out / "report.html",
-        runs={_words(place): out / "arms" / place for place in [*settings][:: len(settings) // len(of_arm)]},
+        runs={_words(first): out / "arms" / first for first, *_ in by_arm},
+        further={_words(first): [out / "arms" / place for place in rest] for first, *rest in by_arm},
         details={"How this was made": record},
         progress=watched("report", "report, "),
     )

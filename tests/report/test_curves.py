@@ -47,3 +47,22 @@ def test_the_gradient_difference_term_has_a_curve_where_a_log_has_it(tmp_path):
     with_term = training_curves({"one": tmp_path / "one"})
     heights = [Image.open(io.BytesIO(png)).height for png in (without, with_term)]
     assert heights[1] > 1.4 * heights[0]
+
+
+def test_further_runs_of_an_arm_are_paler_lines_of_its_colour(tmp_path):
+    write_log(tmp_path / "seed-0")
+    write_log(tmp_path / "seed-1")
+    log = tmp_path / "seed-1" / "log.jsonl"
+    log.write_text(log.read_text().replace('"psnr": 2', '"psnr": 3'))
+
+    def pixels(**further):
+        image = Image.open(io.BytesIO(training_curves({"one": tmp_path / "seed-0"}, further)))
+        return image.size, {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+
+    size, alone = pixels()
+    size_of_both, both = pixels(one=[tmp_path / "seed-1"])
+    assert size_of_both == size  # no second name below
+    blue = (0x00, 0x72, 0xB2)
+    paler = tuple(round(255 - 0.4 * (255 - part)) for part in blue)
+    assert blue in alone
+    assert any(max(abs(a - b) for a, b in zip(colour, paler, strict=True)) <= 2 for colour in both - alone)

@@ -37,6 +37,7 @@ def write_report(
     out: str | Path,
     *,
     runs: Mapping[str, str | Path] | None = None,
+    further: Mapping[str, Sequence[str | Path]] | None = None,
     details: Mapping[str, Any] | None = None,
     cases: Sequence[str] = (),
     limit_mb: float = LIMIT_MB,
@@ -51,6 +52,7 @@ def write_report(
         evaluation: Folder that `evaluate` wrote.
         out: The HTML file.
         runs: Run folder of each arm, for the training curves and settings.
+        further: More runs of these arms, of other seeds or folds, for the curves alone.
         details: Further JSON content for the section on settings and provenance, by its heading.
         cases: Cases or subjects whose volumes are put into the file; the first that can be read when there is none.
         limit_mb: Room for the volumes of each of these cases, MB. The precision follows from it; what has no room even
@@ -77,7 +79,7 @@ def write_report(
                 do="Name the folder that unscanned train wrote into.",
             )
     wanted = _wanted(content, cases)
-    curves = training_curves(runs)
+    curves = training_curves(runs, further)
     shown: list[dict[str, Any]] = []
     viewers: list[Viewer] = []
     sheet = None
