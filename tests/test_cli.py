@@ -223,6 +223,7 @@ def test_check_says_what_there_is_what_fits_and_what_it_costs(tmp_path, tiny_dat
     assert "8 scans of 32 x 40 x 32 voxels" in done.stdout
     assert "4 cannot be judged" in done.stdout  # voxels of 6 mm
     assert "s a step" in done.stdout
+    assert f"-o OUT --preset demo --settings {file}" in done.stdout
     content = json.loads(record.read_text())
     assert tomllib.loads(file.read_text())["split"] == {"train": 2, "validation": 1, "test": 1}
     assert content["proposal"]["settings"] == tomllib.loads(file.read_text())
@@ -246,6 +247,8 @@ def test_a_broken_dataset_is_checked_with_3_and_all_its_problems_named(own, tmp_
     assert {"missing-partner", "duplicate"} <= {finding["fault"] for finding in content["findings"]}
     for case in content["unusable"]:
         assert case in done.stdout
+    assert "[split]" not in done.stdout  # numbers would draw from all subjects
+    assert "a split that names the subjects without a fault, which --propose FILE writes" in done.stdout
 
 
 @pytest.mark.slow

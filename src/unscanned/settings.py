@@ -200,7 +200,7 @@ class Training(Schema):
     patch: int = Field(32, gt=0, le=1024)
     "Edge of a cubic patch, in voxels."
     margin: int = Field(0, ge=0, le=1024)
-    "Voxels around each patch that the generator sees and no loss does; from 29 on they prepare it for mode volume."
+    "Voxels around each patch that the generator sees and no loss does; from its reach on, 29 of nie, for mode volume."
     min_head: Share = 0.0
     "Share of a patch that must lie inside the head for it to be trained on; 0 keeps all patches."
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"

@@ -178,13 +178,17 @@ def test_where_no_arm_can_be_scored_the_reason_is_the_error_and_nothing_is_writt
     assert cli("evaluate", raw, arms["good"], "-o", tmp_path / "evaluation", "--resample").returncode == 0
 
 
-def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constants_are_used_and_said(cohort, tmp_path):
+def test_without_sidecars_the_volumes_own_percentile_and_the_targets_own_constants_are_used_and_said(
+    cli, cohort, tmp_path
+):
     raw, _ = cohort
     _, target = head_phantom(1)
     write_synthetic(tmp_path / "arm", "sub-02", 17 * target, sidecar=False)
     evaluation = evaluate(raw, {"other": tmp_path / "arm"}, tmp_path / "out")
     assert values(evaluation, "other", "head", "mae")["sub-02"] == pytest.approx(0, abs=1e-5)
     assert any("no intensity constants" in text for text in evaluation.content.warnings)
+    done = cli("evaluate", raw, f"other={tmp_path / 'arm'}", "-o", tmp_path / "again")
+    assert "warning: sub-02: sub-02_desc-synthetic_T2w.nii.gz has no intensity constants" in done.stderr
     assert evaluation.content.constants.mean is None
 
 

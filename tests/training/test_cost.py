@@ -7,6 +7,7 @@ import pytest
 from unscanned.errors import DatasetError
 from unscanned.experiment import arm_settings, estimate_costs
 from unscanned.settings import to_toml
+from unscanned.training import cost as cost_module
 from unscanned.training.batches import PatchBatches
 from unscanned.training.cost import estimate_cost
 from unscanned.training.prepare import Case, normalization
@@ -72,3 +73,15 @@ def test_settings_of_an_adversary_without_weight_are_told_before_the_work(tiny_d
         estimate_cost(tiny_dataset, settings, seconds=0)
     with pytest.warns(UserWarning, match=words), pytest.raises(DatasetError, match="not there"):
         train(tmp_path / "nothing", tmp_path / "run", settings)
+
+
+def test_a_step_that_memory_does_not_hold_is_told_as_the_reason(tiny_dataset, tiny_settings, monkeypatch):
+    def full(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(cost_module, "build_step", full)
+    monkeypatch.setattr(cost_module, "_parameters", lambda settings: 1)
+    cost = estimate_cost(tiny_dataset, tiny_settings, seconds=1)
+    assert (cost.seconds, cost.memory_bytes) == (None, None)
+    assert "too little memory for a step of 1 to" in cost.lines()[-1]
+    assert estimate_cost(tiny_dataset, tiny_settings, seconds=0).measured == "time and memory were not measured"

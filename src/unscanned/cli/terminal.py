@@ -136,6 +136,11 @@ def say_scores(evaluation: Any) -> None:
         if row.against in ALLOWED and (row.region, row.metric) == ("head", "psnr") and row.difference is not None:
             distance, side = abs(row.difference), "below" if row.difference < 0 else "above"
             say(f"{row.arm}: PSNR {distance:.1f} dB {side} what {ALLOWED[row.against]}")
+    found = evaluation.content.warnings
+    for text in found[:_SHOWN]:
+        complain(f"warning: {text}")
+    if len(found) > _SHOWN:
+        complain(f"{len(found) - _SHOWN} warnings more stand in {evaluation.folder / 'evaluation.json'}")
 
 
 def say_models(models: Sequence[Any], file: Path | None) -> None:
@@ -292,21 +297,24 @@ def _mm(length: float) -> str:
     return f"{length:.3g}"
 
 
-def say_proposal(proposal: Any, dataset: Path, file: Path | None) -> None:
-    """Print the proposed settings, or write them to a file where one is named."""
+def say_proposal(proposal: Any, dataset: Path, file: Path | None, preset: str) -> None:
+    """Print the proposed settings, or write them to a file where one is named; and the command that trains so."""
     settings = proposal.settings
-    if proposal.split is not None and file is not None:
+    if file is None:
+        if proposal.split is not None:  # numbers would draw from all subjects, those with a fault too
+            settings = {table: values for table, values in settings.items() if table != "split"}
+        say("settings that fit, for --propose FILE to write:")
+        say_lines(toml_of(settings, proposal.reasons))
+        if proposal.split is not None:
+            say("and a split that names the subjects without a fault, which --propose FILE writes beside it")
+        return
+    if proposal.split is not None:
         split = Path(realpath(file.with_name(f"{file.stem}-split.json")))
         claim(split, json_with("train", "validation", "test"), "a split that unscanned wrote")
         write_json(split, proposal.split)
         settings = {**settings, "split": {"file": str(split)}}
-    text = toml_of(settings, proposal.reasons)
-    if file is None:
-        say("settings that fit, for --propose FILE to write:")
-        say_lines(text)
-        return
-    write_text(file, text)
-    say(f"settings   {file}; next: unscanned train {dataset} -o OUT --settings {file}")
+    write_text(file, toml_of(settings, proposal.reasons))
+    say(f"settings   {file}; next: unscanned train {dataset} -o OUT --preset {preset} --settings {file}")
     for reason in proposal.reasons:
         say(f"           {reason}")
 

@@ -132,7 +132,7 @@ def estimate_cost(
     trainings = _trainings(settings, has_first_stage)
     epoch = [training.steps_per_epoch or math.ceil(share * patches / training.batch) for share in trainings]
     steps = training.epochs * sum(epoch)
-    pace = _measure(settings, device, seconds) if seconds > 0 else None
+    pace = _measure(settings, device, seconds) if seconds > 0 else _UNMEASURED
     counted = {part: len(subjects) for part, subjects in split.items()}
     voxels, parameters = math.prod(shape), _parameters(settings)
     prepared = len(cases["train"]) + len(cases["validation"])
@@ -140,8 +140,8 @@ def estimate_cost(
     disk = prepared * voxels * (
         _BYTES_A_VOXEL[settings.prepare.precision] + 4 * contexts
     ) + _CHECKPOINTS * 12 * parameters * len(trainings)
-    if pace is None:
-        return Cost(counted, patches, steps, disk, None, None, None, None, _UNMEASURED, str(device))
+    if isinstance(pace, str):
+        return Cost(counted, patches, steps, disk, None, None, None, None, pace, str(device))
     validated = len(cases["validation"]) * _mapped(settings, training.validation_stride) * training.epochs
     mapped = validated * len(trainings) + contexts * prepared * _mapped(settings, settings.context.stride)
     total = steps * pace.step_seconds + mapped * pace.patch_seconds
@@ -199,8 +199,8 @@ def _parameters(settings: Settings) -> int:
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
-def _measure(settings: Settings, device: torch.device, seconds: float) -> _Pace | None:
-    """Take a few real steps on noise; None where there is not enough memory for one of a single patch."""
+def _measure(settings: Settings, device: torch.device, seconds: float) -> _Pace | str:
+    """Take a few real steps on noise; where memory does not hold them, return that in words."""
     training = settings.training
     set_process_threads(training.threads)
     set_process_precision(training.precision, device)
@@ -211,7 +211,10 @@ def _measure(settings: Settings, device: torch.device, seconds: float) -> _Pace 
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, UnscannedError) or not is_out_of_memory(error):
             raise
-        return None
+        return (
+            f"time and memory were not measured: {device} has too little memory for a step of 1 to "
+            f"{training.batch} patches of {training.patch + 2 * training.margin} voxels"
+        )
     finally:
         torch.set_rng_state(random_state)
 

@@ -19,6 +19,7 @@ __all__ = [
     "Arms",
     "Cluster",
     "DryRun",
+    "DryRunOfSettings",
     "File",
     "Folds",
     "Given",
@@ -105,6 +106,9 @@ LimitMb = Annotated[
 ]
 DryRun = Annotated[
     bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings, what they cost here, and stop.")
+]
+DryRunOfSettings = Annotated[
+    bool, Parameter(name="--dry-run", negative="", help="Print the resolved settings and stop.")
 ]
 ModelsIn = Annotated[
     Path | None,

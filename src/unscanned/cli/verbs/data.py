@@ -12,7 +12,7 @@ from unscanned.cli import settings as options
 from unscanned.cli.verbs.common import (
     PRESETS,
     Cluster,
-    DryRun,
+    DryRunOfSettings,
     File,
     GivenToPrepare,
     InLayout,
@@ -222,7 +222,7 @@ def check(
     proposal = proposal_of(found, layout=layout, multiple=start.training.patch)
     cost = None
     if proposal is not None:
-        terminal.say_proposal(proposal, dataset, propose)
+        terminal.say_proposal(proposal, dataset, propose, preset)
         try:
             cost = estimate_cost(dataset, start.change(**proposal.settings), seconds=measure_s)
         except UnscannedError as error:
@@ -274,7 +274,7 @@ def prepare(
     settings: File = None,
     given: GivenToPrepare = None,
     cluster: Cluster = None,
-    dry_run: DryRun = False,
+    dry_run: DryRunOfSettings = False,
 ) -> None:
     """Bring all pairs to the model's grid and intensity scale, and cache them. `train` does it by itself.
 
