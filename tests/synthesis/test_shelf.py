@@ -206,7 +206,12 @@ def test_a_damaged_model_does_not_hide_the_others(cli, own, tiny_run):
     assert done.returncode == 4
     assert "pd-t2" in done.stdout
     assert "not the file that belongs to the model" in done.stderr
+    assert "1 of 2 models cannot be used, the others are listed" in done.stderr
     assert cli("models", "broken", "--models-in", own).returncode == 5
+    flip(own / "pd-t2" / "model.safetensors")
+    done = cli("models", "--models-in", own)
+    assert done.returncode == 5
+    assert "no model can be used" in done.stderr
 
 
 def test_a_model_without_a_card_says_so(cli, shelf):

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from unscanned.display import in_a_line, shown
-from unscanned.errors import BUG, BugError, DatasetError, PartialFailure, UnscannedError, in_words, listed
+from unscanned.errors import (
+    BUG,
+    BugError,
+    CheckpointError,
+    DatasetError,
+    PartialFailure,
+    UnscannedError,
+    in_words,
+    listed,
+)
 from unscanned.files import write_json, write_text
 from unscanned.outputs import claim, json_with
 from unscanned.settings import Settings, to_toml, toml_of
@@ -148,6 +157,7 @@ def say_models(models: Sequence[Any], file: Path | None) -> None:
 
     Raises:
         PartialFailure: Some models cannot be used; the others are shown.
+        CheckpointError: None can.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -172,7 +182,11 @@ def say_models(models: Sequence[Any], file: Path | None) -> None:
     elif not failures:
         say("no models: none is on the shelf, and none was fetched")
         say("unscanned train makes one from your own pairs; unscanned fetch model takes one from an address")
-    raise_partial(failures, len(models))
+    if failures:
+        _complain_of_first([str(error) for error in failures.values()])
+        if not shown:
+            raise CheckpointError("no model can be used", found=f"{len(failures)} that cannot")
+        raise PartialFailure(f"{len(failures)} of {len(models)} models cannot be used, the others are listed")
 
 
 def say_model(model: Any, file: Path | None) -> None:
