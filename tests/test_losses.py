@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from unscanned.evaluation.metrics import ssim
 from unscanned.losses import (
+    CRITERIA,
     GeneratorLoss,
     discriminator_loss,
     generator_adversarial_loss,
@@ -140,3 +141,18 @@ def test_the_ssim_term_sees_unit_scale_whatever_the_z_scores_are():
     assert total.item() == pytest.approx(2 * ssim_loss(synthetic, target, "mean").item(), rel=1e-6)
     assert values["ssim"] == pytest.approx(total.item() / 2)
     assert "ssim" not in GeneratorLoss({"l1": 1.0})(synthetic, target)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "of_discriminator", "of_generator"),
+    [
+        # logits of acquired patches 2 and 0, of synthetic ones -1 and 0.5
+        ("least_squares", (1 + 1) / 2 + (1 + 0.25) / 2, (4 + 0.25) / 2),
+        ("hinge", (0 + 1) / 2 + (0 + 1.5) / 2, 0.25),
+    ],
+)
+def test_the_other_criteria_are_those_worked_out_by_hand(name, of_discriminator, of_generator):
+    real, fake = torch.tensor([[2.0], [0.0]]), torch.tensor([[-1.0], [0.5]])
+    assert CRITERIA[name].discriminator(real, fake).item() == pytest.approx(of_discriminator)
+    assert CRITERIA[name].generator(fake).item() == pytest.approx(of_generator)
+    assert CRITERIA[name].boundary == {"least_squares": 0.5, "hinge": 0.0}[name]

@@ -405,6 +405,8 @@ def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
         ("strong", {"simulated": {"labels": "maps", "share": 0.5}}, {}),
         ("strong", {"training": {"schedule": "constant"}}, {}),
         ("resgan", {"training": {"final_rate": 0.1}}, {"training.final_rate": 0.1}),
+        ("resgan", {"training": {"weight_decay": 0.1}}, {"training.weight_decay": 0.1}),
+        ("strong", {"training": {"weight_decay": 0.1}}, {}),
     ],
 )
 def test_what_is_set_of_a_part_that_is_not_there_has_no_effect(tmp_path, preset, overrides, idle):

@@ -124,7 +124,8 @@ def reproduce(
     apart = [*splits.values()][:folds]
     split: dict[str, Any] = apart[0] if folds == 1 else {"folds": apart}
     tested = set().union(*(fold["test"] for fold in apart))
-    used = [pair for pair in found.pairs if folds > 1 or pair.subject not in tested]
+    trained_on = {subject for parts in splits.values() for part in ("train", "validation") for subject in parts[part]}
+    used = [pair for pair in found.pairs if pair.subject in trained_on]
     claim_folder(out)
     _claim_experiment(out, split, splits, used, first)
     failures: dict[str, UnscannedError] = {}
@@ -247,7 +248,7 @@ def _train_there(
     arms = list(settings)
     folder = Path(abspath(out))
     first_stages = [_first_stage(arm, settings, folder) for arm in arms]
-    cases = [(arm, settings[arm], first) for arm, first in zip(arms, first_stages, strict=True)]
+    cases = [(arm, _anywhere(settings[arm]), first) for arm, first in zip(arms, first_stages, strict=True)]
     number_of = {folder / "arms" / arm / "model": number for number, arm in enumerate(arms)}
     after = {number: number_of[first] for number, first in enumerate(first_stages) if first is not None}
     on_worker = partial(_training_on_worker, abspath(dataset), folder)
@@ -268,6 +269,17 @@ def _train_there(
         arm: (replace(outcome.get(), model=out / "arms" / arm / "model"), outcome.seconds)
         for arm, outcome in ended.items()
     }
+
+
+def _anywhere(settings: Settings) -> Settings:
+    """Return settings whose paths mean the same to a worker that was started in another folder."""
+    split, labels = settings.split.file, settings.simulated.labels
+    changes: dict[str, dict[str, Any]] = {}
+    if split is not None:
+        changes["split"] = {"file": abspath(split)}
+    if labels is not None:
+        changes["simulated"] = {"labels": abspath(labels)}
+    return settings.change(**changes)
 
 
 def _training_on_worker(

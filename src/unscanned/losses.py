@@ -212,4 +212,5 @@ CRITERIA = {
     ),
     "hinge": Criterion(lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
 }
-"""Cross entropy as in the reference; least squares (LSGAN, Mao et al., ICCV 2017, eq. 9); hinge (Lim and Ye 2017)."""
+"""Cross entropy as in the reference; least squares (LSGAN, twice eq. 9 of Mao et al., ICCV 2017, which has halves);
+hinge (Lim and Ye 2017)."""

@@ -608,6 +608,7 @@ def without_effect(settings: Settings) -> dict[str, dict[str, Any]]:
         ("loss.adversarial = 0 trains without an adversary", settings.loss.adversarial == 0, _OF_THE_ADVERSARY),
         ("simulated.share = 0 draws no simulated pairs", settings.simulated.share == 0, _OF_THE_SIMULATED),
         ("training.schedule = constant has one rate", settings.training.schedule == "constant", _OF_THE_SCHEDULE),
+        ("only adamw has it", settings.training.optimizer != "adamw", {"training": ("weight_decay",)}),
     )
     found = {why: changed(tables) for why, holds, tables in reasons if holds}
     return {why: values for why, values in found.items() if values}

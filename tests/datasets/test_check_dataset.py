@@ -35,6 +35,7 @@ def test_the_report_names_every_fault_and_leaves_the_good_case_alone(tmp_path):
         "flat": {"voxels": np.zeros((8, 9, 10), "<i2")},
         "four": {"voxels": some_voxels((8, 9, 10, 2))},
         "moved": {"affine": np.array([[1.0, 0, 0, 9], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE},
+        "near": {"affine": np.array([[1.0, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE},
         "broken": {"fields": {"datatype": 999}},
     }
     for seed, (subject, facts) in enumerate(targets.items()):
@@ -48,8 +49,9 @@ def test_the_report_names_every_fault_and_leaves_the_good_case_alone(tmp_path):
         ("sub-four", "error", "4d"),
         ("sub-moved", "error", "grid"),
         ("sub-nan", "error", "nonfinite"),
+        ("sub-near", "warning", "shift"),
     ]
-    assert seen[-1] == (6, 6, "sub-nan")
+    assert seen[-1] == (7, 7, "sub-near")
 
 
 @pytest.mark.parametrize(

@@ -444,3 +444,18 @@ def test_a_notebook_shows_one_subject_without_an_interval_and_names_what_failed(
     assert table["sub-02"][1] == "<arm>"
     assert "<arm>" not in page
     assert repr(found).startswith("Evaluation(source, <arm>; 2 subjects, 1 failed, ")
+
+
+def test_a_metric_that_cannot_be_computed_leaves_the_others(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("cohort.SHAPE", (40, 48, 9))  # thinner than the window of SSIM
+    raw, arms = write_cohort(tmp_path, ("01", "02"), {"good": 0.02})
+    done = cli("evaluate", raw, arms["good"], "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "warning: sub-01, good: cannot be computed: ssim" in done.stderr
+    scored = json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["good"]["head"]
+    assert (scored["ssim"]["mean"], scored["ssim"]["n"]) == (None, 0)
+    assert scored["psnr"]["n"] == 2
+    assert scored["psnr"]["mean"] > 20
+    page = tmp_path / "report.html"
+    assert cli("report", tmp_path / "out", "-o", page).returncode == 0
+    assert page.exists()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from unscanned.errors import DatasetError
 from unscanned.evaluation.metrics import mae, psnr
 from unscanned.models import generators
-from unscanned.settings import Training
+from unscanned.settings import Training, to_dict
 from unscanned.synthesis.context import PatchChain
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
@@ -18,6 +19,7 @@ from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
 from unscanned.training.prepare import Case
 from unscanned.training.run import train
+from unscanned.training.start import resolve_run
 from unscanned.volumes.grid import frame
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume
@@ -186,3 +188,20 @@ def test_two_sessions_of_a_subject_stay_on_one_side_of_a_fold(brief, tiny_datase
         cases = json.loads(max(folder.glob("*.json")).read_text())["identity"]["training subjects"]["cases"]
         assert len(cases) == 2
         assert len({case.split("_")[0] for case in cases}) == 1
+
+
+def test_more_folds_than_training_subjects_are_refused_before_the_first_stage_is_trained(brief, tiny_dataset, tmp_path):
+    with pytest.raises(DatasetError, match=r"fewer training subjects than folds.* found 2 subjects"):
+        train(tiny_dataset, tmp_path / "run", brief.change(context={"stages": 2, "folds": 3}))
+    assert not (tmp_path / "run" / "stage-1").exists()
+
+
+def test_a_chain_that_starts_from_a_model_of_its_own_subjects_says_that_no_fold_is_left_out(
+    brief, tiny_dataset, run, tmp_path
+):
+    settings = resolve_run(
+        "demo", None, {**to_dict(brief), "training": {**to_dict(brief)["training"], "start": str(run)}}
+    )
+    names = ", ".join(case.name for case in cases_of(run, "train"))
+    with pytest.warns(UserWarning, match=f"given a context out of fold here, so that it is too good: {names}"):
+        train(tiny_dataset, tmp_path / "run", settings)

@@ -9,6 +9,7 @@ from unscanned.training.health import (
     FATAL_STEPS,
     count_signs,
     discriminator_accuracy,
+    fixed_patches,
     output_signs,
     sign_warnings,
     unwatched,
@@ -80,3 +81,12 @@ def test_a_training_in_which_no_collapse_can_be_seen_says_why():
     assert words.endswith("not finite will end it")
     (words,) = unwatched(*enough, validates=False, goes_on=True)
     assert words.endswith("go on without its adversary")
+
+
+@pytest.mark.parametrize("length", [3, 8, 15, 23])
+def test_the_patches_that_are_looked_at_lie_all_over_the_head(length):
+    places = fixed_patches(np.ones((16 * length, 16, 16), bool), 16)
+    along = [i // 16 for i, _, _ in places]
+    assert len(set(along)) == len(along) == min(8, length)
+    assert (along[0], along[-1]) == (0, length - 1)
+    assert max(np.diff(along)) <= -(-length // 7)

@@ -266,3 +266,11 @@ def test_a_frame_says_in_json_whether_it_averages_and_one_of_before_did_not():
     assert Frame.from_json(content).averages is True
     del content["averages"]
     assert Frame.from_json(content).averages is False
+
+
+def test_a_target_that_is_off_by_less_than_a_millimetre_is_resampled_when_asked_to():
+    source, target = head(), head(shift_mm=0.5)
+    moved = onto_grid(source, target, "sub-07", resample=True)
+    assert np.abs(moved - source.array)[1:-1, 1:-1, 1:-1].max() < 0.01 < np.abs(target.array - source.array).max()
+    near = head(shift_mm=0.05)
+    assert np.array_equal(onto_grid(source, near, "sub-07", resample=True), near.array)

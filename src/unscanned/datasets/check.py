@@ -35,6 +35,8 @@ __all__ = ["Content", "Examination", "Look", "check_dataset", "contents_of", "ex
 
 _FAULTS = {NONFINITE: "nonfinite", CONSTANT: "constant", FOUR_D: "4d", IMPLAUSIBLE: "spacing"}
 _MAX_ANISOTROPY = 3.0
+_SHIFT = 0.1
+"Voxels by which the corners of two grids may lie apart without a word."
 _SPACING_RANGE_MM = (0.3, 6.0)
 
 
@@ -325,6 +327,9 @@ def _look_into(pair: Pair, seen: _Seen, resample: bool) -> None:
             "in world space, which check tells, and register them if not"
         )
         seen.findings.append(Finding(pair.case, "warning" if resample else "error", "grid", message, pair.target))
+    elif not resample and (apart := grid_difference(*volumes, tolerance_mm=_SHIFT * min(volumes[0].spacing_mm))):
+        message = f"{apart}, which is taken for one grid; prepare.resample = true brings the target to its place"
+        seen.findings.append(Finding(pair.case, "warning", "shift", message, pair.target))
     try:
         align(pair, *volumes, resample=True)  # another grid is told already
     except VolumeError as error:

@@ -46,6 +46,7 @@ def propose(found: Examination, *, layout: str = "auto", multiple: int = 32) -> 
     others = {finding.case for finding in found.findings if finding.severity == "error" and finding.fault != "grid"}
     on_other_grid = {finding.case for finding in found.findings if finding.fault == "grid"}
     spoiled = others | {case for case in on_other_grid if case not in found.alignments}
+    shifted = {finding.case for finding in found.findings if finding.fault == "shift"}
     bad = {pair.subject for pair in found.pairs if pair.case in spoiled}
     pairs = [pair for pair in found.pairs if pair.subject not in bad]
     if not pairs:
@@ -67,7 +68,7 @@ def propose(found: Examination, *, layout: str = "auto", multiple: int = 32) -> 
     needed = np.ceil((np.max(sizes, axis=0) - _SPARED_VOXELS) / multiple).astype(int)
     prepare["shape"] = [int(n) * multiple for n in np.maximum(1, needed)]
     reasons.append(f"{_times(prepare['shape'])} voxels hold every head, in whole patches of {multiple}")
-    if cases & on_other_grid:
+    if cases & (on_other_grid | shifted):
         prepare["resample"] = True
         reasons.append("targets on another grid are aligned in world space, so they are resampled to the source's")
     split, listed_split = _split(pairs, is_partial=bool(bad))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from unscanned.datasets.pairs import Pair
+from unscanned.errors import DatasetError
 from unscanned.evaluation.cases import Images
-from unscanned.evaluation.metrics import METRICS, slice_mse
+from unscanned.evaluation.metrics import METRICS, Metric, slice_mse
 from unscanned.formats.evaluation import Constants, Failure, Score, SliceErrors
 from unscanned.machine.crash import of_one
 
@@ -32,7 +34,7 @@ def score(
     mean: float,
     std: float,
     tissues: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Score one volume in every region with every metric.
 
     Args:
@@ -44,16 +46,17 @@ def score(
         tissues: Further regions, for the metrics that have a meaning there.
 
     Returns:
-        {region: {metric: value}} for the `REGIONS` and the `METRICS`, and for the tissues.
+        {region: {metric: value}} for the `REGIONS` and the `METRICS`, and for the tissues. None is what cannot be
+        computed, such as SSIM of ten slices.
 
     Raises:
-        DatasetError: A volume cannot be scored; see `unscanned.evaluation.metrics`.
+        DatasetError: No metric can be computed; see `unscanned.evaluation.metrics`.
     """
     volumes = {"unit scale": (target, synthetic)}
     z_target, z_synthetic = ((array - np.float32(mean)) / np.float32(std) for array in (target, synthetic))
     volumes["z-scores"] = z_target, z_synthetic
     found = {
-        region: {name: metric(*volumes[metric.scale], mask) for name, metric in METRICS.items()}
+        region: _values(METRICS, {scale: (*pair, mask) for scale, pair in volumes.items()})
         for region, mask in (("head", head), ("volume", None))
     }
     few = {name: metric for name, metric in METRICS.items() if metric.by_tissue}
@@ -61,7 +64,21 @@ def score(
     for region, mask in (tissues or {}).items():
         voxels = np.flatnonzero(mask)  # few of all, and taking them is faster than masking
         taken = {scale: [array[voxels] for array in pair] for scale, pair in flat.items()}
-        found[region] = {name: metric(*taken[metric.scale]) for name, metric in few.items()}
+        found[region] = _values(few, taken)
+    return found
+
+
+def _values(metrics: Mapping[str, Metric], volumes: Mapping[str, Sequence[Any]]) -> dict[str, float | None]:
+    """Return the value of each metric, None where it cannot be computed; where none can, the last error is raised."""
+    found: dict[str, float | None] = {}
+    refusal = None
+    for name, metric in metrics.items():
+        try:
+            found[name] = metric(*volumes[metric.scale])
+        except DatasetError as error:
+            found[name], refusal = None, error
+    if refusal is not None and all(value is None for value in found.values()):
+        raise refusal
     return found
 
 
@@ -80,8 +97,9 @@ def score_case(
     scores: list[Score],
     slices: list[SliceErrors],
     failures: list[Failure],
+    warnings: list[str],
 ) -> None:
-    """Score every arm of a case, and add the rows to the three lists."""
+    """Score every arm of a case, and add the rows and what to say to the lists."""
     failures += [Failure(case=pair.case, arm=arm, reason=reason) for arm, reason in images.failures.items()]
     mean, std = case_constants(images, constants)
     for arm, image in images.arms.items():
@@ -91,6 +109,9 @@ def score_case(
         except Exception as error:
             failures.append(Failure(case=pair.case, arm=arm, reason=str(of_one(error, where=f"{pair.case}, {arm}"))))
             continue
+        lacking = [name for name, value in regions["head"].items() if value is None]
+        if lacking:
+            warnings.append(f"{pair.case}, {arm}: cannot be computed: {', '.join(lacking)}")
         scores += [
             Score(case=pair.case, subject=pair.subject, session=pair.session, arm=arm, region=region, values={**values})
             for region, values in regions.items()

@@ -70,7 +70,8 @@ def reconstruct(
         patch: Edge of a patch, in voxels.
         stride: Voxels between neighbouring patches, at most `patch`.
         blend: Weights of the voxels of a patch where patches overlap: equal, or a Gaussian whose standard deviation is
-            an eighth of the edge along each axis, as in MONAI, and at least a thousandth of its middle.
+            an eighth of the edge along each axis, as in MONAI, and along each at least a thousandth of its middle
+            (MONAI has that bound on the product).
         batch: Patches at a time.
         device: Where the network is.
         progress: Called with (patches done, all patches, "patches").

@@ -52,9 +52,11 @@ class Chain:
             first_stage: Folder of a model to take as the first stage, in place of a training.
 
         Raises:
+            DatasetError: There are fewer training subjects than folds.
             StageFailed: A stage diverged or collapsed; if it is the last one, its best epoch completes the chain.
             UnscannedError: As for `Stage.train`.
         """
+        self._check_folds()
         count = self.context.stages
         volumes: Mapping[str, np.ndarray] = {}
         for number in range(1, count + 1):
@@ -120,16 +122,21 @@ class Chain:
                 makers |= {case.name: maker for case in self.run.training if case.subject in held_out}
         return makers
 
-    def _folds(self) -> list[set[str]]:
-        """Return the subjects that each fold does not train on; sessions of a subject stay together."""
-        subjects = sorted({case.subject for case in self.run.training})
-        count = self.context.folds
-        if len(subjects) < count:
+    def _subjects(self) -> list[str]:
+        return sorted({case.subject for case in self.run.training})
+
+    def _check_folds(self) -> None:
+        is_divided = self.context.stages > 1 and self.context.training_input == "out_of_fold"
+        if is_divided and len(self._subjects()) < self.context.folds:
             raise DatasetError(
                 "fewer training subjects than folds",
                 where="context.folds",
-                found=f"{len(subjects)} subjects",
-                expected=f"at least {count}",
+                found=f"{len(self._subjects())} subjects",
+                expected=f"at least {self.context.folds}",
                 do="Set context.folds lower, or context.training_input to in_sample.",
             )
+
+    def _folds(self) -> list[set[str]]:
+        """Return the subjects that each fold does not train on; sessions of a subject stay together."""
+        subjects, count = self._subjects(), self.context.folds
         return [set(subjects[fold::count]) for fold in range(count)]

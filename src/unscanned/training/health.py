@@ -111,7 +111,8 @@ def fixed_patches(head: np.ndarray, patch: int) -> list[tuple[int, int, int]]:
     """Return the starts of a few patches of a volume that hold some of the head, evenly spread and always the same."""
     grid = [(i, j, k) for i, j, k in starts(head.shape, patch, patch).tolist()]
     grid = [start for start in grid if cut(head, start, patch).mean() >= 0.25]
-    return grid[:: max(1, len(grid) // PATCHES)][:PATCHES]
+    places = np.linspace(0, len(grid) - 1, min(PATCHES, len(grid))).round().astype(int)
+    return [grid[place] for place in places]
 
 
 def output_signs(synthetic: np.ndarray, target: np.ndarray, head: np.ndarray, patch: int) -> dict[str, float]:

@@ -121,7 +121,7 @@ def train_stage(
             check_collapse(record.scores, record.signs, state.step, goes_on=_goes_on(take_step, state))
         except AdversaryCollapsed as error:
             record.adversary_left, record.signs = state.step, {}
-            state.save(keep=state.step)
+            state.save(keep=epoch_start)
             ends = "its adversary collapsed by its end" if state.step == total else "goes on without its adversary"
             _warn(log, state.step, f"{ends}: {error}")
             _admit(take_step, state)

@@ -84,11 +84,14 @@ def check_settings(settings: Settings) -> torch.device:
     for name, table in (("synthesis", settings.synthesis), ("training", settings.training)):
         check_precision(table.precision, device, convolution=convolution, where=f"{name}.precision")
     patch, margin = settings.training.patch, settings.training.margin
-    discriminator = discriminators.build(patch=patch, **to_dict(settings.discriminator))
+    with torch.device("meta"):  # without memory: one for large patches is large, and it may not be trained
+        discriminator = discriminators.build(patch=patch, **to_dict(settings.discriminator))
     generator = generators.build(**to_dict(settings.generator))
     if settings.loss.adversarial > 0:
         check_edge(discriminator, noun="discriminator", name=settings.discriminator.name, patch=patch)
-    generators.check_patch(generator, name=settings.generator.name, patch=patch, margin=margin)
+    # Steps see patches with their margin; validation and synthesis in mode patches see them bare.
+    for around in {margin, 0} if settings.synthesis.mode == "patches" else {margin}:
+        generators.check_patch(generator, name=settings.generator.name, patch=patch, margin=around)
     if settings.synthesis.mode == "volume":
         check_network(generator)
     check(settings)
@@ -231,6 +234,8 @@ def train(
     simulated = simulated_pairs(settings)
     if simulated is not None:
         simulated.stream.check()
+        if settings.training.workers:  # which then share them
+            simulated.stream.load()
     set_process_threads(settings.training.threads)
     set_process_precision(settings.training.precision, device)
     keep_freed_memory_in_process()
@@ -332,6 +337,9 @@ def _constants(
     if start is None:
         return constants
     warn_of_seen([*(content for case in validation for content in _contents(case)), *tested], start)
+    if settings.context.stages > 1 and settings.context.training_input == "out_of_fold":
+        inside = [content for case in training for content in _contents(case)]
+        warn_of_seen(inside, start, "given a context out of fold here, so that it is too good")
     return constants_from(start, constants)
 
 

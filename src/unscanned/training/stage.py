@@ -85,7 +85,7 @@ class Stage:
             StageFailed: The training diverged or collapsed.
             UnscannedError: As for `train_stage`.
         """
-        seed = 1000 * self.seed + self.number
+        seed = (1000 * self.seed + self.number) % 2**63  # what PyTorch takes
         torch.manual_seed(seed)
         start = None if run.start is None else run.start.generators[self.number - 1]
         step = build_step(run.settings, self.number, run.device, self.previous, run.normalization.target, start)

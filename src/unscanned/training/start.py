@@ -106,12 +106,17 @@ def taken_from(start: Model) -> dict[str, Any]:
     }
 
 
-def warn_of_seen(held_out: Iterable[Content], start: Model) -> None:
-    """Say which scans to choose the epoch with or to test on are among those that the model was trained on.
+def warn_of_seen(
+    held_out: Iterable[Content],
+    start: Model,
+    words: str = "held out here, so that their scores will be too good",
+) -> None:
+    """Say which scans that a part of the run must not train on are among those that the model was trained on.
 
     Args:
-        held_out: Of the run.
+        held_out: Of the run: to choose the epoch with or to test on, or of a fold.
         start: The model that it starts from.
+        words: What the scans are here, and what comes of it.
 
     Warns:
         UserWarning: There are such scans.
@@ -119,10 +124,7 @@ def warn_of_seen(held_out: Iterable[Content], start: Model) -> None:
     seen = {case[scan]["sha256"] for case in _training_cases(start.provenance) for scan in ("source", "target")}
     cases = dict.fromkeys(content.case for content in held_out if content.sha256 in seen)
     if cases:
-        warn(
-            f"the model that the weights start from was trained on scans that are held out here, so that their scores "
-            f"will be too good: {listed(cases)}"
-        )
+        warn(f"the model that the weights start from was trained on scans that are {words}: {listed(cases)}")
 
 
 def _training_cases(provenance: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -180,6 +180,10 @@ def frame(
     return Frame(volume.shape, np.asarray(volume.affine, float), grid_shape, affine, start, crop, averages)
 
 
+_SAME = 0.05
+"Voxels by which the corners of two grids may differ, and no voxel is interpolated."
+
+
 def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = False) -> np.ndarray:
     """Return the target's array on the source's grid: its axes in the source's order, resampled only when asked.
 
@@ -187,12 +191,12 @@ def onto_grid(source: Volume, target: Volume, case: str, *, resample: bool = Fal
         source: The scan whose grid counts.
         target: The other scan, which may have another order or direction of axes.
         case: For the message.
-        resample: Whether a target on another grid is resampled, linearly.
+        resample: Whether a target on another grid is resampled, linearly; then a twentieth of a voxel is another grid.
 
     Raises:
         DatasetError: The grids differ by more than 1 mm at a corner and `resample` is not set.
     """
-    difference = grid_difference(source, target)
+    difference = grid_difference(source, target, tolerance_mm=_SAME * min(source.spacing_mm) if resample else 1.0)
     target_ras = to_ras(target.array, target.affine)
     if difference is None:
         return from_ras(target_ras, source.affine)
