@@ -68,7 +68,7 @@ def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anyth
         ("strong", ["--generator.options.filters", 0], "must be positive; found 0"),
         ("strong", ["--simulated.share", 0.5], "simulated pairs need a voxel size"),
         ("strong-gan", ["--training.patch", 36], "expected a multiple of 8"),
-        ("strong", ["--training.patch", 28, "--training.margin", 2], "expected a multiple of 8"),
+        ("strong", ["--training.patch", 36, "--training.margin", 2], "expected a multiple of 8"),
         ("resgan-acm", ["--simulated.share", 0.5], "no volume of the stage before"),
         ("resgan-acm", ["--augmentation.noise", 0.02], "volume of the stage before was made from the source as it is"),
         ("resgan-acm", ["--augmentation.resolution", 2], "volume of the stage before was made from the source"),
