@@ -306,8 +306,17 @@ def test_the_numbers_of_the_readme_are_those_of_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [section] = re.findall(r"<!-- Results: begin.*?-->(.*)<!-- Results: end", text, re.DOTALL)
     rows = [row for table in score_tables().values() for row in table.values()]
-    lines = [cells(line) for line in section.splitlines() if line.startswith("| ")][2:]
+    *lines, strong = [cells(line) for line in section.splitlines() if line.startswith("| ")][2:]
     assert len(lines) == 6
+    with open(SCORES / "recipe-7200s-table.csv", encoding="utf-8", newline="") as file:
+        table = {(row["variant"], row["metric"]): row for row in csv.DictReader(file)}
+    shown = [
+        f"{float(table['strong', metric]['mean']):.{n}f} ({float(table['strong', metric]['sd']):.{n}f})"
+        for metric, n in (("mae", 3), ("psnr", 2), ("ssim", 3))
+    ]
+    # the table has the regression's difference from strong
+    gain, high, low = (-float(table["regression", "psnr"][name]) for name in ("minus strong", "low", "high"))
+    assert strong == ["strong", *shown, f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"]
     for line in lines:
         assert any(line[0] == row[0] and set(filter(None, line)) <= set(row) for row in rows), line
     pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "own-data.md"))

@@ -451,7 +451,7 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others(cli, tmp_path, monke
     raw, arms = write_cohort(tmp_path, ("01", "02"), {"good": 0.02})
     done = cli("evaluate", raw, arms["good"], "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "warning: sub-01, good: cannot be computed: ssim" in done.stderr
+    assert "warning: sub-01: good: cannot be computed: ssim" in done.stderr
     scored = json.loads((tmp_path / "out" / "evaluation.json").read_text())["arms"]["good"]["head"]
     assert (scored["ssim"]["mean"], scored["ssim"]["n"]) == (None, 0)
     assert scored["psnr"]["n"] == 2

@@ -327,7 +327,7 @@ class _Scoring:
                 ceilings=find_ceilings(case.dataset, pair.case, self.target),
                 labels=case.labels,
             )
-            score_case(pair, images, self.constants, found.scores, found.slices, found.failures, found.warnings)
+            score_case(pair, images, self.constants, found.scores, found.slices, found.failures)
             found.warnings += [f"{pair.case}: {text}" for text in images.warnings]
         except Exception as error:
             found.failures.append(_unscored(pair, error))

@@ -97,9 +97,8 @@ def score_case(
     scores: list[Score],
     slices: list[SliceErrors],
     failures: list[Failure],
-    warnings: list[str],
 ) -> None:
-    """Score every arm of a case, and add the rows and what to say to the lists."""
+    """Score every arm of a case, and add the rows to the three lists, and what lacks to the images' warnings."""
     failures += [Failure(case=pair.case, arm=arm, reason=reason) for arm, reason in images.failures.items()]
     mean, std = case_constants(images, constants)
     for arm, image in images.arms.items():
@@ -111,7 +110,7 @@ def score_case(
             continue
         lacking = [name for name, value in regions["head"].items() if value is None]
         if lacking:
-            warnings.append(f"{pair.case}, {arm}: cannot be computed: {', '.join(lacking)}")
+            images.warnings.append(f"{arm}: cannot be computed: {', '.join(lacking)}")
         scores += [
             Score(case=pair.case, subject=pair.subject, session=pair.session, arm=arm, region=region, values={**values})
             for region, values in regions.items()
