@@ -248,7 +248,7 @@ def _train_there(
     arms = list(settings)
     folder = Path(abspath(out))
     first_stages = [_first_stage(arm, settings, folder) for arm in arms]
-    cases = [(arm, _anywhere(settings[arm]), first) for arm, first in zip(arms, first_stages, strict=True)]
+    cases = [(arm, _with_absolute_paths(settings[arm]), first) for arm, first in zip(arms, first_stages, strict=True)]
     number_of = {folder / "arms" / arm / "model": number for number, arm in enumerate(arms)}
     after = {number: number_of[first] for number, first in enumerate(first_stages) if first is not None}
     on_worker = partial(_training_on_worker, abspath(dataset), folder)
@@ -271,14 +271,16 @@ def _train_there(
     }
 
 
-def _anywhere(settings: Settings) -> Settings:
+def _with_absolute_paths(settings: Settings) -> Settings:
     """Return settings whose paths mean the same to a worker that was started in another folder."""
-    split, labels = settings.split.file, settings.simulated.labels
+    split, labels, start = settings.split.file, settings.simulated.labels, settings.training.start
     changes: dict[str, dict[str, Any]] = {}
     if split is not None:
         changes["split"] = {"file": abspath(split)}
     if labels is not None:
         changes["simulated"] = {"labels": abspath(labels)}
+    if start is not None and Path(start).is_dir():  # else a name
+        changes["training"] = {"start": abspath(start)}
     return settings.change(**changes)
 
 
