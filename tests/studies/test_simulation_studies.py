@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from by_tissue import errors, lesions
+from by_tissue import errors, over_white_matter
 from repeatability import move, register
 from scipy import ndimage
 from simulation_realism import CONTRASTS, FLUID, GREY, WHITE, clusters, measure
@@ -36,7 +36,7 @@ def test_a_lesion_is_as_bright_in_a_copy_of_the_target_as_in_the_target(tmp_path
         write_volume(tmp_path / "copies" / path.name, 0.9 * volume.array + 1, volume.affine)
     arms = {"copies": tmp_path / "copies"}
     found = evaluate(heads, arms, tmp_path / "out", source="T1", target="FLAIR", leave_one_out=True).content
-    ratios = lesions(found)
+    ratios = over_white_matter(found, "white-matter lesion")
     assert ratios
     assert len(ratios) == found.arms["copies"]["tissue: white-matter lesion"]["psnr"].n
     for source, acquired, synthetic in ratios.values():
