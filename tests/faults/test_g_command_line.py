@@ -103,6 +103,19 @@ def test_g02_sigterm_ends_a_verb_with_a_word_and_143_and_leaves_nothing_unfinish
     assert not list(tmp_path.rglob(".partial-*"))
 
 
+def test_g02_sigterm_while_python_runs_a_string_as_imports_do_ends_with_143_too(tmp_path):
+    (tmp_path / "stopped.py").write_text(
+        "import os, signal, sys\n"
+        "from unscanned.cli import main\n"
+        "def verb(*_, **__):\n"
+        "    exec('os.kill(os.getpid(), signal.SIGTERM)')\n"
+        "sys.modules['unscanned.cli.main'].app = verb\n"
+        "sys.exit(main([]))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode == 143  # Python would end itself by SIGINT
+
+
 def test_g02_a_signal_from_outside_ends_a_simulation_with_143(tmp_path):
     with start("simulate", "-o", tmp_path / "heads", "--subjects", 500) as process:
         while not list(tmp_path.rglob("sub-*")):

@@ -68,6 +68,7 @@ def _run(arguments: Sequence[str] | None, output: _Stream) -> int:
         _fail(str(error), error)
         return error.exit_code
     except KeyboardInterrupt as error:
+        _forget_interrupt()
         _fail("stopped at once; what was finished before is kept")
         return 128 + int(next(iter(error.args), signal.SIGINT))
     except SystemExit:  # of rich, where nobody reads its table any more
@@ -86,6 +87,14 @@ def _fail(message: str, error: UnscannedError | None = None) -> None:
     """Say why a verb ends; one of several processes leaves that to the one that started it."""
     if not hand_over(message, error):
         complain(message)
+
+
+def _forget_interrupt() -> None:
+    """Make Python forget a `KeyboardInterrupt` that left code made from a string, as a dataclass makes its methods.
+
+    `python -m` would end the process by SIGINT in place of the exit code, though the exception was caught.
+    """
+    exec("")  # any string would do
 
 
 def _say_nothing(*_: object, **__: object) -> None:
