@@ -25,9 +25,9 @@ def main() -> None:
     parser.add_argument("--target", default="T2")
     parser.add_argument("--subjects", nargs="+", help="only these, such as those of a test")
     given = parser.parse_args()
-    metrics = ("psnr", "ssim", "hfen")
-    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | SSIM | HFEN |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    metrics = ("psnr", "psnr_one_gain", "ssim", "hfen")
+    print("| dataset | arm | subjects | PSNR, dB: mean (SD), from to | after one gain | SSIM | HFEN |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for dataset in given.datasets:
         scores: dict[str, list[list[float]]] = {"source": []} | {arm: [] for arm in CEILINGS}
         for pair in select_pairs(dataset, source=given.source, target=given.target).pairs:
@@ -40,7 +40,7 @@ def main() -> None:
             mean, low, high = (f(seen, axis=0) for f in (np.mean, np.min, np.max))
             sd = np.std(seen, axis=0, ddof=1)
             spread = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f}"
-            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.3f} | {mean[2]:.3f} |")
+            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.1f} | {mean[2]:.3f} | {mean[3]:.3f} |")
 
 
 if __name__ == "__main__":
