@@ -33,6 +33,7 @@ import torch
 
 from unscanned.datasets.pairs import select_pairs
 from unscanned.datasets.split import split_subjects
+from unscanned.errors import SettingsError
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.evaluation.statistics import compare, subject_means, summarize
 from unscanned.files import read_json, write_json, write_text
@@ -274,6 +275,13 @@ def _length(folder: Path, settings: Settings, cases: Sequence[Case], seconds: fl
     path = folder / "steps.json"
     if path.exists():
         length: dict[str, Any] = read_json(path)
+        if length["budget_s"] != seconds:
+            raise SettingsError(
+                "another budget",
+                where=path,
+                found=f"{length['budget_s']:g} s",
+                expected=f"{seconds:g} s, or a new folder",
+            )
     else:
         pair = seconds_a_pair(settings)
         before, after = (each + pair / settings.simulated.every for each in seconds_a_step(settings, cases))

@@ -40,7 +40,8 @@ def main() -> None:
             mean, low, high = (f(seen, axis=0) for f in (np.mean, np.min, np.max))
             sd = np.std(seen, axis=0, ddof=1)
             spread = f"{mean[0]:.1f} ({sd[0]:.1f}), {low[0]:.1f} to {high[0]:.1f}"
-            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {mean[1]:.1f} | {mean[2]:.3f} | {mean[3]:.3f} |")
+            rest = f"{mean[1]:.1f} | {mean[2]:.3f} | {mean[3]:.3f}"
+            print(f"| {dataset.name} | {arm} | {len(seen)} | {spread} | {rest} |")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 from ablate_recipe import EPOCHS, VARIANTS, ablate, settings_of
 
 from unscanned.datasets.pairs import select_pairs
+from unscanned.errors import SettingsError
 from unscanned.files import read_json
 from unscanned.settings import Prepare
 from unscanned.synthesis.model_file import load_model
@@ -37,6 +38,8 @@ def test_variants_get_as_many_steps_as_their_time_allows_and_a_second_call_makes
 ):
     variants = ("today", "strong")
     ablate(tiny_dataset, tmp_path / "out", variants, seconds=2.0, common=TINY)
+    with pytest.raises(SettingsError, match=r"another budget.*found 2 s, expected 3 s, or a new folder"):
+        ablate(tiny_dataset, tmp_path / "out", variants, seconds=3.0, common=TINY)
     lengths = {name: read_json(tmp_path / "out" / f"{name}_seed-0" / "steps.json") for name in variants}
     for length in lengths.values():
         count = max(1, round(2.0 / length["seconds_a_step"] / EPOCHS))
