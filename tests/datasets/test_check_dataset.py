@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from nifti_files import AFFINE, some_voxels, write_nifti
 
+from unscanned.datasets import check
 from unscanned.datasets.check import check_dataset
 from unscanned.datasets.pairs import find_pairs
+from unscanned.errors import ResourceError, VolumeError
+from unscanned.training.prepare import prepare_pair
+from unscanned.volumes.nifti import STAMP, read_volume, write_volume
 
 
 @pytest.mark.parametrize("target", ["T2w", "FLAIR"])
@@ -110,3 +114,29 @@ def test_a_scan_without_a_head_is_found_before_it_is_prepared(tmp_path):
     (finding,) = check_dataset(tmp_path, source="PD", target="T2")
     assert (finding.case, finding.severity, finding.fault) == ("sub-01", "error", "head")
     assert finding.path == tmp_path / "sub-01_PDw.nii"
+
+
+def test_a_synthetic_volume_under_the_name_of_a_scan_is_an_error_and_is_not_trained_on(tmp_path):
+    for seed, name in enumerate(("sub-01_PDw", "sub-01_T2w")):
+        write_nifti(tmp_path / f"{name}.nii.gz", some_voxels(seed=seed + 1))
+    volume = read_volume(tmp_path / "sub-01_T2w.nii.gz")
+    write_volume(tmp_path / "sub-01_T2w.nii.gz", volume.array, volume.affine, description=STAMP)
+    found = check_dataset(tmp_path, source="PD", target="T2")
+    assert ("sub-01", "error", "synthetic") in [(each.case, each.severity, each.fault) for each in found]
+    [pair] = find_pairs(tmp_path, source="PD", target="T2")
+    with pytest.raises(VolumeError, match="a generator made this volume"):
+        prepare_pair(pair, tmp_path / "cache")
+
+
+def test_short_memory_is_told_as_such_and_not_as_a_bug(tmp_path, monkeypatch, cli):
+    for seed, name in enumerate(("sub-01_PDw", "sub-01_T2w")):
+        write_nifti(tmp_path / f"{name}.nii.gz", some_voxels(seed=seed + 1))
+
+    def short(path):
+        raise ResourceError("there is not enough memory for this volume", where=path)
+
+    monkeypatch.setattr(check, "read_volume", short)
+    done = cli("check", tmp_path, "--source", "PD", "--target", "T2")
+    assert done.returncode == 7
+    assert "resource" in done.stdout
+    assert "some cases could not be looked at for want of memory; found sub-01" in done.stderr

@@ -10,7 +10,7 @@ import pytest
 from unscanned.cli import main
 from unscanned.datasets.mend import mend
 from unscanned.errors import SettingsError, VolumeError
-from unscanned.volumes.nifti import read_volume
+from unscanned.volumes.nifti import STAMP, read_volume, write_volume
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 
@@ -58,3 +58,11 @@ def test_the_refusal_names_the_command_that_mends(four_d: Path, tmp_path: Path, 
     assert main(["mend", str(four_d), "-o", str(out), "--volume-index", "0"]) == 0
     assert str(out) in capsys.readouterr().out
     assert main(["mend", str(four_d), "-o", str(tmp_path / "x.nii.gz"), "--volume-index", "3"]) == 3
+
+
+def test_a_mended_synthetic_volume_still_says_that_it_is_one(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
+    write_volume(tmp_path / "made.nii.gz", array, AFFINE, description=STAMP)
+    mend(tmp_path / "made.nii.gz", tmp_path / "out.nii.gz")
+    assert read_volume(tmp_path / "out.nii.gz").synthetic
+    assert json.loads((tmp_path / "out.json").read_text())["Synthetic"] is True

@@ -7,6 +7,7 @@ from cohort import head_phantom, write_oriented, write_synthetic
 
 from unscanned.errors import SettingsError, VolumeError
 from unscanned.report.view import write_view
+from unscanned.volumes.nifti import STAMP, write_volume
 
 
 @pytest.fixture
@@ -35,6 +36,12 @@ def test_the_page_names_its_files_their_grids_and_the_stamp_of_synthetic_ones(sc
     assert "2 × 2 × 3.5" in page
     assert page.count("data:image/png") == 1
     assert not re.search(r'(src|href)="(?!data:image/|#)', page)
+
+
+def test_a_synthetic_file_under_another_name_has_its_stamp(tmp_path):
+    write_volume(tmp_path / "t2.nii.gz", head_phantom(0)[1], np.eye(4), description=STAMP)
+    page = write_view([tmp_path / "t2.nii.gz"], tmp_path / "view.html").read_text(encoding="utf-8")
+    assert STAMP in page
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(scan, tmp_path):

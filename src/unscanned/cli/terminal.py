@@ -17,6 +17,7 @@ from unscanned.errors import (
     CheckpointError,
     DatasetError,
     PartialFailure,
+    ResourceError,
     UnscannedError,
     in_words,
     listed,
@@ -379,10 +380,15 @@ def raise_unusable(found: Any) -> None:
 
     Raises:
         BugError: A case could not be checked, for a reason that nobody foresaw.
+        ResourceError: A case could not be checked for want of memory.
         DatasetError: A case is unusable.
     """
     if any(finding.fault == "bug" for finding in found.findings):
         raise _met_bug()
+    if short := [finding.case for finding in found.findings if finding.fault == "resource"]:
+        raise ResourceError(
+            "some cases could not be looked at for want of memory", where=found.root, found=listed(short)
+        )
     if found.usable and not found.unusable:
         return
     do = "Mend or remove them; training leaves out what it cannot read, but it does not look at alignment."
@@ -417,12 +423,13 @@ def say_audit(found: Any, file: Path | None) -> None:
         )
 
 
-def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
+def raise_partial(failures: Mapping[str, Any], count: int | None, *, done: str = "written") -> None:
     """Print the first failures and how many more there are, and raise that some cases failed, or all.
 
     Args:
         failures: The reason for each case.
         count: All cases; None where at least one did not fail.
+        done: What became of the others.
 
     Raises:
         BugError: One failed in a way that nobody foresaw.
@@ -435,9 +442,9 @@ def raise_partial(failures: Mapping[str, Any], count: int | None) -> None:
     if any(isinstance(error, BugError) for error in failures.values()):
         raise _met_bug()
     if len(failures) == count:
-        raise DatasetError("no case was usable, nothing was written")
+        raise DatasetError(f"no case was usable, nothing was {done}")
     of = f" of {count}" if count is not None else ""
-    raise PartialFailure(f"{len(failures)}{of} cases failed, the others were written")
+    raise PartialFailure(f"{len(failures)}{of} cases failed, the others were {done}")
 
 
 def raise_failed_scores(evaluation: Any) -> None:

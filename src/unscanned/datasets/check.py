@@ -21,13 +21,13 @@ from unscanned.datasets.alignment import AGREES, SHARP, Alignment, measure_align
 from unscanned.datasets.layout import Layout, Scan, conversion, likely_pair, present, take_inventory
 from unscanned.datasets.pairs import Finding, Pair, case_name, survey, with_absolute_paths
 from unscanned.display import AUTOMATIC, draws_progress
-from unscanned.errors import DatasetError, UnscannedError, VolumeError, listed
+from unscanned.errors import DatasetError, ResourceError, UnscannedError, VolumeError, WorkerLost, listed
 from unscanned.files import sha256
 from unscanned.machine.crash import of_one
 from unscanned.progress import Progress
 from unscanned.volumes.header import IMPLAUSIBLE
 from unscanned.volumes.intensity import head_mask
-from unscanned.volumes.nifti import CONSTANT, FOUR_D, NONFINITE, Volume, grid_difference, read_volume
+from unscanned.volumes.nifti import CONSTANT, FOUR_D, GENERATED, NONFINITE, Volume, grid_difference, read_volume
 from unscanned.volumes.orientation import ras_grid, to_ras
 from unscanned.volumes.skull import looks_skull_stripped
 
@@ -174,7 +174,8 @@ def examine(
             try:
                 found.append(outcome.get())
             except UnscannedError as error:
-                found.append(_Seen([Finding(pair.case, "error", "worker", str(error), pair.source)]))
+                fault = "worker" if isinstance(error, WorkerLost) else "resource"
+                found.append(_Seen([Finding(pair.case, "error", fault, str(error), pair.source)]))
             if progress is not None and workers is None:
                 progress(len(found), len(pairs), pair.case)
     findings += [finding for each in found for finding in each.findings]
@@ -300,6 +301,8 @@ def _examine(pair: Pair, progress: Progress | None, *, resample: bool) -> _Seen:
     seen = _Seen()
     try:
         _look_into(pair, seen, resample)
+    except ResourceError:
+        raise
     except Exception as error:
         seen.findings.append(Finding(pair.case, "error", "bug", str(of_one(error, where=pair.case)), pair.source))
     return seen
@@ -314,6 +317,8 @@ def _look_into(pair: Pair, seen: _Seen, resample: bool) -> None:
             seen.findings.append(Finding(pair.case, "error", _FAULTS.get(error.what, "unreadable"), str(error), path))
             continue
         volumes.append(volume)
+        if volume.synthetic:
+            seen.findings.append(Finding(pair.case, "error", "synthetic", GENERATED, path))
         seen.looks.append(_look(pair, scan, volume, head_mask(volume.array, volume.affine)))
         seen.findings += [Finding(pair.case, "warning", "header", warning, path) for warning in volume.warnings]
         if not any(volume.spacing_mm == other.spacing_mm for other in volumes[:-1]):

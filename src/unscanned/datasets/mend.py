@@ -10,7 +10,7 @@ from unscanned.errors import SettingsError
 from unscanned.files import write_json
 from unscanned.machine.provenance import utc_now, version
 from unscanned.outputs import claim, nothing
-from unscanned.volumes.nifti import Volume, read_volume, write_volume
+from unscanned.volumes.nifti import SYNTHETIC, Volume, read_volume, write_volume
 
 __all__ = ["mend"]
 
@@ -40,7 +40,8 @@ def mend(
         raise SettingsError("the output is there already", where=out, do="Choose another name, or remove it.")
     claim(sidecar_path(out), nothing, "nothing")
     volume = read_volume(scan, volume_index=volume_index, replace_nonfinite=replace_nonfinite)
-    write_volume(out, volume.array, volume.affine, description=f"from {scan.name} by unscanned {version()}")
+    mark = f"{SYNTHETIC}, " if volume.synthetic else ""
+    write_volume(out, volume.array, volume.affine, description=f"{mark}from {scan.name} by unscanned {version()}")
     write_json(
         sidecar_path(out),
         {
@@ -50,6 +51,7 @@ def mend(
             "Warnings": list(volume.warnings),
             "GeneratedBy": [{"Name": "unscanned", "Version": version()}],
             "Made": utc_now(),
+            **({"Synthetic": True} if volume.synthetic else {}),
         },
     )
     return volume

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unscanned.datasets.layout import sidecar_path
+from unscanned.datasets.layout import sidecar_path, stem
 from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import SettingsError
 from unscanned.files import read_json, write_text
@@ -61,7 +61,7 @@ def write_view(
         progress(len(files), len(files) + 1, "page")
     names = _names([Path(path) for path in files])
     shown = [
-        Shown(name, volume.array, volume.affine, _is_synthetic(Path(path)), _window(volume.array))
+        Shown(name, volume.array, volume.affine, _is_synthetic(volume, Path(path)), _window(volume.array))
         for name, volume, path in zip(names, volumes, files, strict=True)
     ]
     viewer = files_viewer(shown, limit_mb=limit_mb)
@@ -90,15 +90,15 @@ def write_view(
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The file's names without their endings; with their folders where two are the same."""
-    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
+    stems = [stem(path) for path in paths]
     return [
         f"{path.parent.name}/{stem}" if stems.count(stem) > 1 else stem for path, stem in zip(paths, stems, strict=True)
     ]
 
 
-def _is_synthetic(path: Path) -> bool:
-    """Whether a generator made the volume: its name or its sidecar says so."""
-    if "desc-synthetic" in path.name:
+def _is_synthetic(volume: Volume, path: Path) -> bool:
+    """Whether a generator made the volume: its header, its name or its sidecar says so."""
+    if volume.synthetic or "desc-synthetic" in path.name:
         return True
     try:
         content = read_json(sidecar_path(path))

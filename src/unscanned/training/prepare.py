@@ -32,7 +32,7 @@ from unscanned.settings import Prepare
 from unscanned.training.maps import MappedVolumes
 from unscanned.volumes.grid import Frame, frame
 from unscanned.volumes.intensity import Contrast, Normalization
-from unscanned.volumes.nifti import Volume, read_volume
+from unscanned.volumes.nifti import GENERATED, Volume, read_volume
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair", "refuse_other_cases"]
 
@@ -121,6 +121,9 @@ def prepare_pair(pair: Pair, folder: str | Path, settings: Prepare = _DEFAULTS) 
         return case
     case = Case(pair.case, pair.subject, case.folder)  # without what it knew of an older cache
     source, target = read_volume(pair.source), read_volume(pair.target)
+    for volume in (source, target):
+        if volume.synthetic:
+            raise VolumeError(GENERATED, where=volume.path, do="Remove it, or put the acquired scan in its place.")
     aligned = align(pair, source, target, resample=settings.resample, percentile=settings.percentile)
     head = aligned.head
     where = frame(source, shape=settings.shape, spacing_mm=settings.spacing_mm, head=head, averages=settings.averages)

@@ -30,6 +30,7 @@ from unscanned.volumes.orientation import orientation, ras_grid
 __all__ = [
     "CONSTANT",
     "FOUR_D",
+    "GENERATED",
     "LIMIT_BYTES",
     "NONFINITE",
     "STAMP",
@@ -46,6 +47,8 @@ STAMP = "SYNTHETIC - NOT FOR DIAGNOSIS"
 "What every synthetic volume, picture and page says of itself."
 SYNTHETIC = "SYNTHETIC"
 "How the header's description of a synthetic volume begins."
+GENERATED = "a generator made this volume, though its name is that of an acquired scan"
+"What is wrong with a synthetic volume among acquired scans."
 
 NONFINITE = "some voxels are not finite numbers"
 CONSTANT = "the volume has no contrast"

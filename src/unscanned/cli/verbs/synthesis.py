@@ -184,7 +184,7 @@ def _emit(
         loaded, scans, out, folder, force=force, device=device, threads=threads, **options.overrides(how)
     )
     terminal.say(f"{len(scans)} scans are listed; next: sbatch {script}, and then unscanned audit {out}")
-    terminal.raise_partial(failures, len(scans) + len(failures))
+    terminal.raise_partial(failures, len(scans) + len(failures), done="listed")
 
 
 @app.command
