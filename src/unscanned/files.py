@@ -212,15 +212,15 @@ def read_text(path: str | Path, *, encoding: str = "utf-8", limit_bytes: int = 2
     return content.decode(encoding)
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, limit_bytes: int = 256 * 2**20) -> Any:
     """Read a JSON file.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is longer than `limit_bytes`.
         ValueError: The file is not JSON.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, limit_bytes=limit_bytes))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -75,11 +75,11 @@ def holds(*words: str) -> Mark:
     return is_own
 
 
-def json_with(*keys: str, **values: Any) -> Mark:
-    """Return the mark of a JSON object that has at least these keys, and these values."""
+def json_with(*keys: str, limit_bytes: int = 256 * 2**20, **values: Any) -> Mark:
+    """Return the mark of a JSON object that has at least these keys, and these values; a longer file is another's."""
 
     def is_own(path: Path) -> bool:
-        content = read_json(path)
+        content = read_json(path, limit_bytes=limit_bytes)
         has_all = isinstance(content, dict) and {*keys, *values} <= content.keys()
         return has_all and all(content[key] == value for key, value in values.items())
 

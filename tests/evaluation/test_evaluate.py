@@ -13,10 +13,12 @@ from notebook_tables import rows
 from tool import ENVIRONMENT
 
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.evaluation.cases import evaluated_images
 from unscanned.evaluation.evaluate import evaluate
 from unscanned.evaluation.metrics import METRICS, Metric, mae
 from unscanned.report.page import write_report
 from unscanned.volumes.intensity import head_mask
+from unscanned.volumes.nifti import STAMP, read_volume, write_volume
 
 SUBJECTS = ("01", "02", "03", "04")
 ARMS = {"good": 0.02, "poor": 0.1}
@@ -459,3 +461,38 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others(cli, tmp_path, monke
     page = tmp_path / "report.html"
     assert cli("report", tmp_path / "out", "-o", page).returncode == 0
     assert page.exists()
+
+
+def test_an_arm_of_links_is_found_and_shown_as_it_was_scored(cohort, tmp_path):
+    raw, arms = cohort
+    store, linked = tmp_path / "store", tmp_path / "linked"
+    store.mkdir()
+    for number, path in enumerate(sorted(arms["good"].rglob("*.nii.gz"))):
+        shutil.copy(path, store / f"key-{number}.nii.gz")
+        path_of_link = store / "tree" / path.relative_to(arms["good"])
+        path_of_link.parent.mkdir(parents=True)
+        path_of_link.with_name(path.name.replace(".nii.gz", ".NII.GZ")).symlink_to(store / f"key-{number}.nii.gz")
+        shutil.copy(path.with_name(path.name.replace(".nii.gz", ".json")), path_of_link.parent)
+    linked.mkdir()
+    for folder in (store / "tree").iterdir():
+        (linked / folder.name).symlink_to(folder)
+    found = evaluate(raw, {"good": linked}, tmp_path / "out")
+    assert not found.failures
+    again = evaluated_images(found.content.cases[0], found.content)
+    scored = values(found, "good", "head", "psnr")[found.content.cases[0].case]
+    assert METRICS["psnr"](again.target, again.arms["good"], again.head) == pytest.approx(scored)
+
+
+def test_a_split_without_a_test_subject_is_named(cohort, tmp_path):
+    with pytest.raises(DatasetError, match="no test subject"):
+        evaluate(*cohort, tmp_path / "out", subjects=())
+
+
+def test_a_synthetic_volume_is_no_truth_to_score_against(tmp_path):
+    raw, arms = write_cohort(tmp_path, ("01", "02"), {"good": 0.02})
+    target = raw / "sub-02" / "anat" / "sub-02_T2w.nii.gz"
+    volume = read_volume(target)
+    write_volume(target, volume.array, volume.affine, description=STAMP)
+    found = evaluate(raw, arms, tmp_path / "out")
+    assert [failure.case for failure in found.failures] == ["sub-02"]
+    assert "a generator made this volume" in found.failures[0].reason

@@ -91,3 +91,39 @@ def test_a_folder_without_labels_or_with_a_case_twice_is_refused(cohort, tmp_pat
     write_oriented(folder / "again" / "sub-02_dseg.nii.gz", labels, "RAS")
     with pytest.raises(DatasetError, match="two label maps of one case"):
         find_labels(folder)
+
+
+def test_labels_of_one_name_are_one_tissue_and_a_mark_of_the_encoding_is_no_part_of_a_name(cohort, tmp_path):
+    raw, arms, folder, _ = cohort
+    (folder / "dseg.tsv").write_text("\ufeffindex\tname\n1\ttissue\n2\ttissue\n7\n", encoding="utf-8")
+    assert find_labels(folder).names == {1: "tissue", 2: "tissue"}
+    found = evaluate(raw, {"far": arms["far"]}, tmp_path / "one", labels=folder)
+    assert [*found.content.regions][2:] == ["tissue: 7", "tissue: tissue"]
+    (folder / "dseg.tsv").write_text(NAMES)
+    apart = evaluate(raw, {"far": arms["far"]}, tmp_path / "two", labels=folder)
+    both, cortex, white = (
+        next(row.values["mae"] for row in each.scores if (row.arm, row.subject, row.region) == ("far", "01", region))
+        for each, region in ((found, "tissue: tissue"), (apart, "tissue: cortex"), (apart, "tissue: white matter"))
+    )
+    assert min(cortex, white) < both < max(cortex, white)
+
+
+def test_label_maps_of_no_case_are_refused_and_a_case_without_one_is_named(cohort, tmp_path):
+    raw, arms, folder, _ = cohort
+    (folder / "sub-02" / "anat" / "sub-02_dseg.nii.gz").unlink()
+    found = evaluate(raw, arms, tmp_path / "evaluation", labels=folder)
+    assert any(f"{folder} has no label map of it" in text and "sub-02" in text for text in found.content.warnings)
+    left = folder / "sub-01" / "anat" / "sub-01_dseg.nii.gz"
+    left.rename(left.with_name("sub-01_space-T2w_dseg.nii.gz"))
+    with pytest.raises(DatasetError, match=r"no label map has the name of a case.*sub-01_dseg"):
+        evaluate(raw, arms, tmp_path / "other", labels=folder)
+
+
+def test_label_maps_behind_a_link_and_with_a_loud_ending_are_found(cohort, tmp_path):
+    _, _, folder, _ = cohort
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "sub-01").symlink_to(folder / "sub-01")
+    two = folder / "sub-02" / "anat" / "sub-02_dseg.nii.gz"
+    (linked / "sub-02_dseg.NII.GZ").symlink_to(two)
+    assert [*find_labels(linked).files] == ["sub-01", "sub-02"]

@@ -19,7 +19,8 @@ def unpack(packed, mask=None):
             continue
         neighbours = (levels[i - 1, j, k] if i else 0, levels[i, j - 1, k] if j else 0, levels[i, j, k - 1] if k else 0)
         this = next(folded)
-        levels[i, j, k] = sum(neighbours) // 3 + (-(this + 1) // 2 if this % 2 else this // 2)
+        level = sum(neighbours) // 3 + (-(this + 1) // 2 if this % 2 else this // 2)
+        levels[i, j, k] = level & 0xFFFF  # as a Uint16Array keeps it
     assert next(folded, None) is None
     return packed.low + packed.step * levels
 
@@ -43,6 +44,13 @@ def test_whole_numbers_of_16_bits_come_back_as_they_are(volume):
     packed = pack({"one": whole}, 10**6).volumes["one"]
     assert packed.error == 0
     assert np.array_equal(unpack(packed), whole)
+
+
+def test_whole_numbers_that_jump_by_all_16_bits_come_back_as_they_are():
+    jumps = 65535.0 * (np.random.default_rng(1).random(SHAPE) > 0.5).astype(np.float32)
+    packed = pack({"one": jumps}, 10**6).volumes["one"]
+    assert packed.error == 0
+    assert np.array_equal(unpack(packed), jumps)
 
 
 def test_a_volume_of_one_value_comes_back(volume):

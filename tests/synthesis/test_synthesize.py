@@ -70,6 +70,12 @@ def contents(folder):
             None,
             "sub-1/anat/sub-1_acq-spaceMNIdescpreproc_desc-synthetic_T2w.nii.gz",
         ),
+        ("sub-Müller_PDw.nii.gz", None, "sub-Muller/anat/sub-Muller_desc-synthetic_T2w.nii.gz"),
+        (
+            "sub-Müller_PDw.nii.gz",
+            "sub-Müller_ses-é",
+            "sub-Muller/ses-e/anat/sub-Muller_ses-e_desc-synthetic_T2w.nii.gz",
+        ),
         ("any.nii.gz", "sub-7_ses-1", "sub-7/ses-1/anat/sub-7_ses-1_desc-synthetic_T2w.nii.gz"),
     ],
 )

@@ -23,6 +23,7 @@ __all__ = [
     "Inventory",
     "Layout",
     "Scan",
+    "bids_case",
     "bids_label",
     "bids_suffix",
     "case_of_folder",
@@ -31,6 +32,7 @@ __all__ = [
     "has_bids_suffix",
     "identify",
     "likely_pair",
+    "list_nifti",
     "present",
     "sidecar_path",
     "stem",
@@ -138,6 +140,11 @@ def bids_label(name: str) -> str:
     return re.sub("[^0-9a-zA-Z]", "", plain) or short_digest({"name": name})
 
 
+def bids_case(case: str) -> str:
+    """Return a case with labels that BIDS can hold: "sub-Muller_ses-1" for "sub-Müller_ses-1"."""
+    return "_".join(f"{key}-{bids_label(label)}" for key, _, label in (part.partition("-") for part in case.split("_")))
+
+
 _SUFFIX_OF = {contrast_key(suffix): suffix for suffix in _BIDS_SUFFIXES}
 
 
@@ -236,7 +243,14 @@ def likely_pair(scans: Iterable[Scan], source: str, target: str) -> tuple[str, s
     return max(places)[-1] if places else None
 
 
-def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path]) -> Iterator[Path]:
+def list_nifti(folder: str | Path) -> list[Path]:
+    """Return the NIfTI files below a folder, at any depth and through links, sorted; hidden ones are passed over."""
+    return sorted(_walk(Path(folder), Inventory(), {}, passed_over=frozenset()))
+
+
+def _walk(
+    folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path], *, passed_over: frozenset[str] = _NOT_RAW
+) -> Iterator[Path]:
     is_root = not seen
     try:
         status = folder.stat()
@@ -252,7 +266,7 @@ def _walk(folder: Path, inventory: Inventory, seen: dict[tuple[int, int], Path])
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or (is_root and entry.name in _NOT_RAW):
+        if entry.name.startswith(".") or (is_root and entry.name in passed_over):
             continue
         if path.name.lower().endswith(_SUFFIXES):
             yield path

@@ -10,9 +10,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from unscanned.datasets.layout import bids_suffix, sidecar_path
+from unscanned.datasets.layout import bids_case, bids_suffix, list_nifti, sidecar_path, stem
 from unscanned.datasets.pairs import Pair
-from unscanned.errors import DatasetError
+from unscanned.errors import DatasetError, VolumeError
 from unscanned.evaluation.baselines import Regression, source_as_target
 from unscanned.evaluation.tissues import Labels
 from unscanned.files import read_json
@@ -22,7 +22,7 @@ from unscanned.machine.crash import of_one
 from unscanned.schema import read
 from unscanned.volumes.grid import onto_grid
 from unscanned.volumes.intensity import head_mask, head_scale
-from unscanned.volumes.nifti import Volume, read_volume
+from unscanned.volumes.nifti import GENERATED, Volume, read_volume
 
 __all__ = [
     "ALLOWED",
@@ -80,10 +80,11 @@ class Images:
 
 
 def list_volumes(folder: str | Path) -> dict[str, list[Path]]:
-    """Return the NIfTI files below a folder, at any depth, by file name."""
+    """Return the NIfTI files below a folder, at any depth, by file name, with the ending in small letters."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(Path(folder).rglob("*.nii*")):
-        found.setdefault(path.name, []).append(path)
+    for path in list_nifti(folder):
+        ending = path.name.removeprefix(stem(path)).lower()
+        found.setdefault(stem(path) + ending, []).append(path)
     return found
 
 
@@ -91,7 +92,7 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     """Return the synthetic volume of a case among the volumes of an arm; None when there is none.
 
     Names are looked for in this order: `<case>_desc-synthetic_<contrast>`, then `<case>_<contrast>`, the contrast as
-    BIDS or the caller spells it, with or without the trailing w, `.nii.gz` or `.nii`.
+    BIDS or the caller spells it, with or without the trailing w, `.nii.gz` or `.nii`, and the case as BIDS can hold it.
 
     Args:
         volumes: What `list_volumes` found in the arm's folder.
@@ -103,8 +104,9 @@ def find_synthetic(volumes: Mapping[str, list[Path]], case: str, contrast: str) 
     """
     spellings = (bids_suffix(contrast), contrast)
     suffixes = dict.fromkeys(name for s in spellings for name in (s, s + "w", s.removesuffix("w")))
-    for stem in (f"{case}_desc-synthetic_", f"{case}_"):
-        names = [stem + suffix + ending for suffix in suffixes for ending in (".nii.gz", ".nii")]
+    cases = dict.fromkeys((case, bids_case(case)))
+    for beginning in (name + kind for kind in ("_desc-synthetic_", "_") for name in cases):
+        names = [beginning + suffix + ending for suffix in suffixes for ending in (".nii.gz", ".nii")]
         found = [path for name in names for path in volumes.get(name, ())]
         if len(found) > 1:
             raise DatasetError(
@@ -174,6 +176,8 @@ def load_images(
     if pair.target is None:
         raise DatasetError("there is no acquired target to compare with", where=pair.case)
     original = read_volume(pair.target)
+    if original.synthetic:
+        raise VolumeError(GENERATED, where=pair.target, do="Score against the acquired scan.")
     target = _ras(original)
     head = head_mask(target.array, target.affine)
     scales = {"target": head_scale(target.array, head, percentile)}

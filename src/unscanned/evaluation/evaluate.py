@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import abspath, realpath
+from os.path import abspath
 from pathlib import Path
 
 from unscanned.cluster.cases import in_order, map_cases
@@ -46,6 +46,7 @@ from unscanned.evaluation.tables import (
 from unscanned.evaluation.tissues import Labels, find_labels, own_labels
 from unscanned.files import lock, write_json, write_text
 from unscanned.formats.evaluation import (
+    LIMIT_BYTES,
     Case,
     Constants,
     EvaluationRecord,
@@ -62,7 +63,7 @@ from unscanned.progress import Progress, begin
 
 __all__ = ["EVALUATION", "Evaluation", "claim_evaluation", "evaluate"]
 
-EVALUATION = json_with("definitions", "scores", "comparisons", "cases")
+EVALUATION = json_with("definitions", "scores", "comparisons", "cases", limit_bytes=LIMIT_BYTES)
 "The mark of evaluation.json."
 
 _OUTPUTS = {
@@ -182,7 +183,7 @@ def evaluate(
             do="Leave out the split for a model that was trained on other data.",
         )
     claim_evaluation(out)
-    labels = own_labels(dataset) if labels is None else labels
+    named, labels = labels, own_labels(dataset) if labels is None else labels
     tissues = None if labels is None else find_labels(labels)
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)
@@ -194,6 +195,10 @@ def evaluate(
         for case, error in found.refused.items()
         if any(name.startswith(f"{case}_") for names in volumes.values() for name in names)
     ]
+    if subjects is not None and not subjects:
+        raise DatasetError(
+            "no case to score", where=dataset, found="no test subject", do="Give a split that tests some subjects."
+        )
     if not files:
         raise DatasetError(
             "no case to score",
@@ -201,6 +206,7 @@ def evaluate(
             expected=f"files such as {pairs[0].case}_desc-synthetic_{bids_suffix(target)}.nii.gz",
             do="Check the folders of the arms, and that their names match the subjects of the dataset.",
         )
+    unlabelled = _without_labels(files, named, tissues)
     expected = {pair.subject for pair, _ in files}.union(subjects or ())
     for fold in folds or [{"train": training, "test": sorted(expected)}]:
         _check_split(expected.intersection(fold["test"]), fold["train"])
@@ -218,6 +224,7 @@ def evaluate(
         )
         own = regressions if leave_one_out or folds else {}
         shared = None if own else next(iter(regressions.values()), None)
+        warnings += unlabelled
         constants = _constants(intensities, warnings)
         unscored = [_Unscored(pair, paths, regressions.get(pair.subject), dataset, tissues) for pair, paths in files]
         scoring = _Scoring(constants, target, percentile, resample)
@@ -380,6 +387,25 @@ def _check_arms(names: Sequence[str], synthetic: Mapping[str, str | Path]) -> No
             raise DatasetError("no such folder", where=f"arm {arm}: {folder}")
 
 
+def _without_labels(files: Files, named: str | Path | None, tissues: Labels | None) -> list[str]:
+    """Return a warning for each case that the folder of label maps that was named has none of; refuse one without any.
+
+    Raises:
+        DatasetError: The folder has no label map of any case.
+    """
+    if named is None or tissues is None:
+        return []
+    missing = [pair.case for pair, _ in files if pair.case not in tissues.files]
+    if len(missing) == len(files):
+        raise DatasetError(
+            "no label map has the name of a case",
+            where=named,
+            found=next(iter(tissues.files.values())).name,
+            expected=f"names such as {missing[0]}_dseg.nii.gz",
+        )
+    return [f"{case}: no errors by tissue: {named} has no label map of it" for case in missing]
+
+
 def _check_split(scored: set[str], training: Sequence[str]) -> None:
     both = sorted(scored.intersection(training))
     if both:
@@ -511,8 +537,8 @@ def _describe(pair: Pair, paths: Mapping[str, Path | None], own: Regression | No
         case=pair.case,
         subject=pair.subject,
         session=pair.session,
-        source=realpath(pair.source),
-        target=realpath(pair.target) if pair.target else None,
-        synthetic={arm: realpath(path) if path else None for arm, path in paths.items()},
+        source=abspath(pair.source),
+        target=abspath(pair.target) if pair.target else None,
+        synthetic={arm: abspath(path) if path else None for arm, path in paths.items()},
         regression=own.curve() if own else None,
     )

@@ -486,7 +486,7 @@ METRICS: dict[str, Metric] = {
         better="lower",
         digits=3,
         definition="norm of the difference after a Laplacian of a Gaussian of sigma 1.5 voxels, over that of the "
-        "target (Ravishankar and Bresler 2011)",
+        "target; the difference counts inside the region alone (Ravishankar and Bresler 2011)",
         words="Error of edges and fine detail. 0 is perfect, 1 is an image without any.",
         scale="unit scale",
         in_short_tables=False,

@@ -37,6 +37,9 @@ __all__ = [
     "tissues",
 ]
 
+_Cases = Mapping[str, tuple[str, float]]
+"Subject and value by case."
+
 
 def summaries(
     arms: Sequence[str], scores: Sequence[Score], subjects: Collection[str]
@@ -52,7 +55,7 @@ def summaries(
     return {
         arm: {
             region: {
-                metric: summarize(_by_subject(scores, arm, region, metric).values(), len(subjects))
+                metric: summarize(subject_means(_by_case(scores, arm, region, metric).values()).values(), len(subjects))
                 for metric in metrics
             }
             for region, metrics in regions.items()
@@ -101,7 +104,7 @@ def spreads(
 def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> list[Comparison]:
     """Return the paired difference of each arm from the first, the baselines and ceilings, by region and metric.
 
-    A difference is that of `arm` minus `against`, over the subjects that both have.
+    A difference is that of `arm` minus `against`, over the cases that both have, averaged by subject.
 
     Args:
         arms: Arms in order, baselines and ceilings included.
@@ -111,13 +114,22 @@ def comparisons(arms: Sequence[str], first: str, scores: Sequence[Score]) -> lis
     rows = []
     for region, metrics in _metrics(scores).items():
         for metric in metrics:
-            values = {arm: _by_subject(scores, arm, region, metric) for arm in arms}
+            values = {arm: _by_case(scores, arm, region, metric) for arm in arms}
             for against in (first, *(known for known in (*BASELINES, *CEILINGS) if known in arms)):
                 for arm in arms:
                     if arm not in (against, *CEILINGS) and (arm not in BASELINES or against == "source"):
-                        found = dict(compare(values[against], values[arm]))
+                        found = dict(_paired(values[against], values[arm]))
                         rows.append(Comparison(arm=arm, against=against, region=region, metric=metric, **found))
     return rows
+
+
+def _paired(first: _Cases, second: _Cases) -> Difference:
+    """Compare two arms on the cases that both have, and say where one of them has others."""
+    shared = [case for case in first if case in second]
+    found = compare(*(subject_means(values[case] for case in shared) for values in (first, second)))
+    left_out = len(first) + len(second) - 2 * len(shared)
+    note = f"{left_out} case(s) that one of the two lacks left out" if left_out else ""
+    return found.model_copy(update={"note": "; ".join(filter(None, (note, found.note)))})
 
 
 def tissues(content: EvaluationRecord) -> dict[str, str]:
@@ -235,12 +247,13 @@ def _metrics(scores: Iterable[Score]) -> dict[str, list[str]]:
     return {region: [name for name in METRICS if name in names] for region, names in found.items()}
 
 
-def _by_subject(scores: Iterable[Score], arm: str, region: str, metric: str) -> dict[str, float]:
-    return subject_means(
-        (row.subject, value)
-        for row in scores
-        if row.arm == arm and row.region == region and (value := row.values.get(metric)) is not None
-    )
+def _by_case(scores: Iterable[Score], arm: str, region: str, metric: str) -> _Cases:
+    """Return the subject and the value of each case that has one; that of several seeds is their mean."""
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for row in scores:
+        if row.arm == arm and row.region == region and (value := row.values.get(metric)) is not None:
+            groups.setdefault(row.case, []).append((row.subject, value))
+    return {case: next(iter(subject_means(group).items())) for case, group in groups.items()}
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

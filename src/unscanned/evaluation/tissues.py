@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unscanned.datasets.layout import list_nifti, stem
 from unscanned.errors import DatasetError
 from unscanned.files import read_text
 from unscanned.volumes.grid import onto_grid
@@ -16,13 +17,16 @@ from unscanned.volumes.nifti import Volume, read_volume
 __all__ = ["Labels", "find_labels", "own_labels"]
 
 
+_SUFFIX = "_dseg"
+
+
 @dataclass(frozen=True)
 class Labels:
     """Label maps of cases, as BIDS derivatives have them.
 
     Attributes:
         files: `<case>_dseg.nii.gz` by case.
-        names: Of the labels; one without a name is called by its number.
+        names: Of the labels; one without a name is called by its number, and those of one name are one tissue.
     """
 
     files: dict[str, Path]
@@ -49,14 +53,18 @@ class Labels:
         labels = np.ascontiguousarray(np.rint(array), np.int32)
         if np.abs(array - labels).max() > 1e-3:
             raise DatasetError("labels are whole numbers", where=path, found="other numbers")
-        present = [int(label) for label in np.unique(labels) if label != 0]
-        return {f"tissue: {self.names.get(label, label)}": labels == label for label in present}
+        found: dict[str, np.ndarray] = {}
+        for label in map(int, np.unique(labels)):
+            if label != 0:
+                region = f"tissue: {self.names.get(label, label)}"
+                found[region] = (labels == label) | found.get(region, False)
+        return found
 
 
 def own_labels(dataset: str | Path) -> Path | None:
     """Return the folder of the label maps that `simulate` wrote beside its scans; None where a dataset has none."""
     folder = Path(dataset, "derivatives", "truth")
-    return folder if any(folder.rglob("*_dseg.nii*")) else None
+    return folder if _label_maps(folder) else None
 
 
 def find_labels(folder: str | Path) -> Labels:
@@ -67,8 +75,8 @@ def find_labels(folder: str | Path) -> Labels:
     """
     folder = Path(folder)
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*_dseg.nii*")):
-        case = path.name.split("_dseg.nii")[0]
+    for path in _label_maps(folder):
+        case = stem(path).removesuffix(_SUFFIX)
         if case in files:
             raise DatasetError("two label maps of one case", where=case, found=f"{files[case]} and {path}")
         files[case] = path
@@ -80,9 +88,13 @@ def find_labels(folder: str | Path) -> Labels:
     if not table.exists():
         return Labels(files, {})
     try:
-        rows = csv.DictReader(read_text(table).splitlines(), delimiter="\t")
-        return Labels(files, {int(row["index"]): row["name"] for row in rows})
+        rows = csv.DictReader(read_text(table, encoding="utf-8-sig").splitlines(), delimiter="\t")
+        return Labels(files, {int(row["index"]): row["name"] for row in rows if row["name"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             "the names of the labels cannot be read", where=table, found=error, expected="columns index and name"
         ) from error
+
+
+def _label_maps(folder: Path) -> list[Path]:
+    return [path for path in list_nifti(folder) if stem(path).endswith(_SUFFIX)]

@@ -15,6 +15,7 @@ from unscanned.formats.record import Record
 from unscanned.schema import Schema
 
 __all__ = [
+    "LIMIT_BYTES",
     "Case",
     "Comparison",
     "Constants",
@@ -30,6 +31,9 @@ __all__ = [
     "compared_arms",
     "read_evaluation",
 ]
+
+LIMIT_BYTES = 8 * 2**30
+"Of evaluation.json, which holds every slice of every case: some 35 kB for each arm of an IXI scan."
 
 _Finite = PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json")
 
@@ -114,7 +118,7 @@ class Summary(Schema):
 
 
 class Difference(Schema):
-    """Paired difference of two arms over the subjects that both have."""
+    """Paired difference of two arms over the cases that both have, by subject."""
 
     difference: float | None
     "Mean over subjects of second - first; None when they share no subject."
@@ -236,7 +240,7 @@ def read_evaluation(folder: Path) -> EvaluationRecord:
     """
     path = folder / "evaluation.json"
     try:
-        content = read_json(path)
+        content = read_json(path, limit_bytes=LIMIT_BYTES)
     except (OSError, ValueError) as error:
         raise DatasetError(
             "the evaluation cannot be read", where=path, found=error, do="Run unscanned evaluate."

@@ -129,6 +129,7 @@ def _folded(levels: np.ndarray, below: np.ndarray) -> np.ndarray:
     left, front = np.zeros_like(levels), np.zeros_like(levels)
     left[1:], front[:, 1:] = levels[:-1], levels[:, :-1]
     difference = levels - (left + front + below) // 3
+    difference = ((difference + 2**15) & (2**16 - 1)) - 2**15  # a level is known by its 16 bits
     return np.where(difference < 0, -2 * difference - 1, 2 * difference)
 
 

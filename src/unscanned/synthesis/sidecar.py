@@ -188,7 +188,10 @@ def read_source(volume: Path, facts: Sidecar, given: str | Path | None) -> Volum
 
 def relative(path: Path | None, folder: Path) -> str | None:
     """Return a path as seen from a folder, with forward slashes; None for None."""
-    return None if path is None else Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+    if path is None:
+        return None
+    parent, name = os.path.split(os.path.abspath(path))  # a file that is a link goes by its own name
+    return Path(os.path.relpath(os.path.join(os.path.realpath(parent), name), os.path.realpath(folder))).as_posix()
 
 
 def _is_skull_stripped(volume: Volume, head: np.ndarray) -> bool:

@@ -18,8 +18,8 @@ from unscanned.cluster.cases import map_cases
 from unscanned.cluster.summary import SUMMARY, Row, Summary
 from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.contrast.check import check_contrast
-from unscanned.datasets.layout import bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
-from unscanned.datasets.pairs import select_pairs
+from unscanned.datasets.layout import bids_case, bids_label, bids_suffix, has_bids_suffix, identify, sidecar_path, stem
+from unscanned.datasets.pairs import case_name, select_pairs
 from unscanned.display import AUTOMATIC, draws_progress, in_a_line
 from unscanned.errors import Interrupted, ResourceError, SettingsError, UnscannedError, VolumeError, in_words, listed
 from unscanned.files import atomic_path, lock, read_json, read_text, remove_partials, sha256, write_json, write_text
@@ -123,8 +123,9 @@ def output_path(out: str | Path, scan: Path, target: str, case: str | None = Non
         if known is None:
             case = f"sub-{bids_label(stem(scan).removeprefix('sub-'))}"
         else:
-            case = f"sub-{bids_label(known.subject)}" + (f"_ses-{bids_label(known.session)}" if known.session else "")
+            case = case_name(known.subject, known.session)
             entities = _entities(known.entities)
+    case = bids_case(case)
     return Path(out).joinpath(*case.split("_"), "anat", case + entities + ending)
 
 
@@ -432,5 +433,5 @@ def _own_description(out: Path) -> dict[str, Any] | None:
 
 def _dataset_of(scan: Path) -> Path:
     """Return the folder above the subject's folder of a BIDS dataset, else the scan's own folder."""
-    folder = Path(realpath(scan)).parent
+    folder = Path(abspath(scan)).parent
     return next((above.parent for above in [folder, *folder.parents] if above.name.startswith("sub-")), folder)
