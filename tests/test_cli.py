@@ -766,6 +766,7 @@ def test_an_arm_without_a_name_has_that_of_its_folder_or_link(cli, tmp_path, mon
     links = [str(tmp_path / "first-arm"), str(tmp_path / "second-arm")]
     assert [*named_folders(links)] == ["first-arm", "second-arm"]
     assert [*named_folders([f"a={links[0]}", links[1]])] == ["a", "second-arm"]
+    assert named_folders(["runs/lr=1e-4/synthetic"]) == {"synthetic": Path("runs/lr=1e-4/synthetic")}
     monkeypatch.chdir(tmp_path / "first")
     assert [*named_folders([".", "synthetic/"])] == ["first", "synthetic"]
     done = cli("evaluate", tmp_path, *(tmp_path / made / "synthetic" for made in ("first", "second")), "-o", "out")

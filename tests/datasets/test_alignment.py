@@ -160,3 +160,12 @@ def test_scans_of_two_persons_are_no_pair(shared_data, one, another):
     found = measure_alignment(read_volume(pairs[one].source), read_volume(pairs[another].target))
     assert not found.is_pair
     assert min(found.sharpness / SHARP, found.agreement / AGREES) < 0.9
+
+
+def test_a_target_that_is_a_fragment_is_judged_without_a_number_that_is_none(tmp_path, simulated, recwarn):
+    source, target = simulated[0]
+    array = np.zeros_like(target.array)
+    array[:3, :3, :3] = target.array[target.array > 0][:27].reshape(3, 3, 3)
+    found = measure_alignment(source, replace(target, array=array))
+    assert found is None or np.isfinite([*found.offset_mm, *found.uncertainty_mm]).all()
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]

@@ -348,3 +348,22 @@ def test_of_two_simulations_into_one_folder_the_second_is_refused(tmp_path):
     with lock(tmp_path), pytest.raises(BusyError, match="in use by another run"):
         simulate(tmp_path, subjects=1)
     assert not list(tmp_path.glob("sub-*"))
+
+
+def test_scans_of_other_label_maps_are_not_replaced(tmp_path):
+    labels = np.zeros((12, 12, 12), np.float32)
+    labels[3:9, 3:9, 3:9], labels[5, 5, 5] = 2, 3
+    for name in ("anna", "berta"):
+        write_volume(tmp_path / name / f"{name}.01_dseg.nii.gz", labels, np.eye(4))
+    simulate(tmp_path / "out", labels=tmp_path / "anna", subjects=1, **COARSE)
+    assert "anna.01" in (tmp_path / "out" / "participants.tsv").read_text()
+    simulate(tmp_path / "out", labels=tmp_path / "anna", subjects=1, **COARSE)
+    with pytest.raises(SettingsError, match="label maps"):
+        simulate(tmp_path / "out", labels=tmp_path / "berta", subjects=1, **COARSE)
+
+
+def test_a_contrast_may_be_spelled_in_letters_of_either_case(tmp_path):
+    out = simulate(tmp_path / "out", subjects=1, contrasts=("PDW", "t2w"), shape=(8, 8, 8))
+    assert sorted(path.name for path in out.rglob("*w.nii.gz")) == ["sub-001_PDw.nii.gz", "sub-001_T2w.nii.gz"]
+    with pytest.raises(SettingsError, match="FLAIR needs wide physics"):
+        simulate(tmp_path / "other", subjects=1, contrasts=("PD", "FLAIR"))

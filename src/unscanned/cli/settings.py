@@ -7,7 +7,7 @@ import json
 import typing
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from os.path import abspath, basename
+from os.path import abspath, basename, isdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,7 +158,7 @@ def named_folders(entries: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for entry in entries:
         name, equals, folder = entry.partition("=")
-        if not equals:
+        if not equals or "/" in name or isdir(entry):
             name, folder = basename(abspath(entry)), entry
         if name in folders:
             raise SettingsError(

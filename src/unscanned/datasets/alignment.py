@@ -417,6 +417,8 @@ def _rigid(centres: np.ndarray, shifts: np.ndarray, weights: np.ndarray) -> tupl
         distance = np.linalg.norm(residual, axis=1)
         scale = max(1.48 * float(np.median(distance)), 0.05)
         kept = weights * np.square(np.clip(1 - np.square(distance / (4.0 * scale)), 0, None))
+    if not kept.any():  # no block says anything
+        return np.zeros(3), np.full(3, _REACH_MM), np.zeros(3)
     normal = np.einsum("bia,b,bic->ac", design, kept, design)
     effective = max(float(kept.sum() ** 2 / np.square(kept).sum()) - 2, 1.0)
     spread = (kept[:, None] * np.square(residual)).sum(0) / kept.sum()

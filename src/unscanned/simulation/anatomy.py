@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "Warp",
     "draw_warp",
     "find_label_maps",
+    "map_name",
     "read_label_map",
     "read_tissues",
     "smooth_field",
@@ -224,6 +226,11 @@ def find_label_maps(folder: str | Path) -> list[Path]:
             do="Name the folder that holds them, or leave labels out to use the built-in heads.",
         )
     return paths
+
+
+def map_name(path: Path) -> str:
+    """Return what the anatomy of a label map is called: its file's name without `_dseg` and `.nii.gz`."""
+    return re.sub(r"(_dseg)?\.nii(\.gz)?$", "", path.name)
 
 
 def read_label_map(path: Path, rng: np.random.Generator) -> LabelMap:

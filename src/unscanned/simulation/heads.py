@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unscanned.simulation.anatomy import LabelMap, read_label_map
+from unscanned.simulation.anatomy import LabelMap, map_name, read_label_map
 from unscanned.simulation.lesions import find_sites
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.relaxation import NAMES
@@ -51,7 +51,7 @@ def read_head(path: Path, rng: np.random.Generator) -> Head:
         path: NIfTI file.
         rng: Source of randomness of the sheets of fat.
     """
-    return _head(path.name.split(".")[0].removesuffix("_dseg"), read_label_map(path, rng))
+    return _head(map_name(path), read_label_map(path, rng))
 
 
 def draw_built_in(name: str, rng: np.random.Generator, *, spacing_mm: float = 1.2) -> Head:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import signature
@@ -25,7 +24,7 @@ from unscanned.errors import DatasetError, SettingsError
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
 from unscanned.simulation import truth
-from unscanned.simulation.anatomy import Anatomy, find_label_maps, read_label_map, read_tissues
+from unscanned.simulation.anatomy import Anatomy, find_label_maps, map_name, read_label_map, read_tissues
 from unscanned.simulation.heads import draw_built_in, read_head
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
@@ -150,7 +149,8 @@ def simulate(
     with files.lock(out):
         files.remove_partials(out)
         _check_folder(out, subjects, contrasts, without_noise)
-        _claim(out, grid, settings)
+        anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
+        _claim(out, grid, settings, anatomies)
         for group_index, group in itertools.groupby(range(subjects), lambda index: index // per_anatomy):
             rng = np.random.default_rng([seed, _ANATOMY, group_index])
             name = _anatomy_name(maps, group_index)
@@ -188,7 +188,6 @@ def simulate(
                         **ranges,
                     )
                     _write_subject(out, _subject(index), result, grid, origin)
-        anatomies = [_anatomy_name(maps, index // per_anatomy) for index in range(subjects)]
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
         truth.write_description(out, settings)
         _write_description(out, anatomies, source, settings, wide=wide is not None)
@@ -231,17 +230,8 @@ def _check_arguments(
     *,
     wide: bool,
 ) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.removesuffix("w").upper() for name in contrasts))
     known = WIDE_CONTRASTS if wide else CONTRASTS
-    for name in names:
-        if name not in known:
-            raise SettingsError(
-                "a contrast that cannot be simulated",
-                where="contrasts",
-                found=name,
-                expected=", ".join(known),
-                do="FLAIR needs wide physics." if name == "FLAIR" else None,
-            )
+    names = tuple(dict.fromkeys(contrast_name(name, known) for name in contrasts))
     if not names:
         raise SettingsError("no contrast", where="contrasts", expected=f"some of {', '.join(known)}")
     for name, value, least, most in (
@@ -314,9 +304,9 @@ def _check_folder(out: Path, subjects: int, contrasts: Sequence[str], clean: Seq
         )
 
 
-def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
-    """Refuse to replace what is no simulation with these settings."""
-    same = "a simulation with the same seed, grid and settings, or nothing"
+def _claim(out: Path, grid: Grid, settings: dict[str, Any], anatomies: Sequence[str]) -> None:
+    """Refuse to replace what is no simulation with these settings of these anatomies, one a subject."""
+    same = "a simulation with the same seed, grid, settings and label maps, or nothing"
     do = "Choose another folder, or remove them."
     parameters = json.loads(json.dumps(settings))
 
@@ -329,7 +319,10 @@ def _claim(out: Path, grid: Grid, settings: dict[str, Any]) -> None:
 
     def is_image(path: Path) -> bool:
         facts = files.read_json(path.with_name(path.name.split(".")[0] + ".json"))
-        if not (facts["Simulated"] and facts["Simulation"]["Seed"] == settings["seed"]):
+        known = facts["Simulation"]
+        if not (facts["Simulated"] and known["Seed"] == settings["seed"]):
+            return False
+        if known["Anatomy"] != anatomies[_index(path)]:
             return False
         if path.suffix == ".json":
             return True
@@ -351,8 +344,13 @@ def _subject(index: int) -> str:
     return f"sub-{index + 1:03d}"
 
 
+def _index(path: Path) -> int:
+    """Return the index of the subject whose file it is."""
+    return int(path.name.removeprefix("sub-").split("_")[0]) - 1
+
+
 def _anatomy_name(maps: list[Path] | None, index: int) -> str:
-    return re.sub(r"(_dseg)?\.nii(\.gz)?$", "", maps[index].name) if maps else f"built-in-{index + 1:03d}"
+    return map_name(maps[index]) if maps else f"built-in-{index + 1:03d}"
 
 
 def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: dict[str, Any]) -> None:

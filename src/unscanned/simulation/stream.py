@@ -173,15 +173,23 @@ class Stream:
         )
 
 
-def contrast_name(name: str) -> str:
-    """Return the key of a contrast of this physics: "T2" for "T2w".
+def contrast_name(name: str, known: Sequence[str] = CONTRASTS) -> str:
+    """Return the key of a contrast that can be simulated: "T2" for "T2w".
+
+    Args:
+        name: The contrast, in letters of either case.
+        known: Keys of those that can be.
 
     Raises:
         SettingsError: It cannot be simulated.
     """
     key = re.sub(r"(?<=.)w$", "", name.strip(), flags=re.IGNORECASE).upper()
-    if key not in CONTRASTS:
+    if key not in known:
         raise SettingsError(
-            "a contrast that cannot be simulated", where="contrasts", found=name, expected=", ".join(CONTRASTS)
+            "a contrast that cannot be simulated",
+            where="contrasts",
+            found=name,
+            expected=", ".join(known),
+            do="FLAIR needs wide physics." if key in CONTRASTS else None,
         )
     return key

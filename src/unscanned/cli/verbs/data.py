@@ -39,7 +39,7 @@ def fetch(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     sha256: str | None = None,
     name: str | None = None,
-    contrasts: Subset = ("PD", "T2"),
+    contrasts: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
     keep_archive: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Download a public dataset or a model, resumed after a break, verified, and unpacked.
@@ -61,13 +61,16 @@ def fetch(
     name
         To call the model by; unset takes its contrasts, such as t1w-t2w.
     contrasts
-        Of ixi, any of PD, T2, T1.
+        Of ixi, any of PD, T2, T1; unset takes PD and T2.
     keep_archive
         Keep the .tar files of ixi after unpacking.
     """
     from unscanned.errors import SettingsError
 
     if what == "model":
+        for word, is_given in (("--contrasts", contrasts is not None), ("--keep-archive", keep_archive)):
+            if is_given:
+                raise SettingsError("only for ixi", where=word, do="See unscanned fetch --help.")
         if url is None or sha256 is None:
             missing = "URL" if url is None else "--sha256"
             raise SettingsError("must be given", where=missing, do="See unscanned fetch --help.")
@@ -87,6 +90,7 @@ def fetch(
             raise SettingsError("only for a model", where=word, do="See unscanned fetch --help.")
     if out is None:
         raise SettingsError("must be given", where="--out", do="See unscanned fetch --help.")
+    contrasts = contrasts or ("PD", "T2")
     with running.progress() as progress:
         folder = fetch_ixi(out, contrasts=contrasts, keep_archive=keep_archive, progress=progress)
     terminal.say(f"{' and '.join(contrasts)} are in {folder}; next: unscanned check {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def reproduce(
     from unscanned.training.start import resolve_run
 
     claim_json(json, EVALUATION)
-    command = "unscanned " + " ".join(sys.argv[1:])
+    command = "unscanned " + shlex.join(sys.argv[1:])
     # Without an arm, which is refused below, there is no device.
     first = resolve_run(arms[0], settings, options.overrides(given)) if arms else Settings()
     device = first.training.device
