@@ -50,6 +50,9 @@ from unscanned.volumes.skull import looks_skull_stripped
 
 FILE = Path(__file__).parents[1] / "docs" / "experiments" / "models.toml"
 
+COMMAND = 'make models LABELS=head-labels REAL="ms-t1-t2-flair glioma-t1-t2-flair" MODELS={}'
+"What trains a model again and scores it, with the data in folders of these names."
+
 Contrasts = tuple[str, str]
 "Source and target."
 
@@ -122,7 +125,7 @@ def make_model(
         show_failure(failure, folder / f"failure-{number}.jpg", evaluations.values())
         for number, failure in enumerate(own.get("failures", []), 1)
     ]
-    write_card(folder, {**plan["card"], "command": f"make models MODELS={name}", **words}, evaluations)
+    write_card(folder, {**plan["card"], "command": COMMAND.format(name), **words}, evaluations)
     shutil.rmtree(shelf / name, ignore_errors=True)
     shutil.copytree(folder, shelf / name)
     shelve(shelf, name)
