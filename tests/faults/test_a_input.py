@@ -894,7 +894,7 @@ def test_a15_a_scan_that_is_a_link_in_a_circle_is_named_by_every_verb(
         "evaluate": [dataset, out / "made", "-o", out / "scores"],
         "prepare": [dataset, "-o", out / "prepared", *settings],
         "train": [dataset, "-o", out / "run", *settings],
-        "check": [dataset],
+        "check": [dataset, "--measure-s", 0],
         "verify": [made, "--scan", scan],
         "view": [scan, "-o", out / "page.html", "--no-open"],
     }

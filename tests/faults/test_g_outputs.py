@@ -96,7 +96,7 @@ def test_g05_a_file_that_is_not_of_the_output_s_kind_is_refused_before_the_work(
 
 def test_g05_results_of_one_verb_are_not_replaced_by_those_of_another(cli, tiny_dataset, made, tmp_path):
     results = tmp_path / "results.json"
-    assert cli("check", tiny_dataset, "--json", results).returncode == 0
+    assert cli("check", tiny_dataset, "--measure-s", 0, "--json", results).returncode == 0
     before = results.read_bytes()
     for command in (
         ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", results],
@@ -113,7 +113,7 @@ def test_g05_what_the_same_verb_made_is_replaced(cli, tiny_dataset, made, tmp_pa
     for path in (check, scores, page):
         path.touch()  # an empty file, as mktemp makes it, holds nothing that could be lost
     for _ in range(2):
-        assert cli("check", tiny_dataset, "--json", check).returncode == 0
+        assert cli("check", tiny_dataset, "--measure-s", 0, "--json", check).returncode == 0
         evaluated = ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", scores]
         assert cli(*evaluated).returncode == 0
         assert cli("report", tmp_path / "out", "-o", page).returncode == 0
