@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_head() -> Head:
     """A built-in head with voxels of 2.5 mm, which is quick to draw from."""
     return heads.draw_built_in("small", np.random.default_rng(3), spacing_mm=2.5)
+
+
+@pytest.fixture
+def coarse_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own heads have voxels of 2.5 mm: each is another one as ever, in a sixteenth of the time."""
+    for module in ("stream", "simulate"):
+        monkeypatch.setattr(f"unscanned.simulation.{module}.draw_built_in", COARSE)
+
+
+COARSE = partial(heads.draw_built_in, spacing_mm=2.5)
 
 
 @pytest.fixture(scope="session")
