@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from unscanned.cli import main
+from unscanned.datasets.pairs import find_pairs
 from unscanned.files import write_json
 from unscanned.formats.shelf import ShelfRecord
 from unscanned.settings import Settings, resolve, to_toml
@@ -24,7 +25,8 @@ from unscanned.simulation import heads
 from unscanned.simulation.heads import Head
 from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.shelf import shelve
-from unscanned.training.run import train
+from unscanned.training.prepare import prepare
+from unscanned.training.run import Trained, train
 
 torch.set_num_threads(1)  # tests run side by side, and a fixed number of threads makes results the same each time
 
@@ -42,6 +44,20 @@ def shared_data() -> Path:
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four simulated subjects of 32 x 40 x 32 voxels, PD and T2."""
     return simulate(tmp_path_factory.mktemp("tiny") / "dataset", subjects=4, shape=(32, 40, 32), seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The subjects of `tiny_dataset` as `tiny_settings` have them prepared; tests must not change them."""
+    folder = tmp_path_factory.mktemp("tiny") / "prepared"
+    assert prepare(find_pairs(tiny_dataset), folder, tiny_settings.prepare)[1] == {}
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_tiny(tiny_dataset: Path, tiny_prepared: Path) -> Callable[..., Trained]:
+    """`train` on `tiny_dataset`, prepared once for all: most of a short training is the preparation."""
+    return partial(train, tiny_dataset, cache=tiny_prepared)
 
 
 @pytest.fixture(scope="session")
