@@ -5,11 +5,9 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nifti_files import write_nifti
-from tool import ENVIRONMENT, run, start
+from tool import ENVIRONMENT, run
 
 from unscanned.cli import app, terminal
 from unscanned.cli.settings import named_folders, overrides
@@ -27,7 +25,6 @@ from unscanned.models.generators import GENERATORS
 from unscanned.progress import Now, Pace, interruptible
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
-from unscanned.training.log import read_log
 
 VERBS = [
     "demo",
@@ -383,38 +380,6 @@ def test_synthesis_needs_no_target_so_that_several_targets_keep_no_scan_from_it(
     assert f"{incomplete}: sub-twoPD: several PD files" in done.stderr
     assert "1 of 3 cases failed" in done.stderr
     assert "onlyT2" not in done.stderr
-
-
-def last_step(folder):
-    return max((event["step"] for event in read_log(folder / "log.jsonl")), default=0)
-
-
-def wait_for_step(process, folder, step):
-    while last_step(folder) < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
-def test_a_signal_finishes_the_step_and_saves_and_a_second_run_is_kept_out(tiny_dataset, settings_file, tmp_path):
-    out = tmp_path / "run"
-    command = ["train", tiny_dataset, "-o", out, "--preset", "demo", "--settings", settings_file]
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        goal = last_step(out) + 3
-        with start(*command, "--training.epochs", 10000) as process:
-            wait_for_step(process, out, goal)
-            if number == signal.SIGINT:
-                other = run(*command, "--training.epochs", 10000)
-                assert other.returncode == 8
-                assert f"process {process.pid}" in other.stderr
-            process.send_signal(number)
-            began = time.monotonic()
-            _, err = process.communicate(timeout=60)
-        assert process.returncode == code
-        assert time.monotonic() - began < 30
-        assert "saved" in err
-        assert "Traceback" not in err
-        checkpoint = json.loads(max((out / "checkpoints").glob("*.json")).read_text())
-        assert checkpoint["step"] == last_step(out)
 
 
 def test_the_verbs_lead_one_after_another_from_simulated_heads_to_a_report(cli, settings_file, tmp_path, monkeypatch):
