@@ -98,6 +98,27 @@ def tiny_run(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pyte
     return folder
 
 
+@pytest.fixture(scope="session")
+def ten_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten simulated subjects with PD and T2, 40 x 48 x 40 voxels of 5 mm, as many as a profile of the scans needs."""
+    folder = tmp_path_factory.mktemp("ten") / "heads"
+    return simulate(folder, subjects=10, per_anatomy=1, shape=(40, 48, 40), spacing_mm=5.0, seed=4)
+
+
+@pytest.fixture(scope="session")
+def ten_heads_run(ten_heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training on eight of them; tests must not change it."""
+    tables = {
+        "prepare": {"shape": [40, 48, 40]},
+        "split": {"train": 8, "validation": 1, "test": 1},
+        "training": {"epochs": 1, "steps_per_epoch": 10, "patch": 16, "validation_stride": 16, "device": "cpu"},
+        "synthesis": {"stride": 16},
+    }
+    folder = tmp_path_factory.mktemp("ten") / "run"
+    train(ten_heads, folder, resolve("demo", overrides=tables))
+    return folder
+
+
 @pytest.fixture
 def cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
