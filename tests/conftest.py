@@ -47,6 +47,12 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other heads under the names of those of `tiny_dataset`."""
+    return simulate(tmp_path_factory.mktemp("other") / "dataset", subjects=4, shape=(32, 40, 32), seed=2)
+
+
+@pytest.fixture(scope="session")
 def tiny_prepared(tiny_dataset: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The subjects of `tiny_dataset` as `tiny_settings` have them prepared; tests must not change them."""
     folder = tmp_path_factory.mktemp("tiny") / "prepared"

@@ -15,7 +15,6 @@ from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import CheckpointError, Interrupted, SettingsError
 from unscanned.files import read_json
 from unscanned.settings import decisive, resolve
-from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.card import card
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.pack import pack
@@ -27,17 +26,11 @@ from unscanned.volumes.nifti import read_volume
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
-    """Four further subjects, which the model has not seen."""
-    return simulate(tmp_path_factory.mktemp("others") / "dataset", subjects=4, shape=(32, 40, 32), seed=2)
-
-
-@pytest.fixture(scope="module")
-def train_others(others, tiny_settings, tmp_path_factory):
-    """`train` on the further subjects, prepared once for all."""
+def train_others(other_dataset, tiny_settings, tmp_path_factory):
+    """`train` on subjects that the model has not seen, prepared once for all."""
     folder = tmp_path_factory.mktemp("others") / "prepared"
-    assert prepare(find_pairs(others), folder, tiny_settings.prepare)[1] == {}
-    return functools.partial(train, others, cache=folder)
+    assert prepare(find_pairs(other_dataset), folder, tiny_settings.prepare)[1] == {}
+    return functools.partial(train, other_dataset, cache=folder)
 
 
 def from_(model, **tables):
@@ -183,30 +176,34 @@ def test_scans_that_the_model_was_trained_on_are_named_where_they_are_held_out(t
         train(tiny_dataset, tmp_path / "run", settings)
 
 
-def test_the_command_line_starts_from_a_name(cli, tiny_run, others, tmp_path, monkeypatch, no_shipped_models):
+def test_the_command_line_starts_from_a_name(cli, tiny_run, other_dataset, tmp_path, monkeypatch, no_shipped_models):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     shelf = tmp_path / "home" / "unscanned" / "models"
     shutil.copytree(tiny_run / "model", shelf / "pd-t2")
     shelve(shelf, "pd-t2")
     options = [f"--split.{part}={count}" for part, count in TINY["split"].items()]
     options += ["--training.epochs=1", "--training.steps-per-epoch=1", "--training.batch=2", "--training.device=cpu"]
-    done = cli("train", others, "-o", tmp_path / "run", "--from", "pd-t2", *options)
+    done = cli("train", other_dataset, "-o", tmp_path / "run", "--from", "pd-t2", *options)
     assert done.returncode == 0, done.stderr
     model = load_model(tmp_path / "run")
     assert model.provenance["started_from"]["name"] == "pd-t2"
     assert model.settings.training.start == "pd-t2"
     assert dict(card(model))["started from"].startswith("pd-t2, T2 from PD, sha256 ")
-    shown = cli("train", others, "-o", tmp_path / "dry", "--from", "pd-t2", *options, "--dry-run")
+    shown = cli("train", other_dataset, "-o", tmp_path / "dry", "--from", "pd-t2", *options, "--dry-run")
     assert 'start = "pd-t2"' in shown.stdout
-    refused = cli("train", others, "-o", tmp_path / "other", "--from", "pd-t2", *options, "--generator.name", "nie")
+    refused = cli(
+        "train", other_dataset, "-o", tmp_path / "other", "--from", "pd-t2", *options, "--generator.name", "nie"
+    )
     assert refused.returncode == 2
     assert "generator.name = 'small', here 'nie'" in refused.stderr
-    assert cli("train", others, "-o", tmp_path / "other", "--from", "pd-t9", *options).returncode == 5
+    assert cli("train", other_dataset, "-o", tmp_path / "other", "--from", "pd-t9", *options).returncode == 5
 
 
-def test_scans_are_prepared_on_the_grid_of_the_model_that_the_settings_start_from(cli, tiny_run, others, tmp_path):
+def test_scans_are_prepared_on_the_grid_of_the_model_that_the_settings_start_from(
+    cli, tiny_run, other_dataset, tmp_path
+):
     (tmp_path / "tuned.toml").write_text(f"[training]\nstart = {json.dumps(str(tiny_run / 'model'))}\n")
-    done = cli("prepare", others, "-o", tmp_path / "prepared", "--settings", tmp_path / "tuned.toml")
+    done = cli("prepare", other_dataset, "-o", tmp_path / "prepared", "--settings", tmp_path / "tuned.toml")
     assert done.returncode == 0, done.stderr
     case = next(path for path in (tmp_path / "prepared").iterdir() if path.is_dir())
     assert tuple(np.load(case / "source.npy", mmap_mode="r").shape) == tuple(TINY["prepare"]["shape"])
