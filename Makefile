@@ -11,7 +11,7 @@ demo: $(VENV)/package
 	$(BIN)/unscanned demo --out runs/demo
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ import psutil
 
 from unscanned.cluster.cases import map_cases
 from unscanned.cluster.summary import read_summary
-from unscanned.cluster.workers import open_cluster
+from unscanned.cluster.workers import Cluster, open_cluster
 from unscanned.files import write_json
 from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
@@ -268,18 +268,20 @@ def _waited(seconds: float) -> tuple[float, float]:
     return began, time.monotonic()
 
 
-def halves(count: int, *, reads_ahead: bool) -> tuple[float, list[tuple[float, ...]]]:
+def halves(count: int, cluster: Cluster) -> tuple[float, list[tuple[float, ...]]]:
     """Return the time that so many cases of `Halves` take one worker, and their moments in the order of computing."""
     names = [f"scan {number}" for number in range(count)]
-    with open_cluster("local:1", device="cpu", threads=1, reads_ahead=reads_ahead) as cluster:
-        began = time.monotonic()
-        found = [outcome.get() for _, outcome in map_cases(Halves(), names, names=names, cluster=cluster)]
-        return time.monotonic() - began, sorted(found, key=lambda moments: moments[2])
+    began = time.monotonic()
+    found = [outcome.get() for _, outcome in map_cases(Halves(), names, names=names, cluster=cluster)]
+    return time.monotonic() - began, sorted(found, key=lambda moments: moments[2])
 
 
 def ahead(out: Path, count: int = 20) -> dict[str, object]:
     """Time a worker that reads ahead beside one that does not: 0.5 s of reading and 1 s of computing a case."""
-    walls = {reads_ahead: round(halves(count, reads_ahead=reads_ahead)[0], 2) for reads_ahead in (False, True)}
+    walls = {}
+    for reads_ahead in (False, True):
+        with open_cluster("local:1", device="cpu", threads=1, reads_ahead=reads_ahead) as cluster:
+            walls[reads_ahead] = round(halves(count, cluster)[0], 2)
     return {"cases": count, "one after the other, s": walls[False], "read ahead, s": walls[True]}
 
 

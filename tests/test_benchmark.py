@@ -30,8 +30,10 @@ from unscanned.schema import read
 
 
 @pytest.mark.slow
-def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_path: Path) -> None:
+def test_a_small_run_measures_every_contender_and_can_be_written_and_drawn(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("monai")
+    monkeypatch.setattr("unscanned.benchmark.training.WARM_UP", 0.0)
+    monkeypatch.setattr("unscanned.benchmark.machine.ROUNDS", 2)
     has_onnx = all(find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript"))
     expected = {
         "ONNX Runtime": has_onnx,

@@ -373,6 +373,8 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(name, tmp_path, monkeypat
         monkeypatch.setattr(unscanned, "simulate", small(unscanned.simulate, shape=(32, 40, 32)), raising=False)
         if name != "README.md":  # which simulates its own
             unscanned.simulate("data/heads", subjects=4, seed=1)
+    if name in WALKED:  # the costs that its commands tell are asserted in test_cli.py
+        monkeypatch.setattr("unscanned.training.cost._measure", lambda *_: "not measured")
     namespace: dict[str, object] = {"__name__": "example", "unscanned": unscanned}
     for number, (language, text, before) in enumerate(blocks(ROOT / name), 1):
         if language in ("toml", "json"):

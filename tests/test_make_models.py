@@ -60,6 +60,7 @@ axial = 1
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("coarse_heads")
 @pytest.mark.filterwarnings("ignore:.*cannot be judged")
 def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     shelf = tmp_path / "shelf"

@@ -81,7 +81,6 @@ def test_an_installed_wheel_works_without_the_source_tree(call, installed):
     assert version == call("unscanned", "--version")
     assert "synthesize" in call("unscanned", "--help")
 
-    call("unscanned", "simulate", "-o", "heads", "--subjects", 3, "--shape", 32, 40, 32)
     tiny = [
         *(
             "--preset",
@@ -98,9 +97,18 @@ def test_an_installed_wheel_works_without_the_source_tree(call, installed):
         *("--split.train", 1, "--split.validation", 1, "--split.test", 1, "--training.epochs", 1),
         *("--training.steps-per-epoch", 2, "--training.batch", 2, "--training.patch", 16, "--training.device", "cpu"),
     ]
-    assert "[training]" in call("unscanned", "train", "heads", "-o", "run", *tiny, "--dry-run")
-    call("unscanned", "train", "heads", "-o", "run", *tiny)
-    call("unscanned", "synthesize", "run/model", "heads", "-o", "synthetic")
-    call("unscanned", "evaluate", "heads", "synthetic", "-o", "evaluation", "--split", "run/split.json")
-    call("unscanned", "report", "evaluation", "-o", "report.html", "--runs", "run=run")
+    calls = [
+        ("simulate", "-o", "heads", "--subjects", 3, "--shape", 32, 40, 32),
+        ("train", "heads", "-o", "run", *tiny, "--dry-run"),
+        ("train", "heads", "-o", "run", *tiny),
+        ("synthesize", "run/model", "heads", "-o", "synthetic"),
+        ("evaluate", "heads", "synthetic", "-o", "evaluation", "--split", "run/split.json"),
+        ("report", "evaluation", "-o", "report.html", "--runs", "run=run"),
+    ]
+    program = (
+        "import sys\nfrom unscanned.cli import main\n"
+        f"for words in {[[str(word) for word in words] for words in calls]}:\n"
+        "    if code := main(words): sys.exit(f'{words}: exit code {code}')\n"
+    )
+    assert "[training]" in call("python", "-c", program)
     assert "<html" in (call.folder / "report.html").read_text(encoding="utf-8")[:200]

@@ -1,17 +1,46 @@
-"""A cohort as an array job: tasks are processes here, as a batch system would start them."""
+"""A cohort as an array job: tasks are forks of this process here, which start at once; test_slurm has whole ones."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
-from cohorts import deadly, start, statuses, volumes, wait_for, write_scans
+import torch
+from cohorts import statuses, volumes, wait_for, write_scans
 
+from unscanned.cli import main
 from unscanned.cluster.summary import CLAIMS, read_summary
 from unscanned.errors import DatasetError, ResourceError
 from unscanned.files import read_json, write_json
 from unscanned.synthesis.array_job import take_scans
+
+
+def start(*words, deadly=None):
+    """Start `unscanned` in a fork; it dies where it opens a file with the deadly word in its path."""
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=([str(word) for word in words], deadly))
+    process.start()
+    return process
+
+
+def _alone(words, deadly):
+    def die(event, arguments):
+        if event == "open" and deadly in str(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+
+    torch.set_num_threads(1)  # the threads of the process before are not in this one
+    if deadly:
+        sys.addaudithook(die)
+    os._exit(main(words))
+
+
+def ended(task):
+    """The exit code of a task."""
+    task.join(240)
+    return task.exitcode
 
 
 @pytest.fixture
@@ -41,9 +70,7 @@ def test_the_script_is_one_that_bash_takes_and_nothing_is_made(emitted, cli):
 def test_two_tasks_share_the_list_and_a_third_finds_nothing_left(emitted, cli):
     jobs, out = emitted
     both = [start("take", jobs, "--task", number, "--tasks", 2) for number in range(2)]
-    for task in both:
-        _, complained = task.communicate(timeout=240)
-        assert task.returncode == 0, complained
+    assert [ended(task) for task in both] == [0, 0]
     rows = read_summary(out)
     assert {row.status for row in rows.values()} == {"written"}
     assert len({row.worker for row in rows.values()}) == 2
@@ -68,14 +95,9 @@ def test_the_scan_of_a_killed_task_is_taken_up_and_a_deadly_one_given_up(tiny_ru
     dataset, out, jobs = write_scans(tiny_dataset, tmp_path / "in", 4), tmp_path / "out", tmp_path / "jobs"
     words = ["synthesize", tiny_run, dataset, "-o", out, "--force", "--emit", "slurm", jobs]
     assert cli(*words).returncode == 0
-    environment = deadly(tmp_path / "deadly", "sub-001_PDw")
-    for _ in range(3):
-        task = start("take", jobs, "--lost-after-s", 0.5, environment=environment)
-        task.communicate(timeout=240)
-        assert task.returncode == -signal.SIGKILL
-    last = start("take", jobs, "--lost-after-s", 0.5, environment=environment)
-    _, complained = last.communicate(timeout=240)
-    assert last.returncode == 4, complained
+    for code in (*3 * [-signal.SIGKILL], 4):
+        assert ended(start("take", jobs, "--lost-after-s", 0.5, deadly="sub-001_PDw")) == code
+        time.sleep(0.6)  # now the claim of a killed task counts as lost
     assert statuses(out) == {"failed": 1, "written": 3}
     audit = cli("audit", out, "--json", tmp_path / "audit.json")
     assert audit.returncode == 4
@@ -88,9 +110,8 @@ def test_a_task_that_is_told_to_stop_gives_its_scan_back(emitted):
     jobs, out = emitted
     task = start("take", jobs)
     wait_for(lambda: [*(out / CLAIMS).glob("*.claim")])
-    task.send_signal(signal.SIGTERM)
-    _, complained = task.communicate(timeout=240)
-    assert task.returncode == 143, complained
+    os.kill(task.pid, signal.SIGTERM)
+    assert ended(task) == 143
     assert not [*(out / CLAIMS).glob("*.claim")]
 
 

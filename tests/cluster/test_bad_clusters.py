@@ -70,12 +70,13 @@ def test_a_place_that_is_no_cluster_is_refused(place):
         pass
 
 
-def test_a_scheduler_that_cannot_be_reached_is_told_in_seconds(tiny_run, tiny_dataset, tmp_path, cli):
+def test_a_scheduler_that_cannot_be_reached_is_told_in_seconds(tiny_run, tiny_dataset, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("unscanned.cluster.workers._CONNECT_S", 2)
     began = time.monotonic()
     done = cli("synthesize", tiny_run, tiny_dataset, "-o", tmp_path / "out", "--cluster", "tcp://127.0.0.1:9")
     assert done.returncode == 7
     assert "tcp://127.0.0.1:9: the scheduler cannot be reached" in done.stderr
-    assert time.monotonic() - began < 45  # the limit is 10 s; the rest is the load of this machine
+    assert time.monotonic() - began < 45  # the limit is 2 s; the rest is the load of this machine
     assert not volumes(tmp_path / "out")
 
 
@@ -149,11 +150,12 @@ def test_a_worker_of_another_version_or_without_the_model_is_refused_before_any_
 @pytest.mark.slow
 def test_another_model_in_the_folder_of_a_worker_is_refused_before_any_scan(tiny_run, scans, tmp_path):
     model = dataclasses.replace(load_model(tiny_run), sha256="0" * 64)
-    with pytest.raises(CheckpointError, match=r"worker 0.*another model is in the folder"):
-        synthesize(model, scans, tmp_path / "out", cluster="local:1", force=True)
     gone = dataclasses.replace(model, path=tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"worker 0.*not a model"):
-        synthesize(gone, scans, tmp_path / "out", cluster="local:1", force=True)
+    with open_cluster("local:1") as cluster:
+        with pytest.raises(CheckpointError, match=r"worker 0.*another model is in the folder"):
+            synthesize(model, scans, tmp_path / "out", cluster=cluster, force=True)
+        with pytest.raises(CheckpointError, match=r"worker 0.*not a model"):
+            synthesize(gone, scans, tmp_path / "out", cluster=cluster, force=True)
     assert not volumes(tmp_path / "out")
 
 

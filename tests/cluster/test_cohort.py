@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from unscanned.synthesis.array_job import emit_slurm
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import list_inputs, synthesize
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 
 
 @pytest.mark.slow
@@ -82,41 +83,17 @@ def test_a_cluster_makes_the_same_bits_as_this_process(tiny_run, tiny_dataset, t
     assert len(here) == 4
 
 
-@pytest.mark.slow
-def test_a_worker_that_reads_ahead_makes_the_same_bits_and_refuses_the_same_scan(tiny_run, tiny_dataset, tmp_path):
-    dataset, model = write_scans(tiny_dataset, tmp_path / "in", 5), load_model(tiny_run)
-    corrupt = dataset / "sub-003" / "anat" / "sub-003_PDw.nii.gz"
-    corrupt.write_bytes(corrupt.read_bytes()[:2000])
-    scans = list_inputs([dataset], source="PD", target="T2")[0]
-    here = synthesize(model, scans, tmp_path / "here", force=True)
-    with open_cluster("local:1", device="cpu", reads_ahead=True) as cluster:
-        there = synthesize(model, scans, tmp_path / "there", force=True, cluster=cluster)
-    assert [sha256(path) for path in here.written] == [sha256(path) for path in there.written]
-    assert [path.name for path in here.written] == [path.name for path in there.written]
-    assert len(here.written) == 4
-    assert [str(error) for error in here.failures.values()] == [str(error) for error in there.failures.values()]
+@pytest.fixture
+def address():
+    """The address of a scheduler of this process that has two workers, which three commands need not start anew."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "env": {"OMP_NUM_THREADS": "1"}}
+    with distributed.LocalCluster(**options, dashboard_address=None, silence_logs=logging.CRITICAL) as running:
+        yield running.scheduler_address
 
 
-@pytest.mark.slow
-def test_a_worker_that_reads_ahead_reads_one_case_beside_the_one_that_it_computes():
-    _, moments = halves(6, reads_ahead=True)
-    for (_, _, _, end), (read, _, begin, _) in itertools.pairwise(moments):
-        assert end <= begin  # one computes at a time
-        assert read < end  # and the next is read before
-    assert all(before[2] <= after[0] for before, after in zip(moments, moments[2:], strict=False))  # no more than one
-    _, moments = halves(2, reads_ahead=False)
-    assert moments[0][3] <= moments[1][0]
-
-
-@pytest.mark.slow
-def test_a_case_beside_a_deadly_one_is_not_given_up_with_it():
-    with open_cluster("local:1", device="cpu", reads_ahead=True) as cluster:
-        found = [*in_order(map_cases(Halves(), ["one", "deadly"], names=["one", "deadly"], cluster=cluster))]
-    assert found[0].error is None
-    assert isinstance(found[1].error, WorkerLost)
-
-
-def test_check_prepare_and_evaluate_find_on_a_cluster_what_one_process_finds(tiny_run, tiny_dataset, tmp_path, cli):
+def test_check_prepare_and_evaluate_find_on_a_cluster_what_one_process_finds(
+    tiny_run, tiny_dataset, tmp_path, cli, address
+):
     """A corrupt scan is among them: its row and the exit code are the same too."""
     dataset = tmp_path / "in"
     shutil.copytree(tiny_dataset, dataset)
@@ -125,7 +102,7 @@ def test_check_prepare_and_evaluate_find_on_a_cluster_what_one_process_finds(tin
     synthetic = tmp_path / "synthetic"
     assert cli("synthesize", tiny_run, dataset, "-o", synthetic, "--force").returncode == 0
     codes, files = {}, {}
-    for where, words in (("here", ()), ("there", ("--cluster", "local:2"))):
+    for where, words in (("here", ()), ("there", ("--cluster", address))):
         out = tmp_path / where
         codes[where] = [
             cli(*call, *words).returncode
@@ -168,3 +145,45 @@ def test_a_cohort_is_planned_without_a_read_of_its_scans(tiny_run, tmp_path):
     assert Process().num_fds() <= opened
     assert sum(1 for _ in (tmp_path / "out").rglob("*")) + sum(1 for _ in (tmp_path / "jobs").rglob("*")) < 12
     assert time.process_time() - began < 10  # 0.5 s on a free core
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    """A worker of this machine that reads ahead, for the tests that end the file."""
+    with open_cluster("local:1", device="cpu", threads=1, reads_ahead=True) as cluster:
+        yield cluster
+
+
+@pytest.mark.slow
+def test_a_worker_that_reads_ahead_makes_the_same_bits_and_refuses_the_same_scan(
+    ahead, tiny_run, tiny_dataset, tmp_path
+):
+    dataset, model = write_scans(tiny_dataset, tmp_path / "in", 5), load_model(tiny_run)
+    corrupt = dataset / "sub-003" / "anat" / "sub-003_PDw.nii.gz"
+    corrupt.write_bytes(corrupt.read_bytes()[:2000])
+    scans = list_inputs([dataset], source="PD", target="T2")[0]
+    here = synthesize(model, scans, tmp_path / "here", force=True)
+    there = synthesize(model, scans, tmp_path / "there", force=True, cluster=ahead)
+    assert [sha256(path) for path in here.written] == [sha256(path) for path in there.written]
+    assert [path.name for path in here.written] == [path.name for path in there.written]
+    assert len(here.written) == 4
+    assert [str(error) for error in here.failures.values()] == [str(error) for error in there.failures.values()]
+
+
+@pytest.mark.slow
+def test_a_worker_that_reads_ahead_reads_one_case_beside_the_one_that_it_computes(ahead):
+    _, moments = halves(4, ahead)
+    for (_, _, _, end), (read, _, begin, _) in itertools.pairwise(moments):
+        assert end <= begin  # one computes at a time
+        assert read < end  # and the next is read before
+    assert all(before[2] <= after[0] for before, after in zip(moments, moments[2:], strict=False))  # no more than one
+    with open_cluster("local:1", device="cpu", threads=1) as cluster:
+        _, moments = halves(2, cluster)
+    assert moments[0][3] <= moments[1][0]
+
+
+@pytest.mark.slow
+def test_a_case_beside_a_deadly_one_is_not_given_up_with_it(ahead):
+    found = [*in_order(map_cases(Halves(), ["one", "deadly"], names=["one", "deadly"], cluster=ahead))]
+    assert found[0].error is None
+    assert isinstance(found[1].error, WorkerLost)

@@ -1,6 +1,7 @@
 """The rigid offset of a pair, and what is no pair: on simulated heads, and on the real ones beside the repository."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -131,11 +132,17 @@ def test_what_cannot_be_judged_is_not(simulated):
     assert measure_alignment(source, nothing) is None
 
 
+@cache
+def measured(pair):
+    """How the files of a pair lie, which two tests ask."""
+    return measure_alignment(read_volume(pair.source), read_volume(pair.target))
+
+
 @pytest.mark.parametrize("target", ["T2w", "FLAIR"])
 @pytest.mark.parametrize("name", REAL)
 def test_no_aligned_pair_of_real_scans_raises_an_alarm(shared_data, name, target):
     for pair in find_pairs(shared_data / name, source="T1w", target=target):
-        found = measure_alignment(read_volume(pair.source), read_volume(pair.target))
+        found = measured(pair)
         assert found.sharpness > SHARP + 2, pair.case
         assert found.agreement > AGREES + 0.2, pair.case
         assert not found.is_off, f"{pair.case}: {found}"
@@ -148,10 +155,11 @@ def test_a_shift_of_a_real_scan_is_found_to_half_a_voxel(shared_data, case, shif
     [pair] = [pair for pair in find_pairs(shared_data / REAL[0], source="T1w", target=target) if pair.case == case]
     source, volume = read_volume(pair.source), read_volume(pair.target)
     shifted = replace(volume, array=np.roll(volume.array, shift_voxels, (0, 1, 2)))
-    by = np.array(measure_alignment(source, shifted).offset_mm) - measure_alignment(source, volume).offset_mm
+    found = measure_alignment(source, shifted)
+    by = np.array(found.offset_mm) - measured(pair).offset_mm
     wanted = orientation(volume.affine)[:, 1] * volume.spacing_mm * shift_voxels  # along the grid's axes, in RAS+
     assert (np.abs(by - wanted) < 0.5 * np.array(source.spacing_mm)).all()
-    assert measure_alignment(source, shifted).is_off
+    assert found.is_off
 
 
 @pytest.mark.parametrize(("one", "another"), [("sub-ms07", "sub-ms19"), ("sub-mslong03_ses-2", "sub-mslong04_ses-1")])

@@ -17,8 +17,9 @@ from unscanned.volumes.nifti import read_volume, write_volume
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
-    """Four simulated subjects, PD and T2, 2 mm."""
-    return simulate(tmp_path_factory.mktemp("heads") / "dataset", subjects=4, seed=7)
+    """Four simulated subjects, PD and T2, 3 mm."""
+    folder = tmp_path_factory.mktemp("heads") / "dataset"
+    return simulate(folder, subjects=4, seed=7, shape=(64, 76, 64), spacing_mm=3.0)
 
 
 def trains(dataset, folder, proposal):
@@ -67,7 +68,7 @@ def test_differing_spacings_are_resampled_and_subjects_with_a_fault_left_out(hea
     mirrored.unlink()
     write_volume(mirrored, volume.array[::-1], volume.affine)
     proposal = propose(examine(dataset, source="PD", target="T2"))
-    assert proposal.settings["prepare"]["spacing_mm"] == 2.0
+    assert proposal.settings["prepare"]["spacing_mm"] == 3.0
     assert "averages" not in proposal.settings["prepare"]
     assert sorted(subject for part in proposal.split.values() for subject in part) == ["001", "002", "004"]
     assert [len(part) for part in proposal.split.values()] == [1, 1, 1]
@@ -82,9 +83,9 @@ def test_voxels_of_half_the_spacing_are_averaged(heads, tmp_path):
         path.unlink()
         write_volume(path, volume.array.repeat(2, axis=0), volume.affine @ np.diag([0.5, 1, 1, 1]))
     proposal = propose(examine(dataset, source="PD", target="T2"))
-    assert proposal.settings["prepare"]["spacing_mm"] == 2.0
+    assert proposal.settings["prepare"]["spacing_mm"] == 3.0
     assert proposal.settings["prepare"]["averages"] is True
-    assert any("voxels down to 1 mm" in reason for reason in proposal.reasons)
+    assert any("voxels down to 1.5 mm" in reason for reason in proposal.reasons)
     assert trains(dataset, tmp_path / "out", proposal) == 3
 
 

@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tool
@@ -9,9 +10,12 @@ import torch
 import training_devices as devices
 
 from unscanned.settings import to_toml
+from unscanned.simulation.relaxation import NAMES
+from unscanned.simulation.tissues import LABELS
 from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
 from unscanned.training.prepare import Case, normalization
+from unscanned.volumes.nifti import write_volume
 
 pytestmark = pytest.mark.timeout(900)  # each test starts up to nine processes
 
@@ -114,12 +118,36 @@ def test_c07_a_second_training_on_several_devices_exits_8_with_one_message(tmp_p
     assert len(second.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_c16_one_device_then_two_then_one_take_the_same_batches(tmp_path, tiny_dataset, settings, tiny_settings):
-    def train(run, count, epochs):
-        done = devices.train(tiny_dataset, run, settings, "--training.epochs", epochs, devices=count)
+@pytest.fixture
+def on_devices(cli):
+    """Train to the end: on several devices in processes, on one within this process."""
+
+    def train(count, dataset, run, settings, *words):
+        if count > 1:
+            done = devices.train(dataset, run, settings, *words, devices=count)
+        else:
+            done = cli("train", dataset, "-o", run, "-p", "demo", "--settings", settings, *words)
         assert done.returncode == 0, done.stderr
-        return done.stderr
+        return done
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def label_maps(small_head, tmp_path_factory):
+    """Two maps of one small head; the package's own heads, which each process would draw, take seconds."""
+    number = {name: key for key, name in LABELS.items()}
+    numbers = np.array([number.get(name, 0) for name in NAMES], np.float32)[small_head.tissues]
+    folder = tmp_path_factory.mktemp("maps")
+    for name in ("a", "b"):
+        write_volume(folder / f"{name}_dseg.nii.gz", numbers, small_head.affine)
+    return folder
+
+
+@pytest.mark.slow
+def test_c16_one_device_then_two_then_one_take_the_same_batches(tmp_path, tiny_dataset, settings, on_devices):
+    def train(run, count, epochs):
+        return on_devices(count, tiny_dataset, run, settings, "--training.epochs", epochs).stderr
 
     assert "statistically" not in train(tmp_path / "run", 1, 1)
     assert "resumed on other devices or another number of threads (devices was 1, is 2)" in train(
@@ -133,7 +161,10 @@ def test_c16_one_device_then_two_then_one_take_the_same_batches(tmp_path, tiny_d
 
 WAYS = {
     "loader workers": ("--training.workers", 1),
-    "simulated pairs": ("--simulated.share", 0.5, "--simulated.pool", 2, "--prepare.spacing-mm", 6),
+    "simulated pairs": (
+        *("--simulated.share", 0.5, "--simulated.pool", 2, "--prepare.spacing-mm", 6),
+        "--simulated.labels",
+    ),
     "bfloat16": ("--training.precision", "bfloat16"),
     "a chain with folds": ("--context.stages", 2, "--context.folds", 2),
     "a model to start from": ("--from",),
@@ -142,13 +173,15 @@ WAYS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_c16_two_devices_take_the_steps_of_one_in_every_way_to_train(tmp_path, tiny_dataset, tiny_run, settings, way):
+def test_c16_two_devices_take_the_steps_of_one_in_every_way_to_train(
+    tmp_path, tiny_dataset, tiny_run, settings, label_maps, on_devices, way
+):
     """The first step agrees to rounding. Then Adam makes whole steps of it where a gradient is all but zero. The second
     stage of a chain sees what has become of the first, and its adversary makes more of that: there the L1 counts."""
-    words = [*WAYS[way], *([tiny_run] if way == "a model to start from" else []), "--training.epochs", 1]
+    last = {"a model to start from": [tiny_run], "simulated pairs": [label_maps]}.get(way, [])
+    words = [*WAYS[way], *last, "--training.epochs", 1]
     for count in (1, 2):
-        done = devices.train(tiny_dataset, tmp_path / f"{count}", settings, *words, devices=count)
-        assert done.returncode == 0, done.stderr
+        on_devices(count, tiny_dataset, tmp_path / f"{count}", settings, *words)
     logs = sorted(path.relative_to(tmp_path / "1").parent for path in (tmp_path / "1").rglob("log.jsonl"))
     assert len(logs) == (4 if way == "a chain with folds" else 1)
     is_rough = way == "bfloat16"

@@ -423,7 +423,9 @@ def test_c08_a_signal_ends_training_within_seconds_and_the_next_call_goes_on(
     saved = sorted((run / "checkpoints").glob("step-*.json"))[-1]
     assert sha256(saved.with_suffix(".safetensors")) == read_json(saved)["sha256"]
     assert read_json(saved)["step"] == last_step(run)
+    assert "saved" in message
     assert "Run it again to go on" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)

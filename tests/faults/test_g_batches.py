@@ -94,7 +94,7 @@ def test_g04_a_bug_in_one_scan_of_a_batch_is_its_row_with_its_crash_file_and_the
 def test_g04_a_bug_in_one_case_of_a_check_is_a_finding_and_the_others_are_checked(cli, own, bug_in, tmp_path):
     bug_in("sub-002")
     (own / "sub-003" / "anat" / "sub-003_T2w.nii.gz").write_bytes(b"")
-    done = cli("check", own, "--json", tmp_path / "check.json")
+    done = cli("check", own, "--measure-s", 0, "--json", tmp_path / "check.json")
     assert done.returncode == 1, done.stderr
     assert "2 usable pairs PD -> T2 of 2 subjects, 2 unusable cases" in done.stdout
     text = (tmp_path / "check.json").read_text()

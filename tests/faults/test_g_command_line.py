@@ -21,7 +21,7 @@ STEERING = "sub-07\x1b[2J\x9b1m\u202e"
 
 
 def call(arguments, dataset, **streams):
-    words = [*arguments, dataset] if arguments == ["check"] else arguments
+    words = [*arguments, dataset, "--measure-s", 0] if arguments == ["check"] else arguments
     unbuffered = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
     return subprocess.run([*TOOL, *map(str, words)], env=unbuffered, timeout=120, check=False, **streams)
 
@@ -69,7 +69,7 @@ def test_g01_standard_error_that_cannot_be_written_changes_no_exit_code(argument
 
 
 def test_g01_a_closed_stream_is_no_file_that_is_opened_later(dataset):
-    command = f"exec {sys.executable} -m unscanned check {dataset} 0<&- 1>&- 2>&-"
+    command = f"exec {sys.executable} -m unscanned check {dataset} --measure-s 0 0<&- 1>&- 2>&-"
     assert subprocess.run(command, shell=True, env=ENVIRONMENT, timeout=120, check=False).returncode == 0
 
 

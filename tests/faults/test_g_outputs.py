@@ -9,13 +9,13 @@ import pytest
 from nifti_files import write_nifti
 
 from unscanned.benchmark import show
+from unscanned.cli import main
 from unscanned.datasets.ixi import fetch_ixi
 from unscanned.demo import demo
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.experiment import reproduce
 from unscanned.files import sha256
 from unscanned.settings import to_dict
-from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.synthesize import synthesize
 
@@ -58,12 +58,6 @@ def experiment(tiny_dataset, overrides, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def other_dataset(tmp_path_factory):
-    """Other heads under the same names."""
-    return simulate(tmp_path_factory.mktemp("other") / "dataset", subjects=4, shape=(32, 40, 32), seed=2)
-
-
 # Files: --json, --plot, report -o
 
 
@@ -96,7 +90,7 @@ def test_g05_a_file_that_is_not_of_the_output_s_kind_is_refused_before_the_work(
 
 def test_g05_results_of_one_verb_are_not_replaced_by_those_of_another(cli, tiny_dataset, made, tmp_path):
     results = tmp_path / "results.json"
-    assert cli("check", tiny_dataset, "--json", results).returncode == 0
+    assert cli("check", tiny_dataset, "--measure-s", 0, "--json", results).returncode == 0
     before = results.read_bytes()
     for command in (
         ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", results],
@@ -113,7 +107,7 @@ def test_g05_what_the_same_verb_made_is_replaced(cli, tiny_dataset, made, tmp_pa
     for path in (check, scores, page):
         path.touch()  # an empty file, as mktemp makes it, holds nothing that could be lost
     for _ in range(2):
-        assert cli("check", tiny_dataset, "--json", check).returncode == 0
+        assert cli("check", tiny_dataset, "--measure-s", 0, "--json", check).returncode == 0
         evaluated = ["evaluate", tiny_dataset, made / "arm", "-o", tmp_path / "out", "--json", scores]
         assert cli(*evaluated).returncode == 0
         assert cli("report", tmp_path / "out", "-o", page).returncode == 0
@@ -241,24 +235,36 @@ def test_g06_a_simulation_replaces_no_other_dataset_s_files(cli, tmp_path, name)
     assert set(content(tmp_path)) == {tmp_path / name}
 
 
+def simulation(folder, subjects):
+    return ["simulate", "-o", str(folder), "--shape", "16", "16", "16", "--subjects", str(subjects)]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A simulation of one subject that became one of two, and what was there before."""
+    folder = tmp_path_factory.mktemp("grown") / "heads"
+    assert main(simulation(folder, 1)) == 0
+    before = content(folder)
+    for _ in range(2):
+        assert main(simulation(folder, 2)) == 0
+    return folder, before
+
+
 @pytest.mark.parametrize("other", [["--seed", 1], ["--spacing-mm", 9], []])
-def test_g06_a_simulation_replaces_only_what_the_same_one_made(cli, tmp_path, other):
-    command = ["simulate", "-o", tmp_path, "--shape", 16, 16, 16, "--subjects"]
-    assert cli(*command, 1).returncode == 0
-    before = content(tmp_path)
-    assert cli(*command, 2).returncode == 0
-    assert cli(*command, 2).returncode == 0
-    assert {path: content(tmp_path)[path] for path in before if "participants" not in path.name} == {
-        path: value for path, value in before.items() if "participants" not in path.name
+def test_g06_a_simulation_replaces_only_what_the_same_one_made(cli, grown, tmp_path, other):
+    folder, first = grown
+    assert {path: content(folder)[path] for path in first if "participants" not in path.name} == {
+        path: value for path, value in first.items() if "participants" not in path.name
     }
+    heads = shutil.copytree(folder, tmp_path / "heads")
     if not other:  # an acquired scan under the name of a simulated one
-        scan = tmp_path / "sub-001" / "anat" / "sub-001_PDw"
+        scan = heads / "sub-001" / "anat" / "sub-001_PDw"
         (scan.parent / f"{scan.name}.json").write_text('{"EchoTime": 0.1}')
-    before = content(tmp_path)
-    done = cli(*command, 2, *other)
+    before = content(heads)
+    done = cli(*simulation(heads, 2), *other)
     assert done.returncode == 2, done.stderr
     assert THERE in done.stderr
-    assert content(tmp_path) == before
+    assert content(heads) == before
 
 
 def test_g06_a_cache_with_the_cases_of_another_dataset_is_not_replaced(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,10 @@ def settle(browser):
     browser.execute_async_script("const done = arguments[0]; setTimeout(() => requestAnimationFrame(done), 400)")
 
 
+def all_differ(before, after):
+    return all(one["picture"] != other["picture"] for one, other in zip(before, after, strict=True))
+
+
 def click(browser, panel, x, y):
     for kind in ("mousePressed", "mouseReleased"):
         pointer(browser, panel, x, y, kind, button="left", clickCount=1)
@@ -135,7 +140,7 @@ def test_a_click_moves_the_crosshair_of_all_images(browser, report):
     assert voxel[0] > start[0] + 3
     assert voxel[1] > start[1] + 3
     assert voxel[2] == start[2]
-    assert all(one["picture"] != other["picture"] for one, other in zip(before, after, strict=True))
+    assert all_differ(before, after)
 
 
 @pytest.mark.parametrize("place", [(0.13, 0.2), (0.17, 0.45), (0.5, 0.2), (0.85, 0.25)])
@@ -221,11 +226,12 @@ def test_another_case_and_fewer_images_can_be_chosen(browser, evaluated, tmp_pat
         "const choice = document.querySelector('[name=case]'); choice.value = '1';"
         "choice.dispatchEvent(new Event('change'))"
     )
-    for _ in range(10):
+    second = first
+    until = time.monotonic() + 10
+    while not (all_differ(first, second) and all(panel["colours"] > 50 for panel in second)):
+        assert time.monotonic() < until
         settle(browser)
-    second = browser.execute_script(PIXELS)
-    assert all(one["picture"] != other["picture"] for one, other in zip(first, second, strict=True))
-    assert all(panel["colours"] > 50 for panel in second)
+        second = browser.execute_script(PIXELS)
     browser.execute_script("document.querySelectorAll('.chips input')[1].click()")
     settle(browser)
     shown = "return [...document.querySelectorAll('.panel')].map((panel) => panel.getClientRects().length > 0)"
@@ -314,7 +320,7 @@ def test_the_grey_under_the_cursor_is_that_of_the_value_told_on_an_oblique_grid(
     for panel, image in enumerate(facts["cases"][0]["images"]):
         low, high = image["window"]
         wrong = []
-        for x, y in random.random((60, 2)):
+        for x, y in random.random((25, 2)):
             pointer(browser, panel, x, y, kind="mouseMoved")
             grey, value = browser.execute_script(
                 "const panel = document.querySelectorAll('.panel')[arguments[0]];"
@@ -329,7 +335,7 @@ def test_the_grey_under_the_cursor_is_that_of_the_value_told_on_an_oblique_grid(
             )
             if grey is not None and value:
                 wrong.append(abs(grey - np.clip(255 * (float(value) - low) / (high - low), 0, 255)))
-        assert len(wrong) > 15
+        assert len(wrong) > 6
         assert np.median(wrong) < 6  # the picture is interpolated, the value is that of the nearest voxel
 
 

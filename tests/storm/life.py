@@ -24,7 +24,7 @@ SHAPE = (24, 24, 24)
 
 def small_dataset(folder: Path, subjects: int = 5) -> Path:
     """Simulate heads so small that a training step takes a tenth of a second."""
-    return simulate(folder, subjects=subjects, shape=SHAPE, spacing_mm=8.0, seed=1)
+    return simulate(folder, subjects=subjects, per_anatomy=subjects, shape=SHAPE, spacing_mm=8.0, seed=1)
 
 
 def live(work: Callable[[], None], seconds: float | None, *, group: bool = False) -> bool:

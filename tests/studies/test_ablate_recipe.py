@@ -73,6 +73,7 @@ def test_with_one_left_out_each_subject_is_scored_by_a_model_that_never_saw_it(t
         assert trained == {f"sub-{other}" for other in subjects - {subject}}
 
 
+@pytest.mark.usefixtures("coarse_heads")
 def test_drawing_simulated_pairs_is_paid_for():
     common = {"prepare": {"shape": [32, 32, 32], "spacing_mm": 6.0}}
     assert ablate_recipe.seconds_a_pair(settings_of("strong", None, common)) == 0

@@ -1,5 +1,6 @@
 """The study of familiarity judges what it says, with a model that has no profile of its own."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,33 +10,26 @@ import pytest
 from familiarity import from_labels, main, spoiled
 
 from unscanned.files import read_json, read_sealed, write_sealed
-from unscanned.settings import resolve
 from unscanned.simulation.simulate import simulate
-from unscanned.training.run import train
 from unscanned.volumes.nifti import Volume
 
 
 @pytest.mark.slow
-def test_every_domain_is_judged_and_scored_where_the_target_is_there(tmp_path, monkeypatch, capsys):
+def test_every_domain_is_judged_and_scored_where_the_target_is_there(
+    ten_heads, ten_heads_run, tmp_path, monkeypatch, capsys
+):
     grid = {"shape": (40, 48, 40), "spacing_mm": 5.0, "per_anatomy": 1}
-    heads = simulate(tmp_path / "heads", subjects=10, seed=4, **grid)
     others = simulate(tmp_path / "others", subjects=2, seed=5, contrasts=("PD", "T2", "T1"), **grid)
-    tables = {
-        "prepare": {"shape": [40, 48, 40]},
-        "split": {"train": 8, "validation": 1, "test": 1},
-        "training": {"epochs": 1, "steps_per_epoch": 4, "patch": 16, "validation_stride": 16, "device": "cpu"},
-        "synthesis": {"stride": 16},
-    }
-    train(heads, tmp_path / "run", resolve("demo", overrides=tables))
+    shutil.copytree(ten_heads_run, tmp_path / "run")
     facts = read_sealed(tmp_path / "run" / "model" / "model.json")
     del facts["familiarity"]
     write_sealed(tmp_path / "run" / "model" / "model.json", facts)
-    given = [f"m:right:own={heads}", f"m:right:others={others}", f"m:wrong:T1w@T1={others}"]
+    given = [f"m:right:own={ten_heads}", f"m:right:others={others}", f"m:wrong:T1w@T1={others}"]
     words = [
         "--model",
         f"m={tmp_path / 'run'}",
         "--training",
-        f"m={heads}",
+        f"m={ten_heads}",
         "--spoil",
         "2",
         "--sizes",

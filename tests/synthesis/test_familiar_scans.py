@@ -12,7 +12,6 @@ from unscanned.files import read_sealed, write_sealed
 from unscanned.models.generators import GENERATORS, build
 from unscanned.models.hidden import hidden
 from unscanned.settings import resolve
-from unscanned.simulation.simulate import simulate
 from unscanned.synthesis.familiarity import check_familiarity, measure_prepared, measure_scan, some, with_familiarity
 from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model, save_model
@@ -20,7 +19,6 @@ from unscanned.synthesis.pack import pack
 from unscanned.synthesis.sidecar import read_sidecar
 from unscanned.synthesis.verify import verify
 from unscanned.training.prepare import Case
-from unscanned.training.run import train
 from unscanned.volumes.grid import Frame
 from unscanned.volumes.intensity import Contrast, Normalization
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -34,36 +32,15 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory):
-    """Ten simulated subjects with PD and T2, 40 x 48 x 40 voxels of 5 mm."""
-    folder = tmp_path_factory.mktemp("familiar") / "heads"
-    return simulate(folder, subjects=10, per_anatomy=1, shape=(40, 48, 40), spacing_mm=5.0, seed=4)
-
-
 def scan_of(heads, number):
     return heads / f"sub-{number:03}" / "anat" / f"sub-{number:03}_PDw.nii.gz"
 
 
 @pytest.fixture(scope="module")
-def run(heads, tmp_path_factory):
-    """A short training on eight of them."""
-    tables = {
-        "prepare": {"shape": [40, 48, 40]},
-        "split": {"train": 8, "validation": 1, "test": 1},
-        "training": {"epochs": 1, "steps_per_epoch": 10, "patch": 16, "validation_stride": 16, "device": "cpu"},
-        "synthesis": {"stride": 16},
-    }
-    folder = tmp_path_factory.mktemp("familiar") / "run"
-    train(heads, folder, resolve("demo", overrides=tables))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def unseen(run, heads):
+def unseen(ten_heads_run, ten_heads):
     """The scan of the subject that the training left out."""
-    [subject] = json.loads((run / "split.json").read_text())["test"]
-    return heads / f"sub-{subject}" / "anat" / f"sub-{subject}_PDw.nii.gz"
+    [subject] = json.loads((ten_heads_run / "split.json").read_text())["test"]
+    return ten_heads / f"sub-{subject}" / "anat" / f"sub-{subject}_PDw.nii.gz"
 
 
 def noise_like(scan, path):
@@ -80,12 +57,12 @@ def sidecar(out):
 
 
 @pytest.mark.parametrize("name", list(GENERATORS))
-def test_every_generator_has_features_that_depend_on_the_scan_alone(heads, name):
+def test_every_generator_has_features_that_depend_on_the_scan_alone(ten_heads, name):
     torch.manual_seed(0)
     generator = build(name, residual=True, output="tanh", options=SMALL[name]).train()
     tables = {"generator": {"name": name, "options": SMALL[name]}, "prepare": {"shape": [40, 48, 40]}}
     model = Model([generator], resolve("demo", overrides=tables), CONSTANTS)
-    first, second = (read_volume(scan_of(heads, number)) for number in (1, 2))
+    first, second = (read_volume(scan_of(ten_heads, number)) for number in (1, 2))
     seen = measure_scan(model, first)
     assert seen == measure_scan(model, first)
     assert seen.features != measure_scan(model, second).features
@@ -118,7 +95,7 @@ def build_plain(generator):
     return plain
 
 
-def test_features_are_the_moments_of_the_channels_over_head_voxels(heads):
+def test_features_are_the_moments_of_the_channels_over_head_voxels(ten_heads):
     """With a patch that covers the whole grid, they are those of the layer itself."""
     torch.manual_seed(0)
     model = Model([build("small")], resolve("demo"), CONSTANTS)
@@ -150,27 +127,27 @@ def test_a_profile_takes_all_scans_or_some_at_equal_distances():
     assert (chosen[0], chosen[-1]) == (0, 99)
 
 
-def test_training_keeps_what_the_scans_were_like(run, heads):
-    model = load_model(run)
+def test_training_keeps_what_the_scans_were_like(ten_heads_run, ten_heads):
+    model = load_model(ten_heads_run)
     profile = model.familiarity
     assert profile.scans == 8
     assert list(profile.groups) == ["detail", "extent", "layer 1", "layer 2"]
-    subjects = json.loads((run / "split.json").read_text())["train"]
-    scans = [read_volume(heads / f"sub-{s}" / "anat" / f"sub-{s}_PDw.nii.gz") for s in subjects]
+    subjects = json.loads((ten_heads_run / "split.json").read_text())["train"]
+    scans = [read_volume(ten_heads / f"sub-{s}" / "anat" / f"sub-{s}_PDw.nii.gz") for s in subjects]
     assert with_familiarity(model, scans).familiarity == profile
-    case = Case(f"sub-{subjects[0]}", subjects[0], run / "prepared" / f"sub-{subjects[0]}")
+    case = Case(f"sub-{subjects[0]}", subjects[0], ten_heads_run / "prepared" / f"sub-{subjects[0]}")
     affine = Frame.from_json(case.facts.frame).working_affine
     assert measure_prepared(model, case.source, case.head, affine) == measure_scan(model, scans[0])
     assert with_familiarity(model, scans[: FEWEST - 1]).familiarity is None
 
 
-def test_a_packed_model_keeps_the_profile_or_gets_one(run, heads, tmp_path):
-    model = load_model(run)
-    scan = read_volume(scan_of(heads, 1))
+def test_a_packed_model_keeps_the_profile_or_gets_one(ten_heads_run, ten_heads, tmp_path):
+    model = load_model(ten_heads_run)
+    scan = read_volume(scan_of(ten_heads, 1))
     assert load_model(pack(model, tmp_path / "packed", [scan]).folder).familiarity == model.familiarity
-    old = without_profile(run, tmp_path / "old")
+    old = without_profile(ten_heads_run, tmp_path / "old")
     assert old.familiarity is None
-    given = with_familiarity(old, [read_volume(scan_of(heads, number)) for number in range(1, 9)])
+    given = with_familiarity(old, [read_volume(scan_of(ten_heads, number)) for number in range(1, 9)])
     loaded = load_model(pack(given, tmp_path / "given", [scan]).folder)
     assert loaded.familiarity == given.familiarity is not None
     assert loaded.sha256 != old.sha256
@@ -185,17 +162,17 @@ def without_profile(run, folder):
     return load_model(folder)
 
 
-def test_a_scan_like_the_training_scans_is_made_and_called_familiar(run, unseen, tmp_path, capsys):
-    assert main(["synthesize", str(run), str(unseen), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+def test_a_scan_like_the_training_scans_is_made_and_called_familiar(ten_heads_run, unseen, tmp_path, capsys):
+    assert main(["synthesize", str(ten_heads_run), str(unseen), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
     found = sidecar(tmp_path / "out").input_familiarity
     assert found.verdict == "familiar", found.reason
     assert found.score < found.warns_above < found.refuses_above
     assert "unlike" not in capsys.readouterr().err
 
 
-def test_noise_is_refused_with_the_reason_and_force_goes_on_and_marks_it(run, unseen, tmp_path, capsys):
+def test_noise_is_refused_with_the_reason_and_force_goes_on_and_marks_it(ten_heads_run, unseen, tmp_path, capsys):
     scan, out = noise_like(unseen, tmp_path / "scan.nii.gz"), tmp_path / "out"
-    words = ["synthesize", str(run), str(scan), "-o", str(out), "--device", "cpu"]
+    words = ["synthesize", str(ten_heads_run), str(scan), "-o", str(out), "--device", "cpu"]
     assert main(words) == 3
     message = " ".join(capsys.readouterr().err.split())
     assert "scan.nii.gz: this scan is unlike those that the model was trained on; found score" in message
@@ -216,25 +193,25 @@ def test_noise_is_refused_with_the_reason_and_force_goes_on_and_marks_it(run, un
     assert made.read_bytes() == before
 
 
-def test_a_refused_scan_is_a_row_of_a_batch(run, unseen, tmp_path, capsys):
+def test_a_refused_scan_is_a_row_of_a_batch(ten_heads_run, unseen, tmp_path, capsys):
     scan, out = noise_like(unseen, tmp_path / "scan.nii.gz"), tmp_path / "out"
-    assert main(["synthesize", str(run), str(scan), str(unseen), "-o", str(out), "--device", "cpu"]) == 4
+    assert main(["synthesize", str(ten_heads_run), str(scan), str(unseen), "-o", str(out), "--device", "cpu"]) == 4
     assert "unlike those that the model was trained on" in " ".join(capsys.readouterr().err.split())
     assert sidecar(out).input_familiarity.verdict == "familiar"
 
 
-def test_what_sets_half_a_head_apart_is_in_the_reason(run, unseen, tmp_path):
+def test_what_sets_half_a_head_apart_is_in_the_reason(ten_heads_run, unseen, tmp_path):
     volume = read_volume(unseen)
     lower = volume.array.copy()
     lower[:, :, 24:] = 0
     write_volume(tmp_path / "scan.nii.gz", lower, volume.affine)
-    words = ["synthesize", str(run), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), "--force"]
+    words = ["synthesize", str(ten_heads_run), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), "--force"]
     assert main([*words, "--device", "cpu"]) == 0
     assert "mm of head from bottom to top" in sidecar(tmp_path / "out").input_familiarity.reason
 
 
-def test_a_model_without_a_profile_takes_the_scan_and_says_that_nothing_is_known(run, unseen, tmp_path):
-    old = without_profile(run, tmp_path / "old")
+def test_a_model_without_a_profile_takes_the_scan_and_says_that_nothing_is_known(ten_heads_run, unseen, tmp_path):
+    old = without_profile(ten_heads_run, tmp_path / "old")
     volume = read_volume(noise_like(unseen, tmp_path / "scan.nii.gz"))
     assert check_familiarity(old, volume).verdict is None
     words = ["synthesize", str(tmp_path / "old"), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out")]

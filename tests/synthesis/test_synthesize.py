@@ -98,16 +98,16 @@ def test_the_dataset_says_that_it_is_a_derivative_and_of_what(derivative):
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "target"),
     [
-        ["sub-01_PDw.nii.gz", "sub-02_ses-b_PDw.nii", "IXI012-HH-1211-PD.nii.gz"],
-        ["new-scan_T1w.nii.gz"],  # of the README
-        ["scan.nii", "my scan.v2.nii.gz", "Müller_磁共振.nii.gz", "磁共振.nii.gz"],
-        ["sub-1_run-2_acq-b_PDw.nii.gz", "sub-1_space-MNI_desc-preproc_PDw.nii.gz", "sub-é_dir-AP_PDw.nii.gz"],
-        ["table.csv"],
+        (["sub-01_PDw.nii.gz", "sub-02_ses-b_PDw.nii", "IXI012-HH-1211-PD.nii.gz"], "T2"),
+        (["new-scan_T1w.nii.gz"], "T2"),  # of the README
+        (["scan.nii", "my scan.v2.nii.gz", "Müller_磁共振.nii.gz", "磁共振.nii.gz"], "T2"),
+        (["sub-1_run-2_acq-b_PDw.nii.gz", "sub-1_space-MNI_desc-preproc_PDw.nii.gz", "sub-é_dir-AP_PDw.nii.gz"], "T2"),
+        (["table.csv"], "T2"),
+        (["sub-01_PDw.nii.gz", "sub-02_ses-b_PDw.nii"], "STIR"),
     ],
 )
-@pytest.mark.parametrize("target", ["T2", "STIR"])
 def test_the_validator_of_bids_finds_no_error_whatever_the_scan_is_called(
     model, tiny_dataset, tmp_path, names, target, bids_errors
 ):

@@ -37,15 +37,21 @@ def brief(tiny_settings):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_dataset, brief, tmp_path_factory):
+def run(train_tiny, brief, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain") / "run"
-    train(tiny_dataset, folder, brief)
+    train_tiny(folder, brief)
     return folder
 
 
-def cases_of(run, part):
-    split = json.loads((run / "split.json").read_text())
-    return [Case(f"sub-{subject}", subject, run / "prepared" / f"sub-{subject}") for subject in split[part]]
+@pytest.fixture
+def cases_of(tiny_prepared):
+    """The prepared cases of a part of a run's split."""
+
+    def read(run, part):
+        split = json.loads((run / "split.json").read_text())
+        return [Case(f"sub-{subject}", subject, tiny_prepared / f"sub-{subject}") for subject in split[part]]
+
+    return read
 
 
 def standardized(run, case):
@@ -61,11 +67,11 @@ def logged(folder, event):
     return [record for record in read_log(folder / "log.jsonl") if record["event"] == event]
 
 
-def assert_scored_on(folder, run, volumes):
-    """The last validation of a stage has the means over the validation subjects of what is given for each."""
+def assert_scored_on(folder, run, cases, volumes):
+    """The last validation of a stage has the means over its cases of what is given for each."""
     target = load_model(run).normalization.target
     (found,) = logged(folder, "validation")
-    pairs = list(zip(cases_of(run, "validation"), volumes, strict=True))
+    pairs = list(zip(cases, volumes, strict=True))
     scores = [psnr(np.asarray(case.target), target.unit(made), data_range=1.0) for case, made in pairs]
     errors = [mae(target.standardize(case.target), made) for case, made in pairs]
     assert len(set(scores)) == len(scores)
@@ -73,17 +79,18 @@ def assert_scored_on(folder, run, volumes):
     assert found["mae"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_the_score_of_an_epoch_is_the_mean_over_the_validation_volumes_at_their_stride(run):
+def test_the_score_of_an_epoch_is_the_mean_over_the_validation_volumes_at_their_stride(cases_of, run):
     first, second = load_model(run).generators
-    sources = [standardized(run, case) for case in cases_of(run, "validation")]
-    contexts = [context_of(run, case) for case in cases_of(run, "validation")]
+    cases = cases_of(run, "validation")
+    sources = [standardized(run, case) for case in cases]
+    contexts = [context_of(run, case) for case in cases]
     made = [reconstruct(source[None], first, patch=16, stride=16) for source in sources]
-    assert_scored_on(run / "stage-1", run, made)
+    assert_scored_on(run / "stage-1", run, cases, made)
     made = [reconstruct(np.stack(both), second, patch=16, stride=16) for both in zip(sources, contexts, strict=True)]
-    assert_scored_on(run / "stage-2", run, made)
+    assert_scored_on(run / "stage-2", run, cases, made)
 
 
-def test_the_context_of_a_volume_is_made_at_a_stride_of_its_own(run):
+def test_the_context_of_a_volume_is_made_at_a_stride_of_its_own(cases_of, run):
     first = load_model(run).generators[0]
     for case in cases_of(run, "validation"):
         expected, other = (reconstruct(standardized(run, case)[None], first, patch=16, stride=n) for n in (12, 16))
@@ -99,7 +106,7 @@ def test_a_model_synthesizes_at_the_stride_of_its_settings(run, tiny_dataset):
     assert not np.array_equal(made, model.synthesize(scan, stride=16).array)
 
 
-def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_subject(run, brief):
+def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_subject(cases_of, run, brief):
     cases = cases_of(run, "train")
     seed = 1000 * brief.training.seed + 2
     batches = PatchBatches(
@@ -115,9 +122,9 @@ def test_the_second_stage_learns_from_the_context_of_the_same_patch_of_the_same_
     assert logged(run / "stage-2", "step")[0]["l1"] == pytest.approx(l1, rel=1e-4)
 
 
-def test_a_third_stage_sees_what_the_second_makes_also_out_of_fold(brief, tiny_dataset, tmp_path):
+def test_a_third_stage_sees_what_the_second_makes_also_out_of_fold(cases_of, brief, train_tiny, tmp_path):
     longer = tmp_path / "run"
-    train(tiny_dataset, longer, brief.change(context={"stages": 3}))
+    train_tiny(longer, brief.change(context={"stages": 3}))
     model = load_model(longer)
     assert [network.generator.convolutions[0].in_channels for network in model.generators] == [1, 2, 2]
     case = cases_of(longer, "validation")[0]
@@ -132,22 +139,23 @@ def test_a_third_stage_sees_what_the_second_makes_also_out_of_fold(brief, tiny_d
 
 
 @pytest.mark.parametrize("context", [{"stages": 1}, {"stages": 2, "input": "patch", "training_input": "in_sample"}])
-def test_in_mode_volume_epochs_are_scored_on_whole_volumes(context, brief, tiny_dataset, tmp_path):
+def test_in_mode_volume_epochs_are_scored_on_whole_volumes(cases_of, context, brief, train_tiny, tmp_path):
     settings = brief.change(context=context, synthesis={"mode": "volume"})
-    train(tiny_dataset, tmp_path / "run", settings)
+    train_tiny(tmp_path / "run", settings)
     networks = load_model(tmp_path / "run").generators
     network = networks[0] if len(networks) == 1 else PatchChain(networks).eval()
-    made = []
-    for case in cases_of(tmp_path / "run", "validation"):
+    cases, made = cases_of(tmp_path / "run", "validation"), []
+    for case in cases:
         source = torch.from_numpy(standardized(tmp_path / "run", case))[None, None]
         with torch.no_grad():
             made.append(network(source)[0, 0].numpy())  # the volume as one large patch
-    assert_scored_on(tmp_path / "run" / ("stage-2" if len(networks) > 1 else "."), tmp_path / "run", made)
+    stage = tmp_path / "run" / ("stage-2" if len(networks) > 1 else ".")
+    assert_scored_on(stage, tmp_path / "run", cases, made)
 
 
-def test_what_lies_around_a_patch_reaches_the_generator_of_a_run(brief, tiny_dataset, tmp_path):
+def test_what_lies_around_a_patch_reaches_the_generator_of_a_run(cases_of, brief, train_tiny, tmp_path):
     settings = brief.change(context={"stages": 1}, training={"margin": 3})
-    train(tiny_dataset, tmp_path / "run", settings)
+    train_tiny(tmp_path / "run", settings)
     seed = 1000 * brief.training.seed + 1
     normalization = load_model(tmp_path / "run").normalization
     patches = Training(patch=16, batch=2, seed=seed, min_head=0.1, margin=3)
@@ -190,18 +198,18 @@ def test_two_sessions_of_a_subject_stay_on_one_side_of_a_fold(brief, tiny_datase
         assert len({case.split("_")[0] for case in cases}) == 1
 
 
-def test_more_folds_than_training_subjects_are_refused_before_the_first_stage_is_trained(brief, tiny_dataset, tmp_path):
+def test_more_folds_than_training_subjects_are_refused_before_the_first_stage_is_trained(brief, train_tiny, tmp_path):
     with pytest.raises(DatasetError, match=r"fewer training subjects than folds.* found 2 subjects"):
-        train(tiny_dataset, tmp_path / "run", brief.change(context={"stages": 2, "folds": 3}))
+        train_tiny(tmp_path / "run", brief.change(context={"stages": 2, "folds": 3}))
     assert not (tmp_path / "run" / "stage-1").exists()
 
 
 def test_a_chain_that_starts_from_a_model_of_its_own_subjects_says_that_no_fold_is_left_out(
-    brief, tiny_dataset, run, tmp_path
+    cases_of, brief, train_tiny, run, tmp_path
 ):
     settings = resolve_run(
         "demo", None, {**to_dict(brief), "training": {**to_dict(brief)["training"], "start": str(run)}}
     )
     names = ", ".join(case.name for case in cases_of(run, "train"))
     with pytest.warns(UserWarning, match=f"given a context out of fold here, so that it is too good: {names}"):
-        train(tiny_dataset, tmp_path / "run", settings)
+        train_tiny(tmp_path / "run", settings)

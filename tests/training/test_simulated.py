@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import COARSE
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import CheckpointError, Interrupted, SettingsError
@@ -30,8 +31,12 @@ def cases(tiny_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stream():
-    """Two heads, which take seconds to draw and are kept."""
-    return Stream(None, seed=4, shape=SHAPE, spacing_mm=6.0, built_in=2)
+    """Two heads, drawn coarsely and kept."""
+    drawn = Stream(None, seed=4, shape=SHAPE, spacing_mm=6.0, built_in=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unscanned.simulation.stream.draw_built_in", COARSE)
+        drawn.load()
+    return drawn
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def test_no_share_is_none_and_a_whole_share_is_all(batches_of):
 RECIPE = {"prepare": GRID, "simulated": {"share": 0.5, "pool": 2, "every": 2}}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("coarse_heads")
 def test_an_interrupted_run_goes_on_to_the_same_model_with_other_workers(tiny_dataset, tiny_settings, tmp_path):
     settings = tiny_settings.change(**RECIPE)
     whole = train(tiny_dataset, tmp_path / "whole", settings).model

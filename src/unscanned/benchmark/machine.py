@@ -12,6 +12,9 @@ from unscanned.benchmark.rounds import timed
 
 __all__ = ["machine"]
 
+ROUNDS = 20
+"Each peak is the best of so many."
+
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what the times belong to, and the peaks that the machine reaches itself."""
@@ -25,8 +28,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     square = torch.randn(2048, 2048, device=device)
     large = torch.randn(2**26, device=device)
     target = torch.empty_like(large)
-    product = min(timed(lambda: square @ square)["seconds"] for _ in range(20))
-    copying = min(timed(lambda: target.copy_(large))["seconds"] for _ in range(20))
+    product = min(timed(lambda: square @ square)["seconds"] for _ in range(ROUNDS))
+    copying = min(timed(lambda: target.copy_(large))["seconds"] for _ in range(ROUNDS))
     return {
         "device": name,
         "threads": torch.get_num_threads(),
