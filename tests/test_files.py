@@ -20,6 +20,7 @@ from unscanned.files import (
     new_folder,
     read_json,
     read_sealed,
+    read_text,
     remove_partials,
     sha256,
     write_bytes,
@@ -52,6 +53,14 @@ def test_a_file_is_written_with_the_folders_above_it(tmp_path):
     write_text(path, "grüße\n")
     assert path.read_bytes() == "grüße\n".encode()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_text_beyond_its_limit_is_refused_and_a_large_limit_takes_no_memory(tmp_path):
+    (tmp_path / "text.txt").write_text("1234567")
+    assert read_text(tmp_path / "text.txt", limit_bytes=7) == "1234567"
+    assert read_text(tmp_path / "text.txt", limit_bytes=2**60) == "1234567"
+    with pytest.raises(OSError, match="longer than 6 bytes"):
+        read_text(tmp_path / "text.txt", limit_bytes=6)
 
 
 def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path):

@@ -71,7 +71,7 @@ def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     found = find_model("t1w-t2w", shelf)
     found.check()
     assert found.folder == folder
-    assert found.card.command == "make models MODELS=t1w-t2w"
+    assert found.card.command == make_models.COMMAND.format("t1w-t2w")
     domains = dict.fromkeys(score.domain for score in found.card.scores)
     assert len(domains) == 2
     psnr = [score for score in found.card.scores if score.metric == "psnr"]

@@ -205,10 +205,12 @@ def read_text(path: str | Path, *, encoding: str = "utf-8", limit_bytes: int = 2
         OSError: The file cannot be read, is no regular file or is longer than `limit_bytes`.
         ValueError: The file is not text in this encoding.
     """
+    content = bytearray()
     with open_regular(path) as file:
-        content = file.read(limit_bytes + 1)
-    if len(content) > limit_bytes:
-        raise OSError(errno.EFBIG, f"it is longer than {limit_bytes:,} bytes", str(path))
+        while chunk := file.read(2**20):  # to read up to a limit takes its memory at once
+            content += chunk
+            if len(content) > limit_bytes:
+                raise OSError(errno.EFBIG, f"it is longer than {limit_bytes:,} bytes", str(path))
     return content.decode(encoding)
 
 
