@@ -139,4 +139,5 @@ def test_short_memory_is_told_as_such_and_not_as_a_bug(tmp_path, monkeypatch, cl
     done = cli("check", tmp_path, "--source", "PD", "--target", "T2")
     assert done.returncode == 7
     assert "resource" in done.stdout
-    assert "some cases could not be looked at for want of memory; found sub-01" in done.stderr
+    assert "some cases could not be looked at; found sub-01: " in done.stderr
+    assert "there is not enough memory for this volume" in done.stderr

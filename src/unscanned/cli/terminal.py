@@ -380,14 +380,16 @@ def raise_unusable(found: Any) -> None:
 
     Raises:
         BugError: A case could not be checked, for a reason that nobody foresaw.
-        ResourceError: A case could not be checked for want of memory.
+        ResourceError: A case could not be checked for want of memory or of a worker that can.
         DatasetError: A case is unusable.
     """
     if any(finding.fault == "bug" for finding in found.findings):
         raise _met_bug()
-    if short := [finding.case for finding in found.findings if finding.fault == "resource"]:
+    if short := [finding for finding in found.findings if finding.fault == "resource"]:
         raise ResourceError(
-            "some cases could not be looked at for want of memory", where=found.root, found=listed(short)
+            "some cases could not be looked at",
+            where=found.root,
+            found=f"{listed([finding.case for finding in short])}: {short[0].message}",
         )
     if found.usable and not found.unusable:
         return

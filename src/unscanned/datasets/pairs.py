@@ -67,7 +67,7 @@ class Finding:
         severity: An error makes the case unusable; a warning does not.
         fault: "missing-partner", "ambiguous", "grid", "nonfinite", "constant", "4d", "duplicate", "spacing",
             "header", "head", "unreadable", "name", "offset", "flip", "no-pair",
-            "dicom", "synthetic", "worker" (it died with the case), "resource" (memory was short) or "bug".
+            "dicom", "synthetic", "worker" (it died with the case), "resource" (no memory or no worker for it) or "bug".
         message: What was found, for a person.
         path: The file.
     """

@@ -183,7 +183,8 @@ def evaluate(
             do="Leave out the split for a model that was trained on other data.",
         )
     claim_evaluation(out)
-    named, labels = labels, own_labels(dataset) if labels is None else labels
+    named = labels
+    labels = own_labels(dataset) if labels is None else labels
     tissues = None if labels is None else find_labels(labels)
     folders = ", ".join(map(str, synthetic.values()))
     found = select_pairs(dataset, source=source, target=target, layout=layout)

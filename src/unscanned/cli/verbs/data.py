@@ -39,7 +39,7 @@ def fetch(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     sha256: str | None = None,
     name: str | None = None,
-    contrasts: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True)] = None,
+    contrasts: Subset = (),
     keep_archive: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Download a public dataset or a model, resumed after a break, verified, and unpacked.
@@ -68,7 +68,7 @@ def fetch(
     from unscanned.errors import SettingsError
 
     if what == "model":
-        for word, is_given in (("--contrasts", contrasts is not None), ("--keep-archive", keep_archive)):
+        for word, is_given in (("--contrasts", bool(contrasts)), ("--keep-archive", keep_archive)):
             if is_given:
                 raise SettingsError("only for ixi", where=word, do="See unscanned fetch --help.")
         if url is None or sha256 is None:
