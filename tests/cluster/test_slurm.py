@@ -135,7 +135,7 @@ def _seen(asked, answer, folder):
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def cluster(tmp_path_factory):
     """The environment of the users of a Slurm; where it cannot run, the tests are skipped."""
     with contextlib.ExitStack() as stack:
         try:
@@ -143,6 +143,14 @@ def slurm(tmp_path_factory):
         except CannotRunError as error:
             pytest.skip(f"Slurm cannot run here: {error}")
         yield environment
+
+
+@pytest.fixture
+def slurm(cluster):
+    """The same with an empty queue: a test that fails leaves its jobs to no other."""
+    yield cluster
+    call(cluster, "scancel", "--user=root")
+    wait_for(lambda: not call(cluster, "squeue", "-h"))
 
 
 def _free_ports(count):
@@ -182,8 +190,8 @@ def hung_job(environment):
 
 
 def bring_to_its_limit(environment, job):
-    """Move the end that a running job's time limit gives it to now: limits are whole minutes, one is too long."""
-    call(environment, "scontrol", "update", f"JobId={job}", "EndTime=now")
+    """Bring a running job's end near: limits are whole minutes, one is too long, and `now` is past when it arrives."""
+    call(environment, "scontrol", "update", f"JobId={job}", "EndTime=now+10seconds")
 
 
 def test_an_array_job_outlives_a_task_put_back_into_the_queue_and_one_killed_by_its_time_limit(
