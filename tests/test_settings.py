@@ -139,6 +139,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "stride": 8,
             "clip": "minimum",
             "blend": "equal",
+            "mirror": False,
             "detail": "none",
             "batch": None,
             "memory_mib": None,

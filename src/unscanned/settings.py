@@ -317,6 +317,8 @@ class Synthesis(Schema):
     "minimum raises voxels below the smallest of the training targets to it (to 0 where the model does not know it)."
     blend: Literal["equal", "gaussian"] = "equal"
     "Weights of overlapping patches: equal (the reference), or gaussian, highest in the middle of a patch."
+    mirror: bool = Field(False, json_schema_extra=INDIFFERENT)
+    "Map the scan's mirror image, left for right, too, and take the mean of both: twice the time."
     detail: Literal["none", "source"] = Field("none", json_schema_extra=INDIFFERENT)
     "Way back from prepare.spacing_mm: none is linear; source is cubic, with detail that the scan's own grid has kept."
     batch: int | None = Field(None, gt=0, le=10**6, json_schema_extra=INDIFFERENT)

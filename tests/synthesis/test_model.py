@@ -145,6 +145,18 @@ def test_the_order_and_direction_of_the_axes_change_nothing(model, scan):
     np.testing.assert_allclose(made.transpose(1, 2, 0)[::-1], model.synthesize(scan).array, rtol=1e-4, atol=0.1)
 
 
+@pytest.mark.parametrize("mode", ["patches", "volume"])
+def test_mirror_is_the_mean_of_both_ways_round_and_knows_neither_from_the_other(model, scan, mode):
+    flipped = dataclasses.replace(scan, array=np.ascontiguousarray(scan.array[::-1]))  # its first axis is left to right
+    one, other, mean, mean_of_flipped = (
+        model.synthesize(each, mode=mode, mirror=mirror, clip="none").array
+        for mirror, each in [(False, scan), (False, flipped), (True, scan), (True, flipped)]
+    )
+    assert np.abs(one - other[::-1]).max() > 1  # a network is not symmetric
+    np.testing.assert_allclose(mean, (one + other[::-1]) / 2, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(mean_of_flipped[::-1], mean)
+
+
 def test_a_scan_without_a_head_is_refused_by_its_path(model, scan, tmp_path):
     with pytest.raises(VolumeError, match=r"dark\.nii: no contrast inside the head"):
         model.synthesize(Volume(-scan.array - 1, scan.affine, path=tmp_path / "dark.nii"))

@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,9 @@ from torch import nn
 
 from unscanned.datasets.layout import sidecar_path
 from unscanned.errors import DatasetError, SettingsError, VolumeError
+from unscanned.settings import Synthesis
 from unscanned.synthesis.model_file import load_model
+from unscanned.synthesis.sidecar import output_key, read_sidecar
 from unscanned.synthesis.synthesize import list_inputs, output_path, synthesize
 from unscanned.volumes.intensity import Contrast, Normalization, head_mask, head_scale
 from unscanned.volumes.nifti import read_volume, write_volume
@@ -180,6 +183,21 @@ def test_what_is_there_already_from_the_same_input_and_model_is_skipped(model, o
     again = synthesize(model, scans, tmp_path / "out")
     assert (len(first.written), len(again.written), len(again.skipped)) == (2, 0, 2)
     assert contents(tmp_path / "out") == before
+
+
+def test_what_an_older_version_made_without_a_choice_that_came_later_keeps_its_key():
+    scan, maker = SimpleNamespace(sha256="v"), SimpleNamespace(sha256="m")
+    assert output_key(scan, maker, Synthesis()) == "b99e2591b74fb182"  # by the version before `mirror`
+    assert output_key(scan, maker, Synthesis(mirror=True)) != "b99e2591b74fb182"
+
+
+def test_a_mirrored_volume_is_another_one_and_its_sidecar_says_so(model, own, tmp_path):
+    scans = list_inputs([own], source="PD", target="T2")[0][:1]
+    (path,) = synthesize(model, scans, tmp_path / "out").written
+    assert synthesize(model, scans, tmp_path / "out", mirror=True).written == [path]
+    facts = read_sidecar(path).synthesis
+    assert facts.mirror
+    assert synthesize(model, scans, tmp_path / "out", mirror=True).skipped == [path]
 
 
 def test_another_stride_input_or_a_damaged_output_is_made_again(model, own, tmp_path):

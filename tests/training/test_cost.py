@@ -10,6 +10,7 @@ from unscanned.settings import to_toml
 from unscanned.training import cost as cost_module
 from unscanned.training.batches import PatchBatches
 from unscanned.training.cost import estimate_cost
+from unscanned.training.effort import synthesis_cost
 from unscanned.training.prepare import Case, normalization
 from unscanned.training.run import train
 
@@ -47,6 +48,11 @@ def test_the_time_is_that_of_the_run_within_a_factor(tiny_dataset, tiny_settings
     assert took / 5 < cost.step_seconds * cost.steps < 5 * took
     assert cost.memory_bytes > 50 * 2**20
     assert any("measured in" in line for line in cost.lines())
+
+
+def test_a_mirrored_synthesis_costs_twice_as_much(tiny_settings):
+    mirrored = tiny_settings.change(synthesis={"mirror": True})
+    assert synthesis_cost(mirrored) == 2 * synthesis_cost(tiny_settings) > 0
 
 
 def test_a_chain_counts_its_folds_and_what_another_arm_has_trained(tiny_dataset, tiny_settings, tmp_path):

@@ -119,6 +119,8 @@ class SynthesisFacts(Schema):
     "Older volumes were not clipped."
     blend: Literal["equal", "gaussian"] = "equal"
     "Older volumes were blended with equal weights."
+    mirror: bool = False
+    "Older volumes are not the mean with the mirror image's."
     detail: Literal["none", "source"] = "none"
     "Older volumes were interpolated linearly."
     precision: Precision

@@ -127,7 +127,8 @@ class Model:
         not fit into it, the whole scan is mapped, so that nothing of the head is left out (`crop`). Intensities come
         out on the median scale of the training targets, since the scale of a target that was never scanned is unknown.
         A network may go below what a scanner measures: `clip` says whether such voxels become the smallest value of the
-        training targets, which is 0 in magnitude images.
+        training targets, which is 0 in magnitude images. With `mirror` the mirror image is mapped too, and the mean of
+        both, each the right way round, is taken (as nnU-Net does: Isensee et al., Nature Methods 2021).
 
         Where memory is short, fewer patches are mapped at a time, and at last on the CPU: the same function, which the
         warnings of the result then tell.
@@ -155,15 +156,7 @@ class Model:
         notes: list[str] = []
         where = self._frame(volume, mask, how.crop, notes.append)
         source = where.forward(volume.array) / np.float32(scale)
-        run = partial(
-            chain,
-            self.normalization.source.standardize(source),
-            self.generators,
-            context=self.settings.context.input,
-            patch=self.settings.training.patch,
-            progress=mapping,
-            note=notes.append,
-        )
+        run = partial(self._map, self.normalization.source.standardize(source), progress=mapping, note=notes.append)
         device = self.device
         try:
             with autocast(how.precision, device):
@@ -187,6 +180,32 @@ class Model:
         if how.clip == "minimum":
             array = np.maximum(array, np.float32((target.minimum or 0.0) * target.scale))
         return Volume(np.ascontiguousarray(array), volume.affine, warnings=(*volume.warnings, *notes), synthetic=True)
+
+    def _map(
+        self,
+        source: np.ndarray,
+        how: Synthesis,
+        *,
+        device: torch.device | str,
+        progress: Progress | None,
+        note: Callable[[str], None],
+    ) -> np.ndarray:
+        """Return the chain's z-scores of the target from those of the source, both on the model's grid (RAS+)."""
+        run = partial(
+            chain,
+            generators=self.generators,
+            how=how,
+            context=self.settings.context.input,
+            patch=self.settings.training.patch,
+            device=device,
+            note=note,
+        )
+        if not how.mirror:
+            return run(source, progress=progress)
+        first, second = shares(progress, (1, 1))
+        synthetic = run(source, progress=first)
+        mirrored = run(np.ascontiguousarray(source[::-1]), progress=second)[::-1]
+        return (synthetic + mirrored) / 2
 
     def _frame(self, volume: Volume, head: np.ndarray, crop: str, note: Callable[[str], None]) -> Frame:
         """Return the frame of what is mapped: the model's grid around the head, or the whole scan."""

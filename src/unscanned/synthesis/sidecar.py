@@ -33,7 +33,7 @@ from unscanned.volumes.skull import looks_skull_stripped
 __all__ = ["describe", "locate", "output_key", "read_sidecar", "read_source", "relative", "synthesis_facts"]
 
 
-_BEFORE = {"blend": "equal", "clip": "none", "detail": "none"}
+_BEFORE = {"blend": "equal", "clip": "none", "detail": "none", "mirror": False}
 "What older volumes were made with, before there was a choice."
 
 
@@ -47,6 +47,7 @@ def synthesis_facts(how: Synthesis) -> SynthesisFacts:
         blend=how.blend if overlaps else "equal",
         clip=how.clip,
         detail=how.detail,
+        mirror=how.mirror,
         precision=how.precision,
     )
 

@@ -145,7 +145,8 @@ def estimate_cost(
     validated = len(cases["validation"]) * _mapped(settings, training.validation_stride) * training.epochs
     mapped = validated * len(trainings) + contexts * prepared * _mapped(settings, settings.context.stride)
     total = steps * pace.step_seconds + mapped * pace.patch_seconds
-    made = settings.context.stages * len(cases["test"]) * _mapped(settings, settings.synthesis.stride)
+    synthesis = settings.synthesis
+    made = (1 + synthesis.mirror) * settings.context.stages * len(cases["test"]) * _mapped(settings, synthesis.stride)
     return Cost(
         counted,
         patches,

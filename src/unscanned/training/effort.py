@@ -53,7 +53,8 @@ def run_costs(settings: Settings, training: int, validation: int, *, has_first_s
 
 def synthesis_cost(settings: Settings) -> float:
     """Return the cost of one synthetic volume."""
-    return settings.context.stages * _volume_cost(settings, settings.synthesis.stride)
+    synthesis = settings.synthesis
+    return (1 + synthesis.mirror) * settings.context.stages * _volume_cost(settings, synthesis.stride)
 
 
 def _stage_cost(settings: Settings, training: float, validation: int) -> float:
