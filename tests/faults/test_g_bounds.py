@@ -65,7 +65,7 @@ def test_g09_a_setting_out_of_all_proportion_is_refused_by_its_name_before_anyth
         ("strong", ["--augmentation.noise", 1], "must be below 1"),
         ("strong", ["--augmentation.intensity", 3], "must be at most 2"),
         ("strong", ["--augmentation.flip", "nan"], "found NaN"),
-        ("strong", ["--loss.l1", 0], "nothing to learn"),
+        ("strong", ["--loss.l1", 0, "--loss.gdl", 0], "nothing to learn"),
         ("strong", ["--generator.options.filters", 0], "must be positive; found 0"),
         ("strong", ["--simulated.share", 0.5], "simulated pairs need a voxel size"),
         ("strong-gan", ["--training.patch", 36], "expected a multiple of 8"),
