@@ -117,6 +117,6 @@ def test_the_plan_of_the_package_can_be_trained():
     plan = tomllib.loads(make_models.FILE.read_text(encoding="utf-8"))
     assert len(plan["models"]) == 5
     assert plan["models"]["t1w-t2w"]["failures"][0].keys() >= {"what", "scan", "axial"}
-    for model in plan["models"].values():
-        settings = make_models.settings_of(plan, (model["source"], model["target"]), None)
+    for name in plan["models"]:
+        settings = make_models.settings_of(plan, name, None)
         assert settings.change() == resolve("strong", overrides=settings.model_dump(exclude={"preset"}))

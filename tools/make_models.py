@@ -79,7 +79,7 @@ def make_model(
     own, heads = plan["models"][name], plan["heads"]
     contrasts = (own["source"], own["target"])
     training_maps, test_maps = divide(labels, heads["held_out"], out / "labels") if labels else (None, None)
-    settings = settings_of(plan, contrasts, training_maps)
+    settings = settings_of(plan, name, training_maps)
     common = {
         "physics": "wide",
         "contrasts": contrasts,
@@ -120,7 +120,7 @@ def make_model(
     except CheckpointError as error:
         print(f"{name} stays in float32: {error}", file=sys.stderr)
         save_model(model, folder)
-    words = {key: value for key, value in own.items() if key not in ("source", "target")}
+    words = {key: value for key, value in own.items() if key not in ("source", "target", "settings")}
     words["failures"] = [
         show_failure(failure, folder / f"failure-{number}.jpg", evaluations.values())
         for number, failure in enumerate(own.get("failures", []), 1)
@@ -164,13 +164,18 @@ def draw_slice(images: Mapping[str, np.ndarray], synthetic: str, head: np.ndarra
     figure.savefig(path, dpi=100)
 
 
-def settings_of(plan: Mapping[str, Any], contrasts: Contrasts, labels: Path | None) -> Settings:
-    """Return the settings of a training: those of all models, with its contrasts and label maps."""
-    common = {key: value for key, value in plan["settings"].items() if key != "preset"}
-    common["data"] = {"source": contrasts[0], "target": contrasts[1]}
+def settings_of(plan: Mapping[str, Any], name: str, labels: Path | None) -> Settings:
+    """Return the settings of a training: those of all models, then those of this one, its contrasts and label maps."""
+    own = plan["models"][name]
+    shared = {key: value for key, value in plan["settings"].items() if key != "preset"}
+    own_settings = own.get("settings", {})
+    tables = {
+        table: {**shared.get(table, {}), **own_settings.get(table, {})} for table in shared.keys() | own_settings.keys()
+    }
+    tables["data"] = {"source": own["source"], "target": own["target"]}
     if labels:
-        common["simulated"] = {**common["simulated"], "labels": str(labels)}
-    return resolve(plan["settings"]["preset"], overrides=common)
+        tables["simulated"] = {**tables["simulated"], "labels": str(labels)}
+    return resolve(plan["settings"]["preset"], overrides=tables)
 
 
 def divide(labels: Path, held_out: Sequence[str], out: Path) -> tuple[Path, Path]:
