@@ -50,7 +50,7 @@ from unscanned.training.simulated import simulated_pairs
 from unscanned.training.stage import build_step
 
 REPORT = {"batch": 4, "min_head": 0.1, "learning_rate": 5e-4}
-"What docs/results.md trained the report's arms and `unet` with."
+"What docs/results.md trained the reference's arms and `unet` with."
 
 RECIPE = {
     "training": {
@@ -89,7 +89,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("strong", {"training": {"optimizer": "adam", "weight_decay": 0.0}}),
     "instance-norm": ("strong", {"generator": {"options": {"filters": 8, "norm": "instance"}}}),
     "group-norm": ("strong", {"generator": {"options": {"filters": 8, "norm": "group"}}}),
-    "wide": ("strong", {"generator": {"options": {"filters": 16}}}),
+    "16-filters": ("strong", {"generator": {"options": {"filters": 16}}}),
     "shallow": ("strong", {"generator": {"options": {"filters": 8, "blocks_down": [1, 1, 1, 2]}}}),
     "patch-48": ("strong", {"training": {"patch": 48, "batch": 2}}),
     "patch-64": ("strong", {"training": {"patch": 64, "batch": 2}}),
@@ -117,7 +117,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "resgan": ("resgan", {"training": REPORT} | GDL),
     "resgan-recipe": ("resgan", _resgan()),
 }
-"Preset and what is changed in it; the first is the reference. `strong` with one part changed each, and other arms."
+"Preset and what is changed in it: `strong` with one part changed each, other arms; `gan-` ones compare with `gan-gdl`."
 
 EPOCHS = 20
 "Validations of a training."

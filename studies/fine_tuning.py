@@ -36,12 +36,12 @@ WITH_WIDE = "with-wide"
 SHOWN = ("psnr", "psnr_one_gain", "ssim", "hfen", "mae")
 
 
-def settings_of(arm: str, model: Path, split: Path, common: dict[str, dict[str, Any]]) -> Any:
+def settings_of(arm: str, model: Path, split: Path, common: dict[str, dict[str, Any]], file: Path | None = None) -> Any:
     """Return the settings of an arm: those of the model that can be, its weights to start from or not."""
     own = {table: {**values} for table, values in common.items()}
     own["training"] |= {"start": str(model)}
     own["split"] = {"file": str(split)}
-    settings = resolve_run(None, None, own)
+    settings = resolve_run(None, file, own)
     average = settings.training.average or 0.998  # keeping is a matter of the average
     change: dict[str, dict[str, Any]] = {
         "fine-tuned": {},
@@ -74,6 +74,7 @@ def compare(
     steps: int,
     threads: int,
     labels: str | None = None,
+    file: Path | None = None,
 ) -> EvaluationRecord:
     """Train, synthesize and score; see the module."""
     out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def compare(
         write_json(split, {"train": others, "validation": [], "test": [patient]})
         for arm in trained:
             run = out / f"{arm}-without-{patient}"
-            train(table, run, settings_of(arm, model, split, common), cache=out / "prepared")
+            train(table, run, settings_of(arm, model, split, common, file), cache=out / "prepared")
             own = [(pair.source, pair.case) for pair in pairs if pair.subject == patient]
             synthesize(load_model(run / "model", "cpu"), own, out / arm, renew=True, force=True)
     arms = {arm: out / arm for arm in ("as-it-is", *trained)}
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--labels", help="folder of the label maps of simulated pairs")
+    parser.add_argument("--settings", type=Path, help="TOML settings of all trainings")
     given = parser.parse_args()
     record = compare(
         given.out,
@@ -124,6 +126,7 @@ def main() -> None:
         steps=given.steps,
         threads=given.threads,
         labels=given.labels,
+        file=given.settings,
     )
     print("| arm | metric | mean (SD) | minus the model as it is | minus the regression |")
     print("| --- | --- | --- | --- | --- |")

@@ -10,7 +10,7 @@ __all__ = ["UNetGenerator"]
 
 
 class UNetGenerator(GeneratorBase):
-    """MONAI's residual 3D U-Net (Kerfoot et al., STACOM 2018): the strong baseline, not part of the reference.
+    """MONAI's residual 3D U-Net (Kerfoot et al., STACOM 2018): a baseline, not part of the reference.
 
     Its strided convolutions see where a window starts, so it has no `reach` and no exact tiling.
 
