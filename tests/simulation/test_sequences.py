@@ -211,6 +211,30 @@ def test_the_target_has_one_sequence_and_a_dual_echo_one_excitation():
             assert draw_protocols(np.random.default_rng(seed), (source, target), target)[target] == TARGETS[target]
 
 
+@pytest.mark.parametrize(
+    ("name", "contrast", "kind", "values"),
+    [
+        ("IXI, PD", "PD", FastSpinEcho, {"tr_ms": 8178, "te_ms": 8}),
+        ("IXI, T2", "T2", FastSpinEcho, {"tr_ms": 5725, "te_ms": 100}),
+        ("ADNI, PD", "PD", FastSpinEcho, {"tr_ms": 3000, "te_ms": 12}),
+        ("ADNI, T2", "T2", FastSpinEcho, {"tr_ms": 3000, "te_ms": 100}),
+        ("ADNI, T1", "T1", Mprage, {"tr_ms": 2300, "ti_ms": 900, "flip_deg": 9}),
+        ("UK Biobank, T1", "T1", Mprage, {"tr_ms": 2000, "ti_ms": 880, "flip_deg": 8}),
+        ("HCP, T1", "T1", Mprage, {"tr_ms": 2400, "ti_ms": 1000, "flip_deg": 8}),
+        ("ADNI, FLAIR", "FLAIR", Flair, {"tr_ms": 9000, "ti_ms": 2500}),
+        ("UK Biobank, FLAIR", "FLAIR", Flair, {"tr_ms": 5000, "ti_ms": 1800}),
+    ],
+)
+def test_protocols_of_public_datasets_lie_among_the_drawn_ones(name, contrast, kind, values):
+    drawn = [draw_protocols(np.random.default_rng(seed), CONTRASTS)[contrast] for seed in range(3000)]
+    deviations = [
+        max(abs(getattr(protocol, key) / value - 1) for key, value in values.items())
+        for protocol in drawn
+        if type(protocol) is kind
+    ]
+    assert min(deviations) < 0.1, name
+
+
 def test_drawn_protocols_can_be_run_and_span_the_kinds():
     kinds = set()
     for seed in range(200):

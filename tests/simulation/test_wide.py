@@ -6,11 +6,11 @@ from scipy import ndimage
 
 from unscanned.errors import SettingsError
 from unscanned.simulation import acquisition
-from unscanned.simulation.acquisition import Geometry
-from unscanned.simulation.lesions import draw_lesions
+from unscanned.simulation.acquisition import Geometry, Receiver
+from unscanned.simulation.lesions import draw_lesions, find_sites
 from unscanned.simulation.relaxation import LESION, NAMES, typical_values
 from unscanned.simulation.stream import Stream
-from unscanned.simulation.wide import Spread, _Painter, draw_subject
+from unscanned.simulation.wide import Spread, _draw_variation, _Painter, draw_subject
 
 SHAPE, SPACING = (56, 68, 60), (3.0, 3.0, 3.0)
 PLAIN = Spread(noise=(1e-6, 1e-6), receive=(0.0, 0.0), brain=0.0, defaced=0.0, cropped=0.0)
@@ -124,6 +124,106 @@ def test_lesions_lie_in_white_matter_and_nowhere_else(small_head):
     assert len(set(np.round(loads, 2))) > 10
 
 
+@pytest.fixture(scope="module")
+def ball():
+    """Voxels of 1 mm around a ventricle of 12 mm: white matter to 50 mm, grey matter to 54, fluid to 57, bone to 62."""
+    at = np.linalg.norm(np.indices((128, 128, 128)) - 63.5, axis=0)
+    tissues = np.zeros(at.shape, np.uint8)
+    for name, radius in (("bone", 62), ("cerebrospinal fluid", 57), ("grey matter", 54), ("white matter", 50)):
+        tissues[at < radius] = NAMES.index(name)
+    tissues[at < 12] = FLUID
+    return tissues, at
+
+
+def test_lesions_of_each_kind_begin_where_their_name_says(ball):
+    tissues, from_middle = ball
+    radii = {kind: from_middle[tuple(at.T)] for kind, at in find_sites(tissues, 1.0).items()}
+    bounds = {"periventricular": (12, 19), "deep": (20, 46), "juxtacortical": (47, 50)}
+    assert set(radii) == set(bounds)
+    for kind, (low, high) in bounds.items():
+        # Distances are measured on every other voxel.
+        assert low - 2 <= radii[kind].min() < low + 3
+        assert high - 3 < radii[kind].max() <= high + 2
+
+
+def test_some_subjects_have_no_lesions_some_small_ones_and_some_confluent_ones(ball):
+    tissues, _ = ball
+    sites = find_sites(tissues, 1.0)
+    largest_ml = []
+    for seed in range(60):
+        found, count = ndimage.label(draw_lesions(np.random.default_rng(seed), tissues, sites, 1.0) >= LESION)
+        largest_ml.append(np.bincount(found.ravel())[1:].max() / 1000 if count else 0.0)
+    largest_ml = np.array(largest_ml)
+    assert 0.12 < (largest_ml == 0).mean() < 0.4
+    assert 0.05 < (largest_ml > 5).mean() < 0.3
+    assert ((largest_ml > 0) & (largest_ml < 1)).mean() > 0.15
+
+
+def test_tissues_vary_smoothly_and_from_voxel_to_voxel():
+    axes = acquisition.axes_of((40, 40, 40), (1.0, 1.0, 1.0))
+    inside = np.arange(40**3)
+    near, far, spreads = [], [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        vary = _draw_variation(rng, axes, inside, np.full(40**3, WHITE, np.uint8))
+        values = typical_values(3.0)
+        log_density = np.log(vary(values).proton_density / values.proton_density[WHITE]).reshape(40, 40, 40)
+        spreads.append(log_density.std())
+        near.append(np.corrcoef(log_density[:-1].ravel(), log_density[1:].ravel())[0, 1])
+        far.append(np.corrcoef(log_density[:-3].ravel(), log_density[3:].ravel())[0, 1])
+    assert 0.003 < min(spreads) < max(spreads) < 0.05
+    assert np.mean(near) > 0.3, "without a smooth part neighbours would not agree"
+    assert np.mean(near) < 0.9, "without grain neighbours would agree"
+    np.testing.assert_allclose(near, far, atol=0.1, err_msg="grain has no neighbours, and the rest is smooth over 3 mm")
+
+
+def test_pulsation_takes_signal_from_fluid_alone():
+    axes = acquisition.axes_of((30, 30, 30), (1.0, 1.0, 1.0))
+    half = np.repeat(np.uint8([WHITE, FLUID]), 30**3 // 2)
+    least = {WHITE: [], FLUID: []}
+    for seed in range(12):
+        vary = _draw_variation(np.random.default_rng(seed), axes, np.arange(30**3), half)
+        values = typical_values(3.0)
+        here = vary(values).proton_density / values.proton_density[half]
+        for tissue, found in least.items():
+            found.append(here[half == tissue].mean())
+    assert min(least[WHITE]) > 0.94
+    assert min(least[FLUID]) < 0.85
+
+
+def test_ghosts_lie_a_shift_away_along_the_phase_axis_and_hold_what_is_missing():
+    signal = np.zeros((20, 24, 16), np.float32)
+    signal[10, 12, 8] = 1
+    receiver = Receiver(np.ones_like(signal), np.ones((1, 1, 16), np.float32), 0.03, 1, 0.25)
+    image = receiver.receive(signal)
+    assert image[10, 6, 8] == pytest.approx(0.03)
+    assert image[10, 18, 8] == pytest.approx(0.03)
+    assert image.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(receiver.receive(signal, ghosts=False), signal)
+
+
+def test_receivers_have_ghosts_as_often_and_as_strong_as_the_spread_says():
+    axes = acquisition.axes_of((24, 24, 24), (2.0, 2.0, 2.0))
+    geometry, field = Geometry(2, (2.0, 2.0, 2.0), (2.0, 2.0, 2.0)), np.ones((24, 24, 24), np.float32)
+    drawn = [acquisition.draw_receiver(np.random.default_rng(n), geometry, axes, field, 0.3) for n in range(400)]
+    ghosts = np.array([receiver.ghost for receiver in drawn])
+    assert 0.2 < (ghosts != 0).mean() < 0.4
+    assert 0.02 < np.abs(ghosts).max() <= 0.03
+    assert {receiver.ghost_axis for receiver in drawn} == {0, 1}
+    assert not any(
+        acquisition.draw_receiver(np.random.default_rng(n), geometry, axes, field, 0.0).ghost for n in range(50)
+    )
+
+
+def test_a_receive_field_is_smooth_and_stays_within_twice_its_strength():
+    axes = acquisition.axes_of((60, 60, 60), (4.0, 4.0, 4.0))
+    fields = np.array([acquisition.draw_field(np.random.default_rng(seed), axes, 0.2) for seed in range(20)])
+    assert np.exp(-0.4) - 1e-5 <= fields.min() < 0.75
+    assert 1.35 < fields.max() <= np.exp(0.4) + 1e-5
+    for axis in (1, 2, 3):
+        assert np.abs(np.diff(fields, axis=axis)).max() < 0.1, "4 mm change it little"
+
+
 def test_thick_slices_keep_the_mean_and_blur_across_themselves_alone():
     fine = acquisition.axes_of((40, 40, 60), (1.0, 1.0, 1.0))
     signal = np.zeros((40, 40, 60), np.float32)
@@ -185,6 +285,7 @@ def test_slices_run_across_every_axis_and_reach_six_mm():
         ("brain", 1.5),
         ("cropped", -0.1),
         ("volumetric", float("nan")),
+        ("ghosts", 1.5),
     ],
 )
 def test_a_spread_that_cannot_be_is_refused_by_name(name, value):
