@@ -1,0 +1,70 @@
+"""Print the paired differences of two arms whose scores stand in CSVs of docs/experiments/scores, as Markdown.
+
+python tools/paired_difference.py FIRST.csv ARM SECOND.csv ARM
+
+The second arm minus the first, inside the head, for each metric that both files have: subject by subject, each the mean
+over its sessions and seeds, with the 95 % t-interval over the subjects that both have. The files may come from
+different runs; that scans, grids and heads are the same is for the reader to know. ARM:SEED names one seed of an arm;
+likewise what a table was made with, such as "ARM:as acquired" of real-slices.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from unscanned.errors import SettingsError
+from unscanned.evaluation.statistics import compare, subject_means
+
+Values = dict[str, list[tuple[str, float]]]
+"""Of each metric, (subject, value) for each scan and seed."""
+
+_NAMES = {"case", "subject", "session", "arm", "region", "status", "reason", "variant", "seed", "steps"}
+_NAMES |= {"seconds_a_step", "metric", "value", "slices", "tilt_deg"}
+
+
+def read_arm(path: Path, name: str) -> Values:
+    """Return the scores of an arm inside the head from a table of `evaluate`, of ablate_recipe.py or real_scans.py.
+
+    Args:
+        path: A CSV with a row for each scan, or for each scan and metric.
+        name: The arm or variant, or those of its rows that have a seed, slices or a tilt, as ARM:SEED.
+
+    Raises:
+        SettingsError: The file has no such arm.
+    """
+    arm, _, only = name.partition(":")
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    values: Values = {}
+    for row in rows:
+        if row.get("variant", row.get("arm")) != arm or row.get("region", "head") != "head":
+            continue
+        if only and only not in (row.get("seed"), row.get("slices"), row.get("tilt_deg")):
+            continue
+        subject = row.get("subject") or row["case"].partition("_")[0].removeprefix("sub-")
+        cells = {row["metric"]: row["value"]} if "metric" in row else row
+        for metric, cell in cells.items():
+            if metric not in _NAMES and cell:
+                values.setdefault(metric, []).append((subject, float(cell)))
+    if not values:
+        there = sorted({row.get("variant", row.get("arm", "")) for row in rows})
+        raise SettingsError("no such arm", where=path, found=", ".join(there), expected=name)
+    return values
+
+
+def differences(first: Values, second: Values) -> str:
+    """Return a Markdown table with a row for each metric that both arms have."""
+    rows = ["| metric | subjects | difference |", "| --- | --- | --- |"]
+    for metric in first:
+        if metric in second:
+            found = compare(subject_means(first[metric]), subject_means(second[metric]))
+            rows.append(f"| {metric} | {found.n} | {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        raise SystemExit(__doc__)
+    print(differences(read_arm(Path(sys.argv[1]), sys.argv[2]), read_arm(Path(sys.argv[3]), sys.argv[4])))
