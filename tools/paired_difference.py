@@ -21,7 +21,8 @@ Values = dict[str, list[tuple[str, float]]]
 """Of each metric, (subject, value) for each scan and seed."""
 
 _NAMES = {"case", "subject", "session", "arm", "region", "status", "reason", "variant", "seed", "steps"}
-_NAMES |= {"seconds_a_step", "metric", "value", "slices", "tilt_deg"}
+_KEYS = ("seed", "slices", "tilt_deg", "domain")
+_NAMES |= {"seconds_a_step", "metric", "value", *_KEYS}
 
 
 def read_arm(path: Path, name: str) -> Values:
@@ -29,7 +30,7 @@ def read_arm(path: Path, name: str) -> Values:
 
     Args:
         path: A CSV with a row for each scan, or for each scan and metric.
-        name: The arm or variant, or those of its rows that have a seed, slices or a tilt, as ARM:SEED.
+        name: The arm or variant, or its rows with one seed, slices, tilt or domain, as ARM:SEED.
 
     Raises:
         SettingsError: The file has no such arm.
@@ -41,7 +42,7 @@ def read_arm(path: Path, name: str) -> Values:
     for row in rows:
         if row.get("variant", row.get("arm")) != arm or row.get("region", "head") != "head":
             continue
-        if only and only not in (row.get("seed"), row.get("slices"), row.get("tilt_deg")):
+        if only and only not in [row.get(key) for key in _KEYS]:
             continue
         subject = row.get("subject") or row["case"].partition("_")[0].removeprefix("sub-")
         cells = {row["metric"]: row["value"]} if "metric" in row else row
