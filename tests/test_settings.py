@@ -131,7 +131,7 @@ def test_nothing_of_the_reference_preset_changes_unnoticed():
             "blur": 0.0,
             "resolution": 0.0,
         },
-        "simulated": {"share": 0.0, "labels": None, "seed": 0, "pool": 8, "every": 10},
+        "simulated": {"share": 0.0, "labels": None, "seed": 0, "pool": 8, "every": 10, "tilt_deg": 3.0},
         "context": {"stages": 1, "input": "volume", "training_input": "out_of_fold", "folds": 2, "stride": 8},
         "synthesis": {
             "mode": "patches",

@@ -287,6 +287,8 @@ class Simulated(Schema):
     "Pairs that are at hand at a time; each takes 9 bytes a voxel of the grid."
     every: int = Field(10, gt=0, le=10**9)
     "Steps after which a new pair takes the place of the oldest."
+    tilt_deg: float = Field(3.0, ge=0, le=10)
+    "Standard deviation of a head's rotation about each axis of its slices, cut at 7/3 of it; more for oblique slices."
 
 
 class Context(Schema):
@@ -678,7 +680,7 @@ _OF_THE_ADVERSARY = {
     "training": ("discriminator_rate", "order"),
 }
 "What means nothing without one, table by table."
-_OF_THE_SIMULATED = {"simulated": ("labels", "seed", "pool", "every")}
+_OF_THE_SIMULATED = {"simulated": ("labels", "seed", "pool", "every", "tilt_deg")}
 _OF_THE_SCHEDULE = {"training": ("final_rate",)}
 _SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")

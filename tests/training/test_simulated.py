@@ -10,13 +10,14 @@ from conftest import COARSE
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import CheckpointError, Interrupted, SettingsError
-from unscanned.settings import Augmentation, Prepare, Training
+from unscanned.settings import Augmentation, Prepare, Training, decisive, without_effect
 from unscanned.simulation.stream import Stream
+from unscanned.simulation.wide import Spread
 from unscanned.synthesis.model_file import load_model
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import normalization, prepare
 from unscanned.training.run import check_settings, train
-from unscanned.training.simulated import SimulatedPairs
+from unscanned.training.simulated import SimulatedPairs, simulated_pairs
 from unscanned.volumes.patches import cut
 
 SHAPE = (32, 32, 32)
@@ -37,6 +38,18 @@ def stream():
         patch.setattr("unscanned.simulation.stream.draw_built_in", COARSE)
         drawn.load()
     return drawn
+
+
+def test_a_training_can_ask_for_oblique_slices(tiny_settings):
+    own = {"share": 1.0, "tilt_deg": 10.0}
+    settings = tiny_settings.change(prepare=GRID, simulated=own)
+    oblique, usual = (simulated_pairs(each).stream for each in (settings, settings.change(simulated={"tilt_deg": 3.0})))
+    assert (oblique.spread, usual.spread) == (Spread(tilt_deg=10.0), Spread())
+    assert decisive(settings)["simulated"] == own
+    [without] = without_effect(settings.change(simulated={"share": 0.0})).values()
+    assert without == {"simulated.tilt_deg": 10.0}
+    with pytest.raises(SettingsError, match=r"simulated\.tilt_deg"):
+        settings.change(simulated={"tilt_deg": 11.0})
 
 
 @pytest.fixture

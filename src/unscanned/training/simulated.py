@@ -10,6 +10,7 @@ from unscanned.errors import SettingsError
 from unscanned.files import sha256
 from unscanned.settings import Settings
 from unscanned.simulation.stream import Stream, StreamedPair
+from unscanned.simulation.wide import Spread
 
 __all__ = ["SimulatedPairs", "simulated_pairs"]
 
@@ -73,5 +74,6 @@ def simulated_pairs(settings: Settings) -> SimulatedPairs | None:
         shape=prepare.shape,
         spacing_mm=prepare.spacing_mm,
         percentile=prepare.percentile,
+        spread=Spread(tilt_deg=own.tilt_deg),
     )
     return SimulatedPairs(stream, share=own.share, size=own.pool, every=own.every)
