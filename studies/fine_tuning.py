@@ -1,6 +1,7 @@
 """What fine-tuning on a handful of pairs gives: a model as it is, gone on with, and one from scratch for as long.
 
 Run: python studies/fine_tuning.py OUT MODEL DATASET... --labels LABEL_MAPS [--source T1w --target T2w --steps 300]
+    [--settings FILE]
 
 Each patient of the BIDS datasets is left out once. On the pairs of all others one network goes on from the model
 (`train --from`), one does so and keeps half of the model's weights (`training.keep`), with --labels one goes on with

@@ -30,10 +30,23 @@ def test_two_arms_of_one_table_differ_by_what_that_table_says():
 def test_tables_of_evaluate_and_of_real_scans_are_read_too():
     tuned = paired_difference.read_arm(SCORES / "fine-tuning.csv", "as-it-is")
     fine = paired_difference.read_arm(SCORES / "real-slices.csv", "t1w-t2w:as acquired")
-    assert len(paired_difference.read_arm(SCORES / "real-slices.csv", "t1w-t2w")["psnr"]) == 2 * len(fine["psnr"])
     assert "| ssim | 6 |" in paired_difference.differences(tuned, fine)
 
 
 def test_an_arm_that_is_not_there_is_told_with_those_that_are():
     with pytest.raises(SettingsError, match="found gdl, noise-free, regression, source, strong, tissues"):
         paired_difference.read_arm(SCORES / "recipe-gdl-1020s.csv", "strnog")
+
+
+@pytest.mark.parametrize(
+    ("file", "arm", "words"),
+    [
+        ("real-slices.csv", "t1w-t2w", "found 3 mm slices, as acquired.*t1w-t2w:ONE OF THEM"),
+        ("recipe-gdl-1020s-table.csv", "gdl", "no scores of subjects"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(file, arm, words):
+    with pytest.raises(SettingsError, match=words):
+        paired_difference.read_arm(SCORES / file, arm)
+    with pytest.raises(SettingsError, match="no interval"):
+        paired_difference.differences({"psnr": [("01", 1.0), ("02", 1.0)]}, {"psnr": [("02", 2.0), ("03", 2.0)]})

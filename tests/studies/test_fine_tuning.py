@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import fine_tuning
 import pytest
@@ -31,8 +32,14 @@ def test_each_patient_is_made_by_networks_that_have_not_seen_it(tiny_dataset, ti
     assert "| fine-tuned | psnr |" in capsys.readouterr().out
 
 
+WITHOUT_GDL = Path(__file__).parents[2] / "docs" / "experiments" / "fine-tuning.toml"
+
+
 def test_half_of_the_patches_are_simulated_where_label_maps_are_at_hand(tmp_path):
     common = {"training": {"device": "cpu"}, "simulated": {"share": 0.0, "labels": "head-labels"}}
     settings = fine_tuning.settings_of(fine_tuning.WITH_WIDE, SHIPPED / "t1w-t2w", tmp_path / "split.json", common)
     assert (settings.simulated.share, settings.simulated.labels) == (0.5, "head-labels")
     assert settings.training.start == str(SHIPPED / "t1w-t2w")
+    assert settings.loss.gdl == 1
+    without = fine_tuning.settings_of("fine-tuned", SHIPPED / "t1w-t2w", tmp_path / "split.json", common, WITHOUT_GDL)
+    assert without.loss.gdl == 0
