@@ -54,8 +54,8 @@ def read_arm(path: Path, name: str) -> Values:
             if metric not in _NAMES and cell:
                 values.setdefault(metric, []).append((subject, float(cell)))
     if len(made_with) > 1:
-        there = ", ".join(sorted(str(value) for each in made_with for value in each if value is not None))
-        raise SettingsError("rows that do not belong together", where=path, found=there, expected=f"{arm}:ONE OF THEM")
+        several = ", ".join(sorted(str(value) for each in made_with for value in each if value is not None))
+        raise SettingsError("rows of different kinds", where=path, found=several, expected=f"{arm}:ONE OF THEM")
     if not values:
         there = sorted({row.get("variant", row.get("arm", "")) for row in rows})
         raise SettingsError("no such arm", where=path, found=", ".join(there), expected=name)

@@ -1,5 +1,7 @@
 """The models that come with the package, each on a head that it has never seen."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,12 @@ def head(tmp_path_factory):
         spacing_mm=2.0,
         seed=4,
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_the_package_names_no_place_on_the_machine_that_trained_it(name):
+    text = (find_model(name).folder / "model.json").read_text(encoding="utf-8")
+    assert not re.findall(r'"[^"]*": "(/[^"]*)"', text)
 
 
 @pytest.mark.slow
