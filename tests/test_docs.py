@@ -184,7 +184,7 @@ def test_every_command_in_the_pages_is_understood(line):
         assert words[1:3] == ["-m", "pytest"]
         assert is_path(words[3])
     else:
-        assert words[0] in {"pip", "mkdir", "dcm2niix", "sbatch", "source", "torchrun"}
+        assert words[0] in {"pip", "mkdir", "git", "dcm2niix", "sbatch", "source", "torchrun"}
 
 
 @each_page
