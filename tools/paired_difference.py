@@ -20,9 +20,11 @@ from unscanned.evaluation.statistics import compare, subject_means
 Values = dict[str, list[tuple[str, float]]]
 """Of each metric, (subject, value) for each scan and seed."""
 
-_NAMES = {"case", "subject", "session", "arm", "region", "status", "reason", "variant", "seed", "steps"}
 _KEYS = ("seed", "slices", "tilt_deg", "domain")
-_NAMES |= {"seconds_a_step", "metric", "value", *_KEYS}
+"Columns that part the rows of one arm."
+
+_NO_METRICS = {"case", "subject", "session", "arm", "variant", "region", "status", "reason", "steps", "seconds_a_step"}
+_NO_METRICS |= {"metric", "value", *_KEYS}
 
 
 def read_arm(path: Path, name: str) -> Values:
@@ -51,7 +53,7 @@ def read_arm(path: Path, name: str) -> Values:
         subject = row.get("subject") or row["case"].partition("_")[0].removeprefix("sub-")
         cells = {row["metric"]: row["value"]} if "metric" in row else row
         for metric, cell in cells.items():
-            if metric not in _NAMES and cell:
+            if metric not in _NO_METRICS and cell:
                 values.setdefault(metric, []).append((subject, float(cell)))
     if len(made_with) > 1:
         several = ", ".join(sorted(str(value) for each in made_with for value in each if value is not None))
