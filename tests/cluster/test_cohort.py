@@ -187,3 +187,14 @@ def test_a_case_beside_a_deadly_one_is_not_given_up_with_it(ahead):
     found = [*in_order(map_cases(Halves(), ["one", "deadly"], names=["one", "deadly"], cluster=ahead))]
     assert found[0].error is None
     assert isinstance(found[1].error, WorkerLost)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_15_seconds_after_a_death_comes_back():
+    with open_cluster("local:1", device="cpu", threads=1) as cluster:
+        for seconds in (14.6, 2.0):  # Dask looks 15 s after a death whether the worker is there: it is on its way then
+            (pid,) = cluster.client.run(os.getpid).values()
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(seconds)
+        wait_for(lambda: cluster.workers, seconds=60)
+        assert halves(1, cluster)[1]

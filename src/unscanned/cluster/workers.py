@@ -43,6 +43,13 @@ _OURS = {
 }
 "Configuration of the schedulers that are started here."
 
+_LOCAL = {
+    # Dask forgets a local worker, and starts none in its place, that is away this long after a death: one that has just
+    # died again with the same scan is. Its nanny starts it again each time.
+    "distributed.deploy.lost-worker-timeout": "365 days",
+}
+"The same of those whose workers are of this machine."
+
 _SHARE_OF_MEMORY = 0.9
 "Of the machine's memory, what all local workers together may take."
 
@@ -180,7 +187,7 @@ def _local(
     memory = machine_bytes()
     with (
         tempfile.TemporaryDirectory(prefix="unscanned-cluster-") as scratch,
-        _dask("dask").config.set(_OURS),
+        _dask("dask").config.set(_OURS | _LOCAL),
         # Certificates of its own: on a machine that many share, nobody else can hand these workers code.
         distributed.LocalCluster(
             n_workers=count,
