@@ -112,6 +112,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "strong-gan",
         {"loss": GDL["loss"] | {"gradient_penalty": 0.0}, "discriminator": {"spectral_norm": True}},
     ),
+    "gan-ten-times": ("strong-gan", {"loss": GDL["loss"] | {"adversarial": 0.1}}),
     "gan-from-the-start": ("strong-gan", {"loss": GDL["loss"] | {"adversarial_after": 0}}),
     "with-wide": ("strong", {"simulated": {"share": 0.5}, "prepare": {"spacing_mm": 1.5}}),
     "resgan": ("resgan", {"training": REPORT} | GDL),

@@ -10,11 +10,13 @@ import pytest
 
 from unscanned.errors import BusyError, DatasetError, SettingsError
 from unscanned.files import lock
+from unscanned.simulation import scanner
 from unscanned.simulation.anatomy import Fractions, LabelMap, Warp, draw_warp
 from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import Grid, add_rician_noise, scan
 from unscanned.simulation.simulate import simulate
 from unscanned.simulation.tissues import LABELS, TISSUES, SpinEcho, Tissue, draw_tissues, spin_echo
+from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume, write_volume
 
 COARSE = {"shape": (24, 28, 24)}
@@ -121,6 +123,29 @@ def test_a_voxel_across_two_tissues_has_the_mixture_of_their_signals():
     assert np.any((inner > 0.15) & (inner < 0.85))
     assert inner.min() > -0.1
     assert inner.max() < 1.25
+
+
+def test_the_mean_over_patients_from_shares_of_tissues_is_that_of_each_one_painted(head):
+    grid = Grid((24, 28, 24), (8.0, 8.0, 8.0))
+    warp = draw_warp(np.random.default_rng(1), grid.extent_mm, deformation_mm=2.0)
+    sequences = {"PD": SpinEcho(2500.0, 8.0), "T2": SpinEcho(2500.0, 100.0)}
+    receive = np.linspace(0.9, 1.1, 24)[:, None, None] * np.ones(grid.shape)
+    painted = []
+    for patient in range(3):
+        rng = np.random.default_rng(patient)
+        tissues, vary = draw_tissues(rng), scanner._draw_variation(rng, grid)
+        images, _ = scanner._sample(scanner._paint(head, grid, tissues, [*sequences.values()]), head, warp, grid)
+        images = [image * receive * vary(own) for image, own in zip(images, sequences.values(), strict=True)]
+        painted.append([(image, scanner.add_rician_noise(image, 0.01, rng)) for image in images])
+    heads = {contrast: head_mask(image) for contrast, (image, _) in zip(sequences, painted[0], strict=True)}
+    shares = [scanner._blur(head.mix({name: name == own for name in TISSUES}), head, grid) for own in TISSUES]
+    sampled, _ = scanner._sample(shares, head, warp, grid)
+    rngs = [np.random.default_rng(patient) for patient in range(3)]
+    found = scanner._mean_over_patients(sampled, sequences, receive, 0.01, heads, grid, rngs)
+    for place, contrast in enumerate(sequences):
+        both = [of[place] for of in painted]
+        plain = np.mean([image / head_scale(noisy, heads[contrast]) for image, noisy in both], axis=0)
+        np.testing.assert_allclose(found[contrast], plain, atol=2e-6)
 
 
 def test_the_label_of_a_voxel_is_the_tissue_whose_signal_it_has():
@@ -294,6 +319,8 @@ def test_more_subjects_than_the_label_maps_allow_is_refused_with_what_to_ask_for
         ("seed", 2**64),
         ("deformation_mm", float("nan")),
         ("deformation_mm", -1.0),
+        ("patients", -1),
+        ("patients", 4),  # needs clean
         ("noise", (float("nan"), 0.1)),
     ],
 )

@@ -11,6 +11,7 @@ from unscanned.simulation.lesions import draw_lesions, find_sites
 from unscanned.simulation.relaxation import LESION, NAMES, typical_values
 from unscanned.simulation.stream import Stream
 from unscanned.simulation.wide import Spread, _draw_variation, _Painter, draw_subject
+from unscanned.volumes.intensity import head_mask, head_scale
 
 SHAPE, SPACING = (56, 68, 60), (3.0, 3.0, 3.0)
 PLAIN = Spread(noise=(1e-6, 1e-6), receive=(0.0, 0.0), brain=0.0, defaced=0.0, cropped=0.0)
@@ -48,6 +49,21 @@ def test_the_image_of_the_tissues_alone_has_the_contrast_of_the_literature(small
     assert grey / white == pytest.approx(signal[GREY] / signal[WHITE], rel=0.1)
     assert np.corrcoef(typical[drawn.tissues > 0], clean[drawn.tissues > 0])[0, 1] > 0.95
     assert not np.allclose(typical, clean, atol=0.02)
+
+
+def test_the_mean_over_patients_is_nearer_than_one_of_them_and_leaves_the_scan_as_it_is(small_head):
+    plain = draw(small_head, 5, spread=PLAIN, clean=("T2",))
+    one, many = (draw(small_head, 5, spread=PLAIN, clean=("T2",), patients=n).posterior["T2"] for n in (1, 12))
+    drawn = draw(small_head, 5, spread=PLAIN, clean=("T2",), patients=1)
+    assert not plain.posterior
+    np.testing.assert_array_equal(drawn.images["T2"], plain.images["T2"])
+    np.testing.assert_array_equal(drawn.posterior["T2"], one)
+    clean = drawn.clean["T2"]
+    inside = head_mask(clean)
+    unit = clean / head_scale(clean, inside)
+    errors = [float(np.sqrt(np.mean((image - unit)[inside] ** 2))) for image in (many, one)]
+    assert errors[0] < errors[1] < 0.2
+    assert np.percentile(many[inside], 99.9) < 1  # extremes average out
 
 
 def test_every_pair_of_contrasts_can_be_drawn(small_head):

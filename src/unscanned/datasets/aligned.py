@@ -8,7 +8,7 @@ import numpy as np
 
 from unscanned.datasets.pairs import Pair
 from unscanned.volumes.grid import onto_grid
-from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.intensity import UNIT_PERCENTILE, head_mask, head_scale
 from unscanned.volumes.nifti import Volume
 
 __all__ = ["Aligned", "align"]
@@ -33,7 +33,9 @@ class Aligned:
     target_scale: float
 
 
-def align(pair: Pair, source: Volume, target: Volume, *, resample: bool = False, percentile: float = 99.9) -> Aligned:
+def align(
+    pair: Pair, source: Volume, target: Volume, *, resample: bool = False, percentile: float = UNIT_PERCENTILE
+) -> Aligned:
     """Bring the target onto the source's grid, and find the heads and scales of both.
 
     Args:

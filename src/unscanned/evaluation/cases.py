@@ -21,7 +21,7 @@ from unscanned.formats.sidecar import Intensity
 from unscanned.machine.crash import of_one
 from unscanned.schema import read
 from unscanned.volumes.grid import onto_grid
-from unscanned.volumes.intensity import head_mask, head_scale
+from unscanned.volumes.intensity import UNIT_PERCENTILE, head_mask, head_scale
 from unscanned.volumes.nifti import GENERATED, Volume, read_volume
 
 __all__ = [
@@ -41,13 +41,18 @@ __all__ = [
 BASELINES = ("source", "regression")
 "Arms that are made here and need no synthetic volume."
 
-CEILINGS = {"noise-free": "noisefree", "tissues": "tissues"}
+CEILINGS = {"noise-free": "noisefree", "tissues": "tissues", "posterior": "posterior"}
 """Arms of a simulated target, by the name of their files: without its noise, which is about what a method could score
-that knew everything else (the mean of a magnitude is a little above it where there is next to no signal); and with the
-literature's values of its tissues, for one that knew each voxel's tissues."""
+that knew everything else (the mean of a magnitude is a little above it where there is next to no signal); with the
+literature's values of its tissues, for one that knew each voxel's tissues; and the mean over patients with these
+tissues, which is the best guess of that one."""
 
-ALLOWED = {"noise-free": "noise allows", "tissues": "knowing each voxel's tissue allows"}
-"What these two are the score of, in words."
+ALLOWED = {
+    "noise-free": "noise allows",
+    "tissues": "knowing each voxel's tissue allows",
+    "posterior": "the mean over patients with these tissues has",
+}
+"What these are the score of, in words."
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +158,7 @@ def load_images(
     synthetic: Mapping[str, Path | None],
     *,
     regression: Regression | None = None,
-    percentile: float = 99.9,
+    percentile: float = UNIT_PERCENTILE,
     resample: bool = False,
     ceilings: Mapping[str, Path] | None = None,
     labels: Labels | None = None,
@@ -233,7 +238,7 @@ def evaluated_images(case: Case, evaluation: EvaluationRecord) -> Images:
 
 
 def training_pair(
-    pair: Pair, *, percentile: float = 99.9, resample: bool = False
+    pair: Pair, *, percentile: float = UNIT_PERCENTILE, resample: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (source, target, head) of a training case in unit scale, for `fit_regression`.
 
@@ -271,8 +276,10 @@ def _read_ceiling(
     arm: str, path: Path, target: Volume, scale: np.float32, head: np.ndarray, percentile: float, resample: bool
 ) -> np.ndarray:
     array = _onto(target, read_volume(path), resample)
-    # The noise-free image is in the target's units; the other knows no more of its scale than a network does.
-    return array / (scale if arm == "noise-free" else np.float32(head_scale(array, head, percentile)))
+    # The noise-free image is in the target's units, the mean over patients in unit scale of the usual percentile; the
+    # image of the literature's values knows no more of its scale than a network does.
+    known = {"noise-free": scale} | ({"posterior": np.float32(1)} if percentile == UNIT_PERCENTILE else {})
+    return array / (known.get(arm) or np.float32(head_scale(array, head, percentile)))
 
 
 def _ras(volume: Volume) -> Volume:

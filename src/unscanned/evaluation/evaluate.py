@@ -60,6 +60,7 @@ from unscanned.machine.crash import of_one
 from unscanned.machine.provenance import utc_now, version
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress, begin
+from unscanned.volumes.intensity import UNIT_PERCENTILE
 
 __all__ = ["EVALUATION", "Evaluation", "claim_evaluation", "evaluate"]
 
@@ -136,7 +137,7 @@ def evaluate(
     `source`; with training subjects, a voxelwise regression fitted on them is scored as the arm `regression`, and for a
     model from elsewhere one fitted on the other scored subjects, if `leave_one_out` says so. Where
     `simulate` made the dataset, errors are counted in each tissue too, and where it did so with `--clean`, the limits
-    are scored as the arms `noise-free` and `tissues`: see `CEILINGS`.
+    that it wrote are scored as the arms of `CEILINGS`.
 
     Args:
         dataset: Folder or CSV file with the acquired pairs.
@@ -510,7 +511,7 @@ def _percentile(intensities: Sequence[tuple[str, Path, Intensity]], given: float
             expected="one for all arms" if given is None else f"{given:g}, as given",
             do="Score arms whose models had the same prepare.percentile.",
         )
-    return next(iter(wanted), 99.9)
+    return next(iter(wanted), UNIT_PERCENTILE)
 
 
 def _constants(intensities: Sequence[tuple[str, Path, Intensity]], warnings: list[str]) -> Constants:

@@ -16,12 +16,13 @@ from scipy import ndimage
 
 from unscanned.simulation.anatomy import Anatomy, draw_warp, smooth_field
 from unscanned.simulation.tissues import TISSUES, SpinEcho, Tissue, draw_sequences, draw_tissues, spin_echo
+from unscanned.volumes.intensity import head_mask, head_scale
 
 __all__ = ["CONTRASTS", "Grid", "Scan", "add_rician_noise", "scan"]
 
 CONTRASTS = ("PD", "T2", "T1")
 
-_SUBJECT, _NOISE = 1, 2
+_SUBJECT, _NOISE, _PATIENT = 1, 2, 7
 _ABOVE_VERTEX_MM = 14.0
 # Tissues are not uniform: proton density varies by about 1.5 %, and 1 / T2 by as much as 4 % of a T2 of 90 ms.
 _DENSITY_VARIATION = 0.015
@@ -80,6 +81,8 @@ class Scan:
     "The images without noise, float32; empty where they were not asked for."
     typical: Mapping[str, np.ndarray]
     "The images of the same anatomy and scanner with the tissue values of `TISSUES`, without noise; likewise."
+    posterior: Mapping[str, np.ndarray]
+    "Their mean over other patients, in unit scale, without noise; likewise."
 
 
 def scan(
@@ -93,6 +96,7 @@ def scan(
     shading: tuple[float, float],
     deformation_mm: float,
     clean: bool = False,
+    patients: int = 0,
 ) -> Scan:
     """Simulate one subject: all contrasts on one grid, with one deformation and one receive field.
 
@@ -106,14 +110,14 @@ def scan(
         shading: As in `simulate`.
         deformation_mm: As in `simulate`.
         clean: As in `simulate`.
+        patients: As in `simulate`.
     """
     rng = np.random.default_rng([seed, _SUBJECT, subject])
     tissues, sequences = draw_tissues(rng), draw_sequences(rng)
     warp = draw_warp(rng, grid.extent_mm, deformation_mm=deformation_mm)
     strength = float(rng.uniform(*shading))
     receive = np.exp(strength * smooth_field(rng, grid.axes_mm, 90.0))
-    density = np.exp(_DENSITY_VARIATION * smooth_field(rng, grid.axes_mm, 15.0))
-    extra_decay_hz = _DECAY_VARIATION_HZ * smooth_field(rng, grid.axes_mm, 15.0)
+    vary = _draw_variation(rng, grid)
     gain = float(rng.uniform(500, 1500))
     sigma = gain * float(rng.uniform(*noise)) * spin_echo(tissues["white matter"], sequences["PD"])
     used = {contrast: sequences[contrast] for contrast in contrasts}
@@ -121,15 +125,62 @@ def scan(
     known = _paint(anatomy, grid, TISSUES, [*used.values()]) if clean else []
     sampled, labels = _sample([*painted, *known], anatomy, warp, grid)
     images, without, typical = {}, {}, {}
+    posterior: dict[str, np.ndarray] = {}
     for contrast, signal in zip(used if clean else (), sampled[len(used) :], strict=True):
         typical[contrast] = signal * np.float32(gain) * receive
     for contrast, signal in zip(used, sampled[: len(used)], strict=True):
-        signal *= gain * receive * density * np.exp(-sequences[contrast].te_ms / 1000 * extra_decay_hz)
+        signal *= gain * receive * vary(sequences[contrast])
         if clean:
             without[contrast] = signal
         noise_rng = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         images[contrast] = np.round(add_rician_noise(signal, sigma, noise_rng))
-    return Scan(images, used, tissues, sigma, gain, strength, labels, without, typical)
+    if patients:
+        heads = {contrast: head_mask(image, grid.affine) for contrast, image in typical.items()}
+        shares = [_blur(anatomy.mix({name: name == own for name in TISSUES}), anatomy, grid) for own in TISSUES]
+        sampled, _ = _sample(shares, anatomy, warp, grid)
+        drawn = (np.random.default_rng([seed, _PATIENT, subject, patient]) for patient in range(patients))
+        posterior = _mean_over_patients(sampled, used, receive, sigma / gain, heads, grid, [*drawn])
+    return Scan(images, used, tissues, sigma, gain, strength, labels, without, typical, posterior)
+
+
+def _mean_over_patients(
+    shares: Sequence[np.ndarray],
+    sequences: Mapping[str, SpinEcho],
+    receive: np.ndarray,
+    sigma: float,
+    heads: Mapping[str, np.ndarray],
+    grid: Grid,
+    patients: Sequence[np.random.Generator],
+) -> dict[str, np.ndarray]:
+    """Return by contrast the mean of noise-free images, each in unit scale, of patients with these shares of tissues.
+
+    Args:
+        shares: Of each tissue in each voxel, in the order of `TISSUES`.
+        sequences: By contrast.
+        receive: Receive field.
+        sigma: Of the noise, per unit of proton density; it is in what a scale is the percentile of.
+        heads: Voxels that the scale is taken from, by contrast.
+        grid: Where the images lie.
+        patients: What the values and the variation of each patient are drawn from.
+    """
+    mean = {contrast: np.zeros(grid.shape) for contrast in sequences}
+    for rng in patients:
+        tissues, vary = draw_tissues(rng), _draw_variation(rng, grid)
+        for contrast, sequence in sequences.items():
+            image = np.zeros(grid.shape, np.float32)
+            for share, tissue in zip(shares, tissues.values(), strict=True):
+                image += np.float32(spin_echo(tissue, sequence)) * share
+            image *= receive * vary(sequence)
+            scale = head_scale(add_rician_noise(image, sigma, rng), heads[contrast])
+            mean[contrast] += image / (scale * len(patients))
+    return {contrast: image.astype(np.float32) for contrast, image in mean.items()}
+
+
+def _draw_variation(rng: np.random.Generator, grid: Grid) -> Callable[[SpinEcho], np.ndarray]:
+    """Draw how a patient's tissues vary; returns the factor that it puts on the signal of a sequence, (i, j, k)."""
+    density = np.exp(_DENSITY_VARIATION * smooth_field(rng, grid.axes_mm, 15.0))
+    extra_decay_hz = _DECAY_VARIATION_HZ * smooth_field(rng, grid.axes_mm, 15.0)
+    return lambda sequence: density * np.exp(-sequence.te_ms / 1000 * extra_decay_hz)
 
 
 def add_rician_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

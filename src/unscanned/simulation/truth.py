@@ -18,11 +18,23 @@ from unscanned.simulation.scanner import Grid
 from unscanned.simulation.wide import Drawn
 from unscanned.volumes.nifti import write_volume
 
-__all__ = ["KINDS", "TRUTH", "names", "suffix", "write_description", "write_drawn", "write_known", "write_labels"]
+__all__ = [
+    "KINDS",
+    "POSTERIOR",
+    "TRUTH",
+    "names",
+    "suffix",
+    "write_description",
+    "write_drawn",
+    "write_known",
+    "write_labels",
+]
 
 TRUTH = Path("derivatives") / "truth"
 KINDS = ("noisefree", "tissues")
 "Images that are known of a simulated subject: without noise, and with the literature's values of its tissues."
+POSTERIOR = "posterior"
+"The mean of the latter over patients, which is asked for."
 _GAIN = 6
 
 
@@ -31,15 +43,16 @@ def suffix(contrast: str) -> str:
     return contrast if contrast == "FLAIR" else f"{contrast}w"
 
 
-def names(subject: str, clean: Sequence[str]) -> list[str]:
+def names(subject: str, clean: Sequence[str], patients: int = 0) -> list[str]:
     """Return the names, without endings, of what stands below derivatives/truth for a subject."""
-    return [f"{subject}_dseg", *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in KINDS)]
+    kinds = [*KINDS, *([POSTERIOR] if patients else [])]
+    return [f"{subject}_dseg", *(f"{subject}_desc-{kind}_{suffix(contrast)}" for contrast in clean for kind in kinds)]
 
 
 def write_known(
     out: Path, subject: str, kind: str, images: Mapping[str, np.ndarray], affine: np.ndarray, origin: dict[str, Any]
 ) -> None:
-    """Write images of one of the `KINDS`, by contrast, in the units of the images with noise."""
+    """Write images of a kind, by contrast: the `KINDS` in the units of those with noise, `POSTERIOR` in unit scale."""
     for contrast, image in images.items():
         _write(_stem(out, subject, f"desc-{kind}_{suffix(contrast)}"), image, affine, _told(origin))
 
@@ -88,6 +101,8 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
     for kind, images in zip(KINDS, (drawn.clean, drawn.typical), strict=True):
         turned = {contrast: gain * _turned(image) for contrast, image in images.items()}
         write_known(out, subject, kind, turned, affine, origin)
+    turned = {contrast: _turned(image) for contrast, image in drawn.posterior.items()}
+    write_known(out, subject, POSTERIOR, turned, affine, origin)
 
 
 def write_description(out: Path, parameters: dict[str, Any]) -> None:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from unscanned.errors import SettingsError
 from unscanned.simulation import acquisition
-from unscanned.simulation.acquisition import Axes, Geometry
+from unscanned.simulation.acquisition import Axes, Geometry, Receiver
 from unscanned.simulation.anatomy import Warp, draw_warp, smooth_field
 from unscanned.simulation.coverage import brain_mask, deface, draw_window
 from unscanned.simulation.heads import Head
 from unscanned.simulation.lesions import draw_lesions
 from unscanned.simulation.relaxation import FIELDS_T, NAMES, Parameters, draw_values, typical_values
 from unscanned.simulation.sequences import CONTRASTS, Mprage, PulseSequence, SpoiledGradientEcho, draw_protocols
+from unscanned.volumes.intensity import head_mask, head_scale
 
 __all__ = ["Drawn", "Spread", "draw_subject"]
 
-_VOXELS, _NOISE = 3, 4
+_VOXELS, _NOISE, _PATIENT = 3, 4, 8
 _WHITE, _FLUIDS = NAMES.index("white matter"), [NAMES.index("cerebrospinal fluid"), NAMES.index("eye fluid")]
 _FATTY = [NAMES.index("fat"), NAMES.index("marrow")]
 _FAT_IN_TRAINS = 1.6
@@ -107,6 +109,7 @@ class Drawn:
         images: Magnitude by contrast, float32 (i, j, k), white matter at about 1 before the receive field.
         clean: The same without noise and ghosts, of the contrasts that were asked for.
         typical: The same contrasts of the same anatomy and scanner with the values of `VALUES`, uniform in each tissue.
+        posterior: Their mean over other patients, each in unit scale; empty where it was not asked for.
         tissues: Index into `NAMES`, uint8 (i, j, k); 0 where the image was cut away.
         field_t: Field strength, tesla.
         protocols: Sequence by contrast.
@@ -120,6 +123,7 @@ class Drawn:
     images: Mapping[str, np.ndarray]
     clean: Mapping[str, np.ndarray]
     typical: Mapping[str, np.ndarray]
+    posterior: Mapping[str, np.ndarray]
     tissues: np.ndarray
     field_t: float
     protocols: Mapping[str, PulseSequence]
@@ -141,6 +145,7 @@ def draw_subject(
     subject: int,
     spread: Spread = _DEFAULT,
     clean: Sequence[str] = (),
+    patients: int = 0,
 ) -> Drawn:
     """Draw one subject: a function of the head, the grid, the contrasts, the seed and the subject's number.
 
@@ -154,6 +159,7 @@ def draw_subject(
         subject: The subject's number.
         spread: What is drawn from.
         clean: Contrasts to return without noise too.
+        patients: Over how many other patients `posterior` is the mean, for the contrasts of `clean`; 0 makes none.
     """
     rng = np.random.default_rng([seed, _VOXELS, subject])
     field_t = float(rng.choice(FIELDS_T))
@@ -175,6 +181,7 @@ def draw_subject(
     images, sigmas, fats = {}, {}, {}
     without: dict[str, np.ndarray] = {}
     typical: dict[str, np.ndarray] = {}
+    posterior: dict[str, np.ndarray] = {}
     for contrast, protocol in protocols.items():
         own = np.random.default_rng([seed, _NOISE, subject, CONTRASTS.index(contrast)])
         fats[contrast] = _draw_fat(own, contrast, is_target=contrast == target)
@@ -189,12 +196,24 @@ def draw_subject(
         if contrast in clean:
             known = _apparent(typical_values(field_t), protocol, bright_vessels, fats[contrast])
             uniform = painter.sample(protocol.signal(known)[painter.index] / unit)
-            for made, of in ((without, signal), (typical, uniform)):
-                made[contrast] = acquisition.interpolate(receiver.receive(of, ghosts=False), acquired, axes) * kept
+            quiet = partial(_receive_quietly, receiver, acquired, axes, kept)
+            without[contrast], typical[contrast] = quiet(signal), quiet(uniform)
+            if patients:
+                inside, mean = head_mask(typical[contrast]), np.zeros(shape)
+                for patient in range(patients):
+                    other = np.random.default_rng([seed, _PATIENT, subject, patient])
+                    apparent = _apparent(draw_values(other, field_t), protocol, other.uniform(1, 4), fats[contrast])
+                    vary_other = _draw_variation(other, fine_axes, painter.inside, painter.index)
+                    unit = np.float32(abs(protocol.signal(apparent)[_WHITE]))
+                    signal = painter.sample(protocol.signal(vary_other(apparent)) / unit)
+                    noisy = acquisition.acquire(signal, receiver, sigmas[contrast], other, acquired, axes)
+                    mean += quiet(signal) / (head_scale(noisy * kept, inside) * patients)
+                posterior[contrast] = mean.astype(np.float32)
     return Drawn(
         images,
         without,
         typical,
+        posterior,
         _pick(tissues, fine_axes, axes) * kept,
         field_t,
         protocols,
@@ -204,6 +223,13 @@ def draw_subject(
         coverage,
         values,
     )
+
+
+def _receive_quietly(
+    receiver: Receiver, acquired: Axes, axes: Axes, kept: np.ndarray, signal: np.ndarray
+) -> np.ndarray:
+    """Return the image that a coil makes of a sampled signal, without noise and ghosts, where the scan covers it."""
+    return acquisition.interpolate(receiver.receive(signal, ghosts=False), acquired, axes) * kept
 
 
 class _Painter:

@@ -31,7 +31,7 @@ from unscanned.progress import Progress, begin
 from unscanned.settings import Prepare
 from unscanned.training.maps import MappedVolumes
 from unscanned.volumes.grid import Frame, frame
-from unscanned.volumes.intensity import Contrast, Normalization
+from unscanned.volumes.intensity import UNIT_PERCENTILE, Contrast, Normalization
 from unscanned.volumes.nifti import GENERATED, Volume, read_volume
 
 __all__ = ["Case", "normalization", "prepare", "prepare_pair", "refuse_other_cases"]
@@ -254,7 +254,7 @@ def _is_known(case: Case, pair: Pair, settings: Prepare) -> bool:
     return False
 
 
-def normalization(cases: Iterable[Case], *, percentile: float = 99.9) -> Normalization:
+def normalization(cases: Iterable[Case], *, percentile: float = UNIT_PERCENTILE) -> Normalization:
     """Return the constants of the training set; hand it the training cases only.
 
     Means and standard deviations are those of all voxels of all volumes, background included, in float64.

@@ -11,7 +11,11 @@ from scipy import ndimage
 from unscanned.errors import VolumeError
 from unscanned.volumes.orientation import from_ras, to_ras
 
-__all__ = ["Contrast", "Normalization", "head_mask", "head_scale", "largest_component"]
+__all__ = ["UNIT_PERCENTILE", "Contrast", "Normalization", "head_mask", "head_scale", "largest_component"]
+
+
+UNIT_PERCENTILE = 99.9
+"Percentile inside the head that is 1 in unit scale, unless `prepare.percentile` says otherwise."
 
 
 def head_mask(array: np.ndarray, affine: np.ndarray | None = None) -> np.ndarray:
@@ -55,7 +59,9 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count else np.zeros(mask.shape, bool)
 
 
-def head_scale(array: np.ndarray, mask: np.ndarray, percentile: float = 99.9, *, where: object = None) -> float:
+def head_scale(
+    array: np.ndarray, mask: np.ndarray, percentile: float = UNIT_PERCENTILE, *, where: object = None
+) -> float:
     """Return the intensity that becomes 1: a percentile inside the head, which a few extreme voxels cannot set.
 
     Args:

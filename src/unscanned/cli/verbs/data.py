@@ -110,6 +110,7 @@ def simulate(
     physics: Literal["narrow", "wide"] = "narrow",
     target: str | None = None,
     clean: Annotated[bool, Parameter(negative="")] = False,
+    patients: int = 0,
 ) -> None:
     """Write simulated PD, T2, T1 and FLAIR volumes as a BIDS dataset, from label maps or from heads of its own.
 
@@ -143,6 +144,8 @@ def simulate(
         With wide physics, the contrast whose sequence stays the same; the last of the contrasts by default.
     clean
         Write images without noise too, into derivatives/truth; evaluate then says what noise and tissues allow.
+    patients
+        With --clean, write the mean over so many patients with the same tissues too, about a second each.
     """
     from unscanned.simulation import simulate as module
 
@@ -159,6 +162,7 @@ def simulate(
             physics=physics,
             target=target,
             clean=clean,
+            patients=patients,
             progress=progress,
         )
     terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
