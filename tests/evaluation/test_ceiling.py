@@ -107,6 +107,8 @@ def test_the_tissues_alone_explain_less_than_everything_but_the_noise_and_more_t
 def test_the_mean_over_patients_is_a_limit_too_and_as_near_as_so_few_of_them_allow(cohort, tmp_path):
     simulate(tmp_path / "heads", clean=True, patients=8, **SMALL)
     image = "derivatives/truth/sub-001/anat/sub-001_desc-tissues_T2w.nii.gz"
+    sidecar = tmp_path / "heads" / image.replace("tissues_T2w.nii.gz", "posterior_T2w.json")
+    assert json.loads(sidecar.read_text())["Simulation"]["Patients"] == 8
     assert (tmp_path / "heads" / image).read_bytes() == (cohort / "heads" / image).read_bytes()
     evaluation = evaluate(tmp_path / "heads", {"blurred": cohort / "blurred"}, tmp_path / "out")
     assert evaluation.arms == ("source", "noise-free", "tissues", "posterior", "blurred")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from unscanned.datasets.layout import take_inventory
-from unscanned.errors import SettingsError
+from unscanned.errors import DatasetError, SettingsError
 from unscanned.simulation import simulate as module
 from unscanned.simulation.relaxation import LESION
 from unscanned.simulation.simulate import simulate
 from unscanned.simulation.wide import Spread
+from unscanned.volumes.intensity import head_mask
 from unscanned.volumes.nifti import read_volume
 
 COARSE = {"shape": (40, 48, 40), "spacing_mm": 5.0}
@@ -115,6 +116,22 @@ def test_the_command_line_writes_a_wide_dataset_of_label_maps(shared_data, tmp_p
     assert (out / "sub-001" / "anat" / "sub-001_T2w.nii.gz").exists()
     assert (out / "derivatives" / "truth" / "sub-001" / "anat" / "sub-001_dseg.nii.gz").exists()
     assert not list(Path(out).rglob("*noisefree*"))
+
+
+def test_wide_physics_writes_the_mean_over_patients_in_unit_scale_on_the_grid_of_the_scan(
+    tmp_path, small_head, monkeypatch
+):
+    monkeypatch.setattr(module, "draw_built_in", lambda name, rng: small_head)
+    options = {"subjects": 1, "contrasts": ("T1", "T2"), "physics": "wide", "clean": True, "seed": 3, **COARSE}
+    simulate(tmp_path, patients=2, **options)
+    noisy = read_volume(tmp_path / "sub-001" / "anat" / "sub-001_T2w.nii.gz")
+    mean = read_volume(tmp_path / "derivatives/truth/sub-001/anat/sub-001_desc-posterior_T2w.nii.gz")
+    np.testing.assert_array_equal(mean.affine, noisy.affine)
+    inside = head_mask(noisy.array, noisy.affine)
+    assert 0.6 < np.percentile(mean.array[inside], 99.9) < 1.1
+    assert np.corrcoef(mean.array[inside], noisy.array[inside])[0, 1] > 0.8
+    with pytest.raises(DatasetError, match="would not write"):
+        simulate(tmp_path, **options)
 
 
 def test_narrow_physics_writes_noise_free_images_too_and_the_same_scans(tmp_path):

@@ -185,7 +185,7 @@ def simulate(
                         clean=without_noise,
                         patients=patients,
                     )
-                    truth.write_drawn(out, _subject(index), drawn, grid, origin, index)
+                    truth.write_drawn(out, _subject(index), drawn, grid, origin, index, patients)
                 else:
                     result = scan(
                         anatomy,
@@ -198,7 +198,7 @@ def simulate(
                         patients=patients,
                         **ranges,
                     )
-                    _write_subject(out, _subject(index), result, grid, origin)
+                    _write_subject(out, _subject(index), result, grid, origin, patients)
         source = f"a label map of {Path(labels).name}" if labels else "drawn by the package"
         truth.write_description(out, settings)
         _write_description(out, anatomies, source, settings, wide=wide is not None)
@@ -366,7 +366,7 @@ def _anatomy_name(maps: list[Path] | None, index: int) -> str:
     return map_name(maps[index]) if maps else f"built-in-{index + 1:03d}"
 
 
-def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: dict[str, Any]) -> None:
+def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: dict[str, Any], patients: int) -> None:
     for contrast, image in result.images.items():
         stem = out / subject / "anat" / f"{subject}_{contrast}w"
         timing = result.sequences[contrast]
@@ -389,8 +389,8 @@ def _write_subject(out: Path, subject: str, result: Scan, grid: Grid, origin: di
         files.write_json(stem.with_name(stem.name + ".json"), sidecar)
         write_volume(stem.with_name(stem.name + ".nii.gz"), image, grid.affine, description="simulated by unscanned")
     truth.write_labels(out, subject, result.labels, grid.affine, origin)
-    kinds = (*truth.KINDS, truth.POSTERIOR)
-    for kind, images in zip(kinds, (result.clean, result.typical, result.posterior), strict=True):
+    truth.write_posterior(out, subject, result.posterior, grid.affine, origin, patients)
+    for kind, images in zip(truth.KINDS, (result.clean, result.typical), strict=True):
         truth.write_known(out, subject, kind, images, grid.affine, origin)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "write_drawn",
     "write_known",
     "write_labels",
+    "write_posterior",
 ]
 
 TRUTH = Path("derivatives") / "truth"
@@ -52,7 +53,7 @@ def names(subject: str, clean: Sequence[str], patients: int = 0) -> list[str]:
 def write_known(
     out: Path, subject: str, kind: str, images: Mapping[str, np.ndarray], affine: np.ndarray, origin: dict[str, Any]
 ) -> None:
-    """Write images of a kind, by contrast: the `KINDS` in the units of those with noise, `POSTERIOR` in unit scale."""
+    """Write images of a kind, by contrast; those of `KINDS` are in the units of the images with noise."""
     for contrast, image in images.items():
         _write(_stem(out, subject, f"desc-{kind}_{suffix(contrast)}"), image, affine, _told(origin))
 
@@ -62,7 +63,16 @@ def write_labels(out: Path, subject: str, tissues: np.ndarray, affine: np.ndarra
     _write(_stem(out, subject, "dseg"), np.minimum(tissues, LESION), affine, _told(origin))
 
 
-def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int) -> None:
+def write_posterior(
+    out: Path, subject: str, images: Mapping[str, np.ndarray], affine: np.ndarray, origin: dict[str, Any], patients: int
+) -> None:
+    """Write means over patients, by contrast, in unit scale."""
+    write_known(out, subject, POSTERIOR, images, affine, {**origin, "Patients": patients})
+
+
+def write_drawn(
+    out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[str, Any], number: int, patients: int
+) -> None:
     """Write the images, the labels and the noise-free images of a subject, each with a sidecar.
 
     Args:
@@ -72,6 +82,7 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
         grid: Where its images lie.
         origin: Anatomy and seed, for the sidecars.
         number: The subject's number, which with the seed decides the gain.
+        patients: That were drawn for the mean over them.
     """
     gain = float(np.random.default_rng([origin["Seed"], _GAIN, number]).uniform(300, 1500))
     affine = grid.affine
@@ -102,7 +113,7 @@ def write_drawn(out: Path, subject: str, drawn: Drawn, grid: Grid, origin: dict[
         turned = {contrast: gain * _turned(image) for contrast, image in images.items()}
         write_known(out, subject, kind, turned, affine, origin)
     turned = {contrast: _turned(image) for contrast, image in drawn.posterior.items()}
-    write_known(out, subject, POSTERIOR, turned, affine, origin)
+    write_posterior(out, subject, turned, affine, origin, patients)
 
 
 def write_description(out: Path, parameters: dict[str, Any]) -> None:
