@@ -68,7 +68,7 @@ def test_the_limits_of_a_simulated_target_are_told(content):
     (verdict, *_) = verdicts(with_psnr(content, rows))
     assert verdict.text == (
         "is 2.3 dB [1.9, 2.6] above the voxelwise regression. It is 12.3 dB below what noise allows and 0.4 dB above "
-        "what knowing each voxel's tissue allows."
+        "what the literature's tissue values allow."
     )
 
 

@@ -49,8 +49,8 @@ tissues, which is the best guess of that one."""
 
 ALLOWED = {
     "noise-free": "noise allows",
-    "tissues": "knowing each voxel's tissue allows",
-    "posterior": "the mean over patients with these tissues has",
+    "tissues": "the literature's tissue values allow",
+    "posterior": "the mean over patients with these tissues allows",
 }
 "What these are the score of, in words."
 

@@ -111,8 +111,8 @@ def simulate(
             literature's values of the subject's tissues. `evaluate` scores them as limits.
         patients: With `clean`, write the mean over so many other patients with the same tissues in each voxel too, on
             the same scanner, each in unit scale (the 99.9th percentile inside the head is 1). It is the best guess of
-            who knows the tissues and not the patient; the mean over n is up to 10 log10(1 + 1 / n) dB below that over
-            all. Each takes about a second.
+            who knows the tissues and not the patient; its squared error is expected to be up
+            to 1 + 1/n times that of a mean over all. Each takes about a second.
         progress: Called with (subjects done, subjects, label). Without it a bar, in a terminal and in Jupyter; None
             draws none.
 
