@@ -37,8 +37,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     record = read_evaluation(given.evaluation)
-    arms = given.arms or record.compared
-    known = [*record.compared, *BASELINES]
+    arms = given.arms or list(record.folders)
+    known = [*record.folders, *BASELINES]
     if unknown := [arm for arm in arms if arm not in known]:
         parser.error(f"no such arm: found {', '.join(unknown)}, expected some of {', '.join(known)}")
     sharpness, agreement = measure(record, arms)
@@ -47,7 +47,9 @@ def main() -> None:
     for arm in arms:
         cells = [arm]
         for found in (sharpness, agreement):
-            cells.append(mean_sd(summarize(found[arm].values(), of=len(record.cases)), DIGITS))
+            cells.append(
+                mean_sd(summarize(found[arm].values(), of=len({case.subject for case in record.cases})), DIGITS)
+            )
             cells.append("" if arm == arms[0] else mean_interval(compare(found[arms[0]], found[arm]), DIGITS))
         print(f"| {' | '.join(cells)} |")
 
@@ -58,7 +60,7 @@ def measure(record: EvaluationRecord, arms: Sequence[str]) -> tuple[dict[str, di
     for case in record.cases:
         images = evaluated_images(case, record)
         target = detail(images.target)[images.head]
-        for arm in arms:
+        for arm in filter(images.arms.__contains__, arms):
             image, inside = images.arms[arm], images.head
             gain = np.vdot(images.target[inside], image[inside]) / np.vdot(image[inside], image[inside])
             made = detail(gain * image)[inside]
