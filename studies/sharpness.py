@@ -1,12 +1,15 @@
 """How sharp the arms of an evaluation are, and whether their detail lies where the target's does, as a Markdown table.
 
-Run: python studies/sharpness.py EVALUATION [--arms gdl gan-gdl]
+Run: python studies/sharpness.py EVALUATION [--arms gdl gan-gdl] [--no-gain]
 
 HFEN is an error: of two images whose detail is as much in the right place, the blurred one has the lower. Here the
 detail of an image is its Laplacian inside the head (six neighbours, no smoothing), after the one gain that fits the
 image to the target best. Sharpness is its standard deviation over that of the target's detail, noise included: the root
 of the variance of the Laplacian of J. L. Pech-Pacheco et al., ICPR 2000. 1 is as sharp as the target, less is blurred,
 more is noisier or sharper. Agreement is the correlation of the two: detail that is invented lowers it.
+
+The gain that fits best is the smaller, the less an image agrees with the target, and makes its detail smaller with it.
+--no-gain takes the images as they were scored; then an image that is too bright as a whole has more detail.
 
 Each is the mean (SD) over subjects, and minus the first arm's, paired by subject, with the 95 % t-interval.
 """
@@ -35,13 +38,14 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", help="these, the first to compare with; by default those of the evaluation"
     )
+    parser.add_argument("--no-gain", action="store_true")
     given = parser.parse_args()
     record = read_evaluation(given.evaluation)
     arms = given.arms or list(record.folders)
     known = [*record.folders, *BASELINES]
     if unknown := [arm for arm in arms if arm not in known]:
         parser.error(f"no such arm: found {', '.join(unknown)}, expected some of {', '.join(known)}")
-    sharpness, agreement = measure(record, arms)
+    sharpness, agreement = measure(record, arms, with_gain=not given.no_gain)
     print(f"| arm | sharpness | minus {arms[0]} | agreement | minus {arms[0]} |")
     print("| --- | --- | --- | --- | --- |")
     for arm in arms:
@@ -54,7 +58,9 @@ def main() -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def measure(record: EvaluationRecord, arms: Sequence[str]) -> tuple[dict[str, dict[str, float]], ...]:
+def measure(
+    record: EvaluationRecord, arms: Sequence[str], *, with_gain: bool = True
+) -> tuple[dict[str, dict[str, float]], ...]:
     """Return sharpness and agreement of each arm, by subject."""
     rows: dict[str, list[tuple[str, float, float]]] = {arm: [] for arm in arms}
     for case in record.cases:
@@ -63,7 +69,7 @@ def measure(record: EvaluationRecord, arms: Sequence[str]) -> tuple[dict[str, di
         for arm in filter(images.arms.__contains__, arms):
             image, inside = images.arms[arm], images.head
             gain = np.vdot(images.target[inside], image[inside]) / np.vdot(image[inside], image[inside])
-            made = detail(gain * image)[inside]
+            made = detail(gain * image if with_gain else image)[inside]
             agreement = float(np.corrcoef(made, target)[0, 1])
             rows[arm].append((case.subject, float(made.std() / target.std()), agreement))
     return tuple(

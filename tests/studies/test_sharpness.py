@@ -38,6 +38,8 @@ def test_a_copy_is_as_sharp_a_blurred_one_less_and_noise_more_in_other_places(ev
     assert all(0.1 < value < 0.6 for value in sharp["blurred"].values())
     assert all(value > 1.2 for value in sharp["noisy"].values())
     assert all(0.05 < value < 0.95 for value in agreement["noisy"].values())
+    plain, _ = sharpness.measure(record, ["blurred", "noisy"], with_gain=False)
+    assert all(plain["noisy"][subject] > sharp["noisy"][subject] for subject in plain["noisy"])  # a gain below 1
 
 
 def test_the_table_compares_with_its_first_arm_and_refuses_one_that_is_not_there(evaluation, monkeypatch, capsys):
