@@ -118,6 +118,16 @@ def test_the_mean_over_patients_is_a_limit_too_and_as_near_as_so_few_of_them_all
     # Where patients differ little, the literature's values are about their mean; a mean over 8 is not quite.
     assert means["tissues"] - 10 * math.log10(1 + 1 / 8) < means["posterior"] < means["noise-free"]
     assert any(row.against == "posterior" for row in evaluation.content.comparisons if row.arm == "blurred")
+    # In unit scale of another percentile the mean over patients has a percentile of its own, as a network's output has.
+    other = evaluate(tmp_path / "heads", {"blurred": cohort / "blurred"}, tmp_path / "other", percentile=95)
+    scores = {row.case: row.values["psnr"] for row in other.scores if (row.arm, row.region) == ("posterior", "head")}
+    for case in ("sub-001", "sub-002"):
+        target = read_volume(tmp_path / "heads" / case / "anat" / f"{case}_T2w.nii.gz")
+        truth = tmp_path / "heads/derivatives/truth" / case / "anat"
+        mean = read_volume(truth / f"{case}_desc-posterior_T2w.nii.gz")
+        head = head_mask(target.array, target.affine)
+        one, two = (image.array / head_scale(image.array, head, 95) for image in (mean, target))
+        assert scores[case] == pytest.approx(-10 * math.log10(np.mean((one - two)[head] ** 2)), abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["noise-free", "tissues", "posterior"])
