@@ -119,7 +119,7 @@ def test_the_plan_of_the_package_can_be_trained():
     assert plan["models"]["t1w-t2w"]["failures"][0].keys() >= {"what", "scan", "axial"}
     for name in plan["models"]:
         settings = make_models.settings_of(plan, name, None)
-        own = (12, "bfloat16", 1.0) if name in ("t1w-t2w", "t2w-t1w", "t2w-pd") else (8, "float32", 0.0)
+        own = (12, "bfloat16", 1.0) if name in ("t1w-t2w", "t2w-t1w") else (8, "float32", 0.0)
         assert (settings.training.epochs, settings.training.precision, settings.loss.gdl) == own
         assert settings.training.patch == 48
         assert settings.change() == resolve("strong", overrides=settings.model_dump(exclude={"preset"}))
