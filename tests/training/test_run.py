@@ -21,7 +21,7 @@ from unscanned.synthesis.model_file import load_model
 from unscanned.synthesis.reconstruct import reconstruct
 from unscanned.training.batches import PatchBatches
 from unscanned.training.log import read_log
-from unscanned.training.run import train
+from unscanned.training.run import check_settings, train
 from unscanned.volumes.nifti import read_volume, write_volume
 
 
@@ -371,6 +371,40 @@ def test_patches_that_a_u_net_cannot_halve_are_refused_before_any_work(tiny_data
     with pytest.raises(SettingsError, match=r"found 16 and 3 around it with .*expected a multiple of 8 in all"):
         train(tiny_dataset, tmp_path / "run", wide)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("generator", "training"),
+    [
+        ({"name": "unet"}, {"patch": 8, "batch": 1}),
+        ({"name": "segresnet"}, {"patch": 8, "batch": 1}),
+        ({"name": "segresnet"}, {"patch": 8, "batch": 3, "accumulate": 2}),
+        ({"name": "segresnet", "options": {"norm": "instance"}}, {"patch": 8, "batch": 4}),
+        (
+            {"name": "segresnet", "options": {"blocks_down": [1, 1, 1, 1, 1], "blocks_up": [1, 1, 1, 1]}},
+            {"patch": 16, "batch": 1},
+        ),
+    ],
+)
+def test_patches_of_which_a_norm_would_get_one_value_are_refused_before_any_work(
+    tiny_dataset, tiny_settings, tmp_path, generator, training
+):
+    pytest.importorskip("monai")
+    edge = training["patch"]
+    tables = {"generator": generator, "training": {**training, "validation_stride": 8}, "synthesis": {"stride": 8}}
+    wrong = tiny_settings.change(**tables)
+    with pytest.raises(SettingsError, match=rf"training\.patch: .*found {edge} with .*expected at least {2 * edge}"):
+        train(tiny_dataset, tmp_path / "run", wrong)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_that_gets_more_than_one_value_is_not_refused(tiny_settings):
+    pytest.importorskip("monai")
+    for options, batch in (({}, 2), ({"norm": "group"}, 1)):
+        generator = {"name": "segresnet", "options": {"filters": 8} | options}
+        training = {"patch": 8, "batch": batch, "validation_stride": 8}
+        stride = {"stride": 8}
+        check_settings(tiny_settings.change(generator=generator, training=training, synthesis=stride, context=stride))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from unscanned.models.segresnet import SegResNetGenerator
 from unscanned.models.unet import UNetGenerator
 from unscanned.models.wrappers import OUTPUTS, Output, Residual, finish, inner
 
-__all__ = ["GENERATORS", "FastGenerator", "build", "check_patch", "evaluating"]
+__all__ = ["GENERATORS", "FastGenerator", "build", "check_norms", "check_patch", "evaluating"]
 
 GENERATORS: dict[str, type[GeneratorBase]] = {
     "nie": NieGenerator,
@@ -99,6 +99,39 @@ def check_patch(generator: nn.Module, *, name: str, patch: int, margin: int = 0)
             found=f"{with_margin(patch, margin)} with generator.convolution = spectral",
             expected="an even number, or generator.convolution auto or plain",
         )
+
+
+def check_norms(generator: nn.Module, *, name: str, patch: int, patches: int, margin: int = 0) -> None:
+    """Refuse training patches of which a norm of the generator would get a single value, which has no deviation.
+
+    That is where the lowest level of a network is one voxel, as a U-Net's is where the edge is its `multiple`.
+
+    Args:
+        generator: As `build` returns it; statistics that a norm keeps change, so build another to train.
+        name: Its name, for the message.
+        patch: Edge of the patch, in voxels.
+        patches: How many pass through it together.
+        margin: Voxels around each on each side.
+
+    Raises:
+        SettingsError: Says how many patches of which edge there are.
+    """
+    edge = patch + 2 * margin
+    if edge > cast(GeneratorBase, inner(generator)).multiple:
+        return
+    try:
+        with torch.no_grad():
+            inner(generator).train()(torch.zeros(min(patches, 2), 1, edge, edge, edge))
+    except ValueError as error:  # of PyTorch's norms, which look at the shape
+        raise SettingsError(
+            "a norm of the generator would get a single value, which has no deviation",
+            where="training.patch",
+            found=f"{with_margin(patch, margin)} with generator.name = {name}, {patches} "
+            f"patch{'es' * (patches > 1)} at a time",
+            expected=f"at least {2 * edge} in all" if margin else f"at least {2 * patch}",
+            do="Batch norm also takes more patches at a time: a larger training.batch, or a smaller "
+            "training.accumulate. Group norm takes any.",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -74,9 +74,9 @@ def check_settings(settings: Settings) -> torch.device:
         The device to train on.
 
     Raises:
-        SettingsError: As for `check`; a network's name is not known, a network does not take patches of this size, the
-            device lacks the precision, the generator the mode of synthesis or the way to convolve, the machine the
-            memory for the patches of a step, or contrasts or grid cannot be simulated.
+        SettingsError: As for `check`; a network's name is not known, a network does not take patches of this size, or
+            so few at a time, the device lacks the precision, the generator the mode of synthesis or the way to
+            convolve, the machine the memory for the patches of a step, or contrasts or grid cannot be simulated.
         ResourceError: The device is not there, or a network needs software that is not installed.
     """
     device = _device(settings.training)
@@ -92,6 +92,8 @@ def check_settings(settings: Settings) -> torch.device:
     # Steps see patches with their margin; validation and synthesis in mode patches see them bare.
     for around in {margin, 0} if settings.synthesis.mode == "patches" else {margin}:
         generators.check_patch(generator, name=settings.generator.name, patch=patch, margin=around)
+    together = settings.training.batch // settings.training.accumulate
+    generators.check_norms(generator, name=settings.generator.name, patch=patch, patches=together, margin=margin)
     if settings.synthesis.mode == "volume":
         check_network(generator)
     check(settings)
