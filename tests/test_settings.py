@@ -380,6 +380,13 @@ def test_a_stored_augmentation_that_is_refused_today_is_still_read():
     assert read_settings({"augmentation": {"noise": 0.99}}, where="model.json").augmentation.noise == 0.99
 
 
+def test_the_gradient_difference_alone_leaves_too_much_open():
+    with pytest.raises(SettingsError, match=r"loss\.gdl: the gradient difference alone .*such as loss\.l1"):
+        resolve("strong", overrides={"loss": {"l1": 0.0}})
+    for term in ("l1", "ssim", "adversarial"):
+        resolve("strong", overrides={"loss": {"l1": 0.0, term: 0.5}})
+
+
 @pytest.mark.parametrize(("key", "value"), [("adversarial_after", 5), ("on_collapse", "regression")])
 def test_an_adversary_that_can_be_missing_needs_another_term(key, value):
     loss = {"l1": 0.0, "gdl": 0.0, key: value}

@@ -573,6 +573,13 @@ def _check_loss(loss: Loss) -> None:
     weights = loss.weights
     if not any(weights.values()):
         raise SettingsError("every term of the loss weighs 0, so there is nothing to learn", where="loss")
+    if not any(weight for name, weight in weights.items() if name != "gdl"):
+        raise SettingsError(
+            "the gradient difference alone leaves open how bright a voxel is and which side of an edge is brighter",
+            where="loss.gdl",
+            found=f"{weights['gdl']:g} with no other term",
+            expected="a weight for another term too, such as loss.l1",
+        )
     alone = not any(weight for name, weight in weights.items() if name != "adversarial")
     for name, value, default in (
         ("adversarial_after", loss.adversarial_after, 0),

@@ -205,7 +205,7 @@ def no_patches(min_head: float) -> DatasetError:
         "no training patch has enough of the head",
         where="training.min_head",
         found=min_head,
-        do="Lower it, or look at the prepared heads.",
+        do="Lower it, for a run in another folder, or look at the prepared heads.",
     )
 
 
