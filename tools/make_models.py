@@ -39,7 +39,6 @@ from unscanned.formats.evaluation import read_evaluation
 from unscanned.report.model_card import write_card
 from unscanned.settings import Settings, resolve
 from unscanned.simulation.simulate import simulate
-from unscanned.simulation.wide import Spread
 from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
@@ -92,14 +91,11 @@ def make_model(
     model = load_model(out / name / "run" / "model", "cpu")
 
     common |= {"labels": test_maps, **heads["test"]}
-    beyond = Spread(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in heads["beyond"].items()}
-    )
     domains = {
         **real_domains(real, contrasts, out / name),
         "simulated heads, anatomies left out": simulate(out / name / "test", clean=True, **common),
         "simulated heads, noise, receive field and slices beyond the training's": simulate(
-            out / name / "beyond", clean=True, spread=beyond, **common
+            out / name / "beyond", clean=True, spread=heads["beyond"], **common
         ),
     }
     evaluations, first = {}, {}

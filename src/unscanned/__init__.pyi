@@ -11,6 +11,7 @@ from .report.view import write_view as write_view
 from .settings import Settings as Settings
 from .settings import resolve as resolve
 from .simulation.simulate import simulate as simulate
+from .simulation.stream import Stream as Stream
 from .synthesis.audit import audit as audit
 from .synthesis.choice import pick_model as pick_model
 from .synthesis.fetch_model import fetch_model as fetch_model

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from unscanned.errors import SettingsError, UnscannedError, quoted
@@ -34,6 +34,7 @@ __all__ = [
     "Settings",
     "Simulated",
     "Split",
+    "Spread",
     "Synthesis",
     "Training",
     "WRITTEN_BY",
@@ -44,6 +45,7 @@ __all__ = [
     "merge",
     "preset_names",
     "read_settings",
+    "read_spread",
     "resolve",
     "to_dict",
     "to_toml",
@@ -274,9 +276,48 @@ class Augmentation(Schema):
     "Largest thickness of slices, in voxels, that the source is averaged to across a random axis; up to 1 leaves it."
 
 
-class Simulated(Schema):
-    """Pairs with wide physics that are drawn while training, beside the dataset's, and never seen twice."""
+class Spread(Schema):
+    """What the scanner of a subject with wide physics is drawn from; the defaults are the spread of real scanners."""
 
+    noise: tuple[float, float] = Field((0.012, 0.10), strict=False)
+    "Range of the standard deviation of the noise beside white matter; a third more in T2w and FLAIR, less in PDw, T1w."
+    receive: tuple[float, float] = Field((0.005, 0.20), strict=False)
+    "Range of the standard deviation of the logarithm of the receive field, which is cut at twice that."
+    thickness_mm: tuple[float, float] = Field((0.8, 6.0), strict=False)
+    "Range of the thickness of slices."
+    volumetric: Share = 0.45
+    "Share of subjects that are scanned as volumes with edges of 0.8 to 1.6 mm."
+    deformation_mm: float = Field(3.5, ge=0, le=20)
+    "Standard deviation of the smooth displacement of an anatomy along each axis."
+    tilt_deg: float = Field(3.0, ge=0, le=10)
+    "Standard deviation of a head's rotation about each axis of its slices, cut at 7/3 of it; more for oblique slices."
+    brain: Share = 0.35
+    "Share of subjects with the brain alone."
+    defaced: Share = 0.2
+    "Share of subjects without a face; those that are left are whole heads."
+    cropped: Share = 0.25
+    "Share of subjects whose field of view does not hold the whole head."
+    ghosts: Share = 0.3
+    "Share of images with ghosts of motion, of up to 3 % of the signal."
+
+    @field_validator("noise", "receive", "thickness_mm")
+    @classmethod
+    def _is_a_range(cls, given: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        least, most = {"noise": (1e-6, 1.0), "receive": (0.0, 1.0), "thickness_mm": (0.1, 50.0)}[str(info.field_name)]
+        low, high = given
+        if not least <= low <= high <= most:
+            raise ValueError(f"not a range: {least:g} <= low <= high <= {most:g}")
+        return given
+
+    @model_validator(mode="after")
+    def _leaves_whole_heads(self) -> Self:
+        if self.brain + self.defaced > 1:
+            shares = f"brain = {self.brain:g} and defaced = {self.defaced:g}"
+            raise ValueError(f"{shares} are more than all subjects; lower one")
+        return self
+
+
+class _Drawn(Schema):
     share: Share = 0.0
     "Share of the training patches that come from simulated pairs."
     labels: str | None = Field(None, json_schema_extra=INDIFFERENT)
@@ -287,8 +328,10 @@ class Simulated(Schema):
     "Pairs that are at hand at a time; each takes 9 bytes a voxel of the grid."
     every: int = Field(10, gt=0, le=10**9)
     "Steps after which a new pair takes the place of the oldest."
-    tilt_deg: float = Field(3.0, ge=0, le=10)
-    "Standard deviation of a head's rotation about each axis of its slices, cut at 7/3 of it; more for oblique slices."
+
+
+class Simulated(Spread, _Drawn):  # in this order the fields of _Drawn come first
+    """Pairs with wide physics that are drawn while training, beside the dataset's, and never seen twice."""
 
 
 class Context(Schema):
@@ -455,6 +498,19 @@ def read_settings(
             merged[table] = given
         content = merged
     return read(Settings, content, where=where, error=error)
+
+
+class _Given(Schema):
+    spread: Spread
+
+
+def read_spread(given: Spread | Mapping[str, Any] | None) -> Spread:
+    """Return what scanners are drawn from, with the default where nothing is given.
+
+    Raises:
+        SettingsError: An unknown key, or a value of the wrong kind or out of bounds; it is called `spread.KEY`.
+    """
+    return read(_Given, {"spread": {} if given is None else given}).spread
 
 
 def check(settings: Settings) -> None:
@@ -687,7 +743,7 @@ _OF_THE_ADVERSARY = {
     "training": ("discriminator_rate", "order"),
 }
 "What means nothing without one, table by table."
-_OF_THE_SIMULATED = {"simulated": ("labels", "seed", "pool", "every", "tilt_deg")}
+_OF_THE_SIMULATED = {"simulated": tuple(name for name in Simulated.model_fields if name != "share")}
 _OF_THE_SCHEDULE = {"training": ("final_rate",)}
 _SSIM_WINDOW = 11
 _LENGTH = ("training", "epochs")

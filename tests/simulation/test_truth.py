@@ -8,10 +8,10 @@ import pytest
 
 from unscanned.datasets.layout import take_inventory
 from unscanned.errors import DatasetError, SettingsError
+from unscanned.settings import Spread
 from unscanned.simulation import simulate as module
 from unscanned.simulation.relaxation import LESION
 from unscanned.simulation.simulate import simulate
-from unscanned.simulation.wide import Spread
 from unscanned.volumes.intensity import head_mask
 from unscanned.volumes.nifti import read_volume
 
@@ -72,7 +72,7 @@ def test_the_same_call_again_changes_nothing_and_another_is_refused(dataset, sma
     path = dataset / "sub-001" / "anat" / "sub-001_T1w.nii.gz"
     before = path.read_bytes()
     options = {"subjects": 2, "per_anatomy": 2, "contrasts": ("T1", "FLAIR"), "seed": 3, **COARSE}
-    for description in dataset.rglob("dataset_description.json"):  # as of a release before Spread.tilt_deg
+    for description in dataset.rglob("dataset_description.json"):  # as of a release before tilt_deg
         content = json.loads(description.read_text())
         del content["GeneratedBy"][0]["Parameters"]["spread"]["tilt_deg"]
         description.write_text(json.dumps(content))
@@ -98,6 +98,8 @@ def test_the_same_call_again_changes_nothing_and_another_is_refused(dataset, sma
         ({"contrasts": ("T1", "FLAIR")}, "FLAIR needs wide physics"),
         ({"target": "T2"}, "belongs to wide physics"),
         ({"spread": Spread()}, "belongs to wide physics"),
+        ({"physics": "wide", "spread": {"brain": 1.2}}, r"spread\.brain: must be at most 1"),
+        ({"physics": "wide", "spread": {"brains": 1.0}}, r"spread\.brains: unknown setting.*Did you mean brain"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is_written(tmp_path, options, message):
@@ -112,7 +114,13 @@ def test_the_command_line_writes_a_wide_dataset_of_label_maps(shared_data, tmp_p
     out = tmp_path / "out"
     words = ["simulate", "-o", str(out), "--labels", str(shared_data / "head-labels"), "--subjects", "1"]
     words += ["--physics", "wide", "--contrasts", "T1w", "T2w", "--target", "T2w", "--spacing-mm", "4"]
+    words += ["--spread.defaced", "1", "--spread.brain", "0", "--spread.noise", "0.02", "0.03"]
     assert main(words) == 0
+    description = json.loads((out / "dataset_description.json").read_text())
+    drawn_from = description["GeneratedBy"][0]["Parameters"]["spread"]
+    assert drawn_from == Spread(defaced=1.0, brain=0.0, noise=(0.02, 0.03)).model_dump(mode="json")
+    facts = json.loads((out / "sub-001" / "anat" / "sub-001_T1w.json").read_text())
+    assert facts["Simulation"]["Coverage"] == "defaced"
     assert (out / "sub-001" / "anat" / "sub-001_T2w.nii.gz").exists()
     assert (out / "derivatives" / "truth" / "sub-001" / "anat" / "sub-001_dseg.nii.gz").exists()
     assert not list(Path(out).rglob("*noisefree*"))

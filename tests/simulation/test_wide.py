@@ -5,12 +5,13 @@ import pytest
 from scipy import ndimage
 
 from unscanned.errors import SettingsError
+from unscanned.settings import Spread, read_spread
 from unscanned.simulation import acquisition
 from unscanned.simulation.acquisition import Geometry, Receiver
 from unscanned.simulation.lesions import draw_lesions, find_sites
 from unscanned.simulation.relaxation import LESION, NAMES, typical_values
 from unscanned.simulation.stream import Stream
-from unscanned.simulation.wide import Spread, _draw_variation, _Painter, draw_subject
+from unscanned.simulation.wide import _draw_variation, _Painter, draw_subject
 from unscanned.volumes.intensity import head_mask, head_scale
 
 SHAPE, SPACING = (56, 68, 60), (3.0, 3.0, 3.0)
@@ -306,12 +307,12 @@ def test_slices_run_across_every_axis_and_reach_six_mm():
 )
 def test_a_spread_that_cannot_be_is_refused_by_name(name, value):
     with pytest.raises(SettingsError, match=f"spread.{name}"):
-        Spread(**{name: value})
+        read_spread({name: value})
 
 
 def test_shares_of_more_than_all_subjects_are_refused():
     with pytest.raises(SettingsError, match="more than all subjects"):
-        Spread(brain=0.7, defaced=0.4)
+        read_spread({"brain": 0.7, "defaced": 0.4})
 
 
 def test_a_streamed_pair_is_prepared_and_does_not_depend_on_what_was_drawn_before(small_head):

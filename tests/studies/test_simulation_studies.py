@@ -8,10 +8,11 @@ from scipy import ndimage
 from simulation_realism import CONTRASTS, FLUID, GREY, WHITE, clusters, measure
 
 from unscanned.evaluation.evaluate import evaluate
+from unscanned.settings import Spread
 from unscanned.simulation import simulate as module
 from unscanned.simulation.heads import draw_built_in
 from unscanned.simulation.simulate import simulate
-from unscanned.simulation.wide import Spread, draw_subject
+from unscanned.simulation.wide import draw_subject
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import read_volume, write_volume
 

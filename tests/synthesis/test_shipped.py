@@ -8,8 +8,8 @@ import pytest
 from unscanned.evaluation.baselines import source_as_target
 from unscanned.evaluation.cases import read_intensity
 from unscanned.evaluation.metrics import METRICS
+from unscanned.settings import Spread
 from unscanned.simulation.simulate import simulate
-from unscanned.simulation.wide import Spread
 from unscanned.synthesis.shelf import SHIPPED, find_model, list_models
 from unscanned.synthesis.verify import verify
 from unscanned.volumes.intensity import head_mask, head_scale

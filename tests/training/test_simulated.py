@@ -10,9 +10,8 @@ from conftest import COARSE
 
 from unscanned.datasets.pairs import find_pairs
 from unscanned.errors import CheckpointError, Interrupted, SettingsError
-from unscanned.settings import Augmentation, Prepare, Training, decisive, without_effect
+from unscanned.settings import Augmentation, Prepare, Spread, Training, decisive, read_spread, without_effect
 from unscanned.simulation.stream import Stream
-from unscanned.simulation.wide import Spread
 from unscanned.synthesis.model_file import load_model
 from unscanned.training.batches import PatchBatches
 from unscanned.training.prepare import normalization, prepare
@@ -44,12 +43,23 @@ def test_a_training_can_ask_for_oblique_slices(tiny_settings):
     own = {"share": 1.0, "tilt_deg": 10.0}
     settings = tiny_settings.change(prepare=GRID, simulated=own)
     oblique, usual = (simulated_pairs(each).stream for each in (settings, settings.change(simulated={"tilt_deg": 3.0})))
-    assert (oblique.spread, usual.spread) == (Spread(tilt_deg=10.0), Spread())
+    assert read_spread(oblique.spread) == read_spread({"tilt_deg": 10.0}) != read_spread(usual.spread) == Spread()
     assert decisive(settings)["simulated"] == own
     [without] = without_effect(settings.change(simulated={"share": 0.0})).values()
     assert without == {"simulated.tilt_deg": 10.0}
     with pytest.raises(SettingsError, match=r"simulated\.tilt_deg"):
         settings.change(simulated={"tilt_deg": 11.0})
+
+
+def test_a_training_can_ask_for_extracted_brains_with_little_noise(tiny_settings):
+    own = {"share": 1.0, "brain": 1.0, "defaced": 0.0, "noise": [0.01, 0.02]}
+    settings = tiny_settings.change(prepare={"shape": [32, 32, 32], "spacing_mm": 6.0}, simulated=own)
+    assert decisive(settings)["simulated"] == own
+    pairs = simulated_pairs(settings)
+    assert read_spread(pairs.stream.spread) == Spread(brain=1.0, defaced=0.0, noise=(0.01, 0.02))
+    inside = pairs.stream.draw(0).head.mean()
+    whole = simulated_pairs(settings.change(simulated={"brain": 0.0, "cropped": 0.0})).stream.draw(0).head.mean()
+    assert inside < 0.7 * whole
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ __all__ = [
     "HowOptions",
     "Options",
     "PrepareOptions",
+    "SpreadOptions",
     "WorkloadOptions",
     "in_help",
     "named_folders",
@@ -121,6 +122,9 @@ PrepareOptions: Any = _tables("data", "prepare")
 
 HowOptions: Any = _options(settings.Synthesis, lambda _: in_help)
 """The table `synthesis` as options, such as `--stride 4`."""
+
+SpreadOptions: Any = _options(settings.Spread, lambda key: lambda _: in_help(settings.Spread.model_fields[key].default))
+"""What scanners of simulated subjects are drawn from as options, such as `--spread.brain 1`."""
 
 WorkloadOptions: Any = _options(Workload, lambda _: in_help, has_values=True)
 """What the benchmark times as options, such as `--edge 64`."""

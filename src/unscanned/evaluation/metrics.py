@@ -42,6 +42,7 @@ _SSIM_RADIUS = 5
 _LOG_SIGMA = 1.5
 _LOG_RADIUS = 7
 _CLASSES = 3
+_WITHOUT_OUTLIERS = (1, 99)
 _BINS = 64
 
 
@@ -97,6 +98,10 @@ def mae(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
     Raises:
         DatasetError: Different shapes, a voxel that is not finite, or an empty mask.
 
+    References:
+        C. J. Willmott and K. Matsuura, Advantages of the mean absolute error (MAE) over the root mean square error
+        (RMSE) in assessing average model performance, Climate Research 30, 2005.
+
     Example:
         >>> mae(np.zeros((2, 2, 2)), np.full((2, 2, 2), 0.5))
         0.5
@@ -109,6 +114,9 @@ def mse(target: Array, synthetic: Array, mask: Mask | None = None) -> float:
     """Return the mean squared error, in the squared unit of the arrays.
 
     Args and errors are those of `mae`.
+
+    References:
+        Z. Wang and A. C. Bovik, Mean squared error: love it or leave it?, IEEE Signal Processing Magazine 26(1), 2009.
     """
     target, synthetic = _voxels(target, synthetic, mask)
     return float(np.mean(np.square(synthetic - target), dtype=np.float64))
@@ -152,6 +160,10 @@ def psnr(target: Array, synthetic: Array, mask: Mask | None = None, *, data_rang
     Raises:
         DatasetError: Different shapes, a voxel that is not finite, or an empty mask.
         SettingsError: `data_range` is not positive and finite.
+
+    References:
+        Q. Huynh-Thu and M. Ghanbari, Scope of validity of PSNR in image/video quality assessment, Electronics Letters
+        44(13), 2008.
     """
     _check_range(data_range)
     return _decibel(data_range, mse(target, synthetic, mask))
@@ -221,6 +233,10 @@ def psnr_one_gain(target: Array, synthetic: Array, mask: Mask | None = None, *, 
     left is the error of the picture: the gain is sum(target synthetic) / sum(synthetic^2) over the voxels that count.
 
     Args, values and errors are those of `psnr`.
+
+    References:
+        R. Grosse et al., Ground truth dataset and baseline evaluations for intrinsic image algorithms, ICCV 2009: the
+        error after the best factor, in windows there.
     """
     _check_range(data_range)
     target, synthetic = (array.astype(np.float64) for array in _voxels(target, synthetic, mask))
@@ -293,7 +309,9 @@ def tissue_dice(target: Array, synthetic: Array, mask: Mask | None = None) -> fl
     """Return how far the same tissues lie at the same places: the mean Dice overlap of three classes.
 
     Each volume is segmented alone, by the two thresholds that separate its own intensities best (Otsu's method for
-    three classes): dark, middle and bright. That is no anatomy, but it needs no model and is the same for all.
+    three classes): dark, middle and bright. That is no anatomy, but it needs no model and is the same for all. Where one
+    voxel is so far beyond all others that these cannot be told apart, intensities are cut at their 1st and 99th
+    percentile.
 
     Args and errors are those of `mae`.
 
@@ -338,11 +356,12 @@ def _classes(values: Array) -> npt.NDArray[np.integer]:
     from skimage.filters import threshold_multiotsu
 
     values = values.ravel()
-    try:
-        thresholds = threshold_multiotsu(values, classes=_CLASSES)
-    except ValueError:  # there are no three intensities to tell apart, or one voxel is far beyond all others
-        return np.zeros(values.shape, np.intp)
-    return np.digitize(values, thresholds)
+    for ends in (0, 100), _WITHOUT_OUTLIERS:
+        try:
+            return np.digitize(values, threshold_multiotsu(np.clip(values, *np.percentile(values, ends)), _CLASSES))
+        except ValueError:  # one voxel is so far beyond all others that these share a bin of the histogram
+            continue
+    return np.zeros(values.shape, np.intp)  # there are no three intensities to tell apart
 
 
 def slice_mse(target: Array, synthetic: Array, mask: Mask | None = None, *, axis: int) -> npt.NDArray[np.float64]:

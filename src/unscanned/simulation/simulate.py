@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -23,6 +23,7 @@ from unscanned.display import AUTOMATIC, draws_progress
 from unscanned.errors import DatasetError, SettingsError
 from unscanned.outputs import begins_with, claim, json_with
 from unscanned.progress import Progress
+from unscanned.settings import Spread, read_spread
 from unscanned.simulation import truth
 from unscanned.simulation.anatomy import Anatomy, find_label_maps, map_name, read_label_map, read_tissues
 from unscanned.simulation.heads import draw_built_in, read_head
@@ -30,7 +31,7 @@ from unscanned.simulation.phantom import draw_head
 from unscanned.simulation.scanner import CONTRASTS, Grid, Scan, scan
 from unscanned.simulation.sequences import CONTRASTS as WIDE_CONTRASTS
 from unscanned.simulation.stream import contrast_name
-from unscanned.simulation.wide import Spread, draw_subject
+from unscanned.simulation.wide import draw_subject
 from unscanned.volumes.nifti import LIMIT_BYTES, read_volume, write_volume
 
 __all__ = ["simulate"]
@@ -78,7 +79,7 @@ def simulate(
     deformation_mm: float = 2.0,
     physics: Physics = "narrow",
     target: str | None = None,
-    spread: Spread | None = None,
+    spread: Spread | Mapping[str, Any] | None = None,
     clean: bool = False,
     patients: int = 0,
     progress: Progress | None = AUTOMATIC,
@@ -106,7 +107,8 @@ def simulate(
         physics: One kind of scanner ("narrow"), or the spread of real ones ("wide"), with white-matter lesions.
         target: With wide physics, the contrast whose sequence is the same in all subjects, as echo times differ
             between scanners and no source tells them; the last of `contrasts` by default.
-        spread: With wide physics, what scanners are drawn from; the default is that of docs/simulation.md.
+        spread: With wide physics, what scanners are drawn from: any keys of `unscanned.settings.Spread`, such as
+            {"brain": 1.0} for extracted brains alone; the default is that of docs/simulation.md.
         clean: Write two more images of each contrast, below derivatives/truth: without noise, and with the
             literature's values of the subject's tissues. `evaluate` scores them as limits.
         patients: With `clean`, write the mean over so many other patients with the same tissues in each voxel too, on
@@ -153,7 +155,7 @@ def simulate(
             raise SettingsError(
                 "the target is not among the contrasts", where="target", found=target, expected=", ".join(contrasts)
             )
-        settings |= {"physics": physics, "target": fixed, "contrasts": list(contrasts), "spread": asdict(wide)}
+        settings |= {"physics": physics, "target": fixed, "contrasts": list(contrasts), "spread": wide.model_dump()}
     without_noise = contrasts if clean else ()
     with files.lock(out):
         files.remove_partials(out)
@@ -207,7 +209,9 @@ def simulate(
     return out
 
 
-def _check_physics(physics: str, target: str | None, spread: Spread | None, narrow: dict[str, Any]) -> Spread | None:
+def _check_physics(
+    physics: str, target: str | None, spread: Spread | Mapping[str, Any] | None, narrow: dict[str, Any]
+) -> Spread | None:
     """Return what wide physics draws from, None for narrow; refuse what belongs to the other one."""
     if physics not in get_args(Physics):
         raise SettingsError(
@@ -224,7 +228,7 @@ def _check_physics(physics: str, target: str | None, spread: Spread | None, narr
                     expected="the default, with physics = wide",
                     do=f"Set spread.{'receive' if name == 'shading' else name} instead.",
                 )
-        return spread or Spread()
+        return read_spread(spread)
     for name, given in (("target", target), ("spread", spread)):
         if given is not None:
             raise SettingsError("belongs to wide physics", where=name, found=given, do='Set physics to "wide".')
@@ -327,7 +331,7 @@ def _claim(out: Path, grid: Grid, settings: dict[str, Any], anatomies: Sequence[
         (tool,) = files.read_json(path)["GeneratedBy"]
         written = tool["Parameters"]
         if "spread" in written:  # an earlier release may have had fewer fields
-            written["spread"] = {**json.loads(json.dumps(asdict(Spread()))), **written["spread"]}
+            written["spread"] = {**Spread().model_dump(mode="json"), **written["spread"]}
         return bool(tool["Description"] == "simulate" and written == parameters)
 
     def is_image(path: Path) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unscanned.errors import SettingsError
+from unscanned.settings import Spread, read_spread
 from unscanned.simulation.anatomy import find_label_maps, read_tissues
 from unscanned.simulation.heads import Head, draw_built_in, read_head
 from unscanned.simulation.relaxation import LESION
 from unscanned.simulation.sequences import CONTRASTS
-from unscanned.simulation.wide import Spread, draw_subject
+from unscanned.simulation.wide import draw_subject
 from unscanned.volumes.intensity import head_mask, head_scale
 from unscanned.volumes.nifti import LIMIT_BYTES
 
@@ -64,13 +66,14 @@ class Stream:
         seed: Seed of all that is drawn, 0 or more.
         shape: Voxels along the axes of RAS+.
         spacing_mm: Isotropic voxel size.
-        spread: What scanners are drawn from.
+        spread: What scanners are drawn from, as in `simulate`.
         percentile: Percentile inside the head that becomes 1.
         clean: Whether to return the noise-free target too.
         built_in: Number of heads where there are no label maps.
 
     Raises:
-        SettingsError: A contrast that cannot be simulated, source and target are the same, or a number is out of range.
+        SettingsError: A contrast that cannot be simulated, source and target are the same, or a number or a
+            key of `spread` is out of range.
         DatasetError: There are no label maps.
 
     Example:
@@ -85,7 +88,7 @@ class Stream:
     seed: int = 0
     shape: tuple[int, int, int] = (128, 160, 128)
     spacing_mm: float = 1.5
-    spread: Spread = field(default_factory=Spread)
+    spread: Spread | Mapping[str, Any] | None = None
     percentile: float = 99.9
     clean: bool = False
     built_in: int = 8
@@ -111,6 +114,7 @@ class Stream:
             self.maps = list(self.labels)
             if not self.maps:
                 raise SettingsError("no label maps", where="labels", expected="at least one file")
+        self._spread = read_spread(self.spread)
         self._heads: dict[int, Head] = {}
 
     @property
@@ -153,7 +157,7 @@ class Stream:
             target=self.target,
             seed=self.seed,
             subject=number,
-            spread=self.spread,
+            spread=self._spread,
             clean=(self.target,) if self.clean else (),
         )
         source, target = drawn.images[self.source], drawn.images[self.target]

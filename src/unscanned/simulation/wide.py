@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unscanned.errors import SettingsError
+from unscanned.settings import Spread
 from unscanned.simulation import acquisition
 from unscanned.simulation.acquisition import Axes, Geometry, Receiver
 from unscanned.simulation.anatomy import Warp, draw_warp, smooth_field
@@ -25,7 +25,7 @@ from unscanned.simulation.relaxation import FIELDS_T, NAMES, Parameters, draw_va
 from unscanned.simulation.sequences import CONTRASTS, Mprage, PulseSequence, SpoiledGradientEcho, draw_protocols
 from unscanned.volumes.intensity import head_mask, head_scale
 
-__all__ = ["Drawn", "Spread", "draw_subject"]
+__all__ = ["Drawn", "draw_subject"]
 
 _VOXELS, _NOISE, _PATIENT = 3, 4, 8
 _WHITE, _FLUIDS = NAMES.index("white matter"), [NAMES.index("cerebrospinal fluid"), NAMES.index("eye fluid")]
@@ -37,66 +37,6 @@ _FAT_SUPPRESSED = {"PD": 0.15, "T2": 0.25, "T1": 0.05, "FLAIR": 0.6}
 _NOISE_OF = {"PD": 0.67, "T2": 1.33, "T1": 0.67, "FLAIR": 1.33}
 
 Coverage = Literal["whole", "defaced", "brain"]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What a subject's scanner is drawn from; the default is the spread of docs/simulation.md.
-
-    Attributes:
-        noise: Range of the standard deviation of the noise beside the signal of white matter, drawn by its logarithm;
-            T2w and FLAIR have a third more, PDw and T1w a third less.
-        receive: Range of the standard deviation of the logarithm of the receive field; it is cut at twice that.
-        thickness_mm: Range of the thickness of slices.
-        volumetric: Share of subjects scanned as volumes with edges of 0.8 to 1.6 mm.
-        deformation_mm: Standard deviation of the smooth displacement along each axis.
-        tilt_deg: Standard deviation of the head's rotation about each axis of the slices, cut at 7/3 of it: oblique
-            slices.
-        brain: Share of subjects with the brain alone.
-        defaced: Share of subjects without a face.
-        cropped: Share of subjects whose field of view does not hold the whole head.
-        ghosts: Share of images with ghosts of motion, of up to 3 % of the signal.
-    """
-
-    noise: tuple[float, float] = (0.012, 0.10)
-    receive: tuple[float, float] = (0.005, 0.20)
-    thickness_mm: tuple[float, float] = (0.8, 6.0)
-    volumetric: float = 0.45
-    deformation_mm: float = 3.5
-    tilt_deg: float = 3.0
-    brain: float = 0.35
-    defaced: float = 0.2
-    cropped: float = 0.25
-    ghosts: float = 0.3
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn from.
-
-        Raises:
-            SettingsError: A range is empty or out of bounds, or the shares sum to more than 1.
-        """
-        for name, least, most in (("noise", 1e-6, 1.0), ("receive", 0.0, 1.0), ("thickness_mm", 0.1, 50.0)):
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                expected = f"{least:g} <= low <= high <= {most:g}"
-                raise SettingsError("not a range", where=f"spread.{name}", found=f"{low} to {high}", expected=expected)
-        for name, greatest in (("deformation_mm", 20), ("tilt_deg", 10)):
-            value = getattr(self, name)
-            if not 0 <= value <= greatest:
-                raise SettingsError("out of range", where=f"spread.{name}", found=value, expected=f"0 to {greatest}")
-        shares = {name: getattr(self, name) for name in ("volumetric", "brain", "defaced", "cropped", "ghosts")}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise SettingsError("not a share", where=f"spread.{name}", found=share, expected="0 to 1")
-        if self.brain + self.defaced > 1:
-            raise SettingsError(
-                "more than all subjects",
-                where="spread.brain and spread.defaced",
-                found=f"{self.brain} + {self.defaced}",
-                expected="at most 1 in all",
-                do="The rest are whole heads.",
-            )
-
 
 _DEFAULT = Spread()
 

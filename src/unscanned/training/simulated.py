@@ -8,9 +8,8 @@ import numpy as np
 
 from unscanned.errors import SettingsError
 from unscanned.files import sha256
-from unscanned.settings import Settings
+from unscanned.settings import Settings, Spread
 from unscanned.simulation.stream import Stream, StreamedPair
-from unscanned.simulation.wide import Spread
 
 __all__ = ["SimulatedPairs", "simulated_pairs"]
 
@@ -74,6 +73,6 @@ def simulated_pairs(settings: Settings) -> SimulatedPairs | None:
         shape=prepare.shape,
         spacing_mm=prepare.spacing_mm,
         percentile=prepare.percentile,
-        spread=Spread(tilt_deg=own.tilt_deg),
+        spread=own.model_dump(include=set(Spread.model_fields)),
     )
     return SimulatedPairs(stream, share=own.share, size=own.pool, every=own.every)

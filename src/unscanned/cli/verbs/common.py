@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter, validators
 
-from unscanned.cli.settings import HowOptions, Options, PrepareOptions, WorkloadOptions, in_help
+from unscanned.cli.settings import HowOptions, Options, PrepareOptions, SpreadOptions, WorkloadOptions, in_help
 from unscanned.cli.usage import refuse_fractions
 from unscanned.machine.provenance import version
 from unscanned.outputs import Mark, claim
@@ -95,6 +95,9 @@ Target = Annotated[str, Parameter(name=["--target", "--data.target"])]
 InLayout = Annotated[Layout, Parameter(name=["--layout", "--data.layout"])]
 Resample = Annotated[bool, Parameter(name=["--resample", "--prepare.resample"], negative="")]
 How = Annotated[HowOptions | None, Parameter(name="*", group=_SYNTHESIS)]
+DrawnFrom = Annotated[
+    SpreadOptions | None, Parameter(name="--spread", group=Group("Spread", help="What wide physics draws from."))
+]
 Load = Annotated[WorkloadOptions | None, Parameter(name="*", group="Workload")]
 LimitMb = Annotated[
     float,

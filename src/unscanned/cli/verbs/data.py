@@ -12,6 +12,7 @@ from unscanned.cli import settings as options
 from unscanned.cli.verbs.common import (
     PRESETS,
     Cluster,
+    DrawnFrom,
     DryRunOfSettings,
     File,
     GivenToPrepare,
@@ -111,6 +112,7 @@ def simulate(
     target: str | None = None,
     clean: Annotated[bool, Parameter(negative="")] = False,
     patients: int = 0,
+    spread: DrawnFrom = None,
 ) -> None:
     """Write simulated PD, T2, T1 and FLAIR volumes as a BIDS dataset, from label maps or from heads of its own.
 
@@ -119,6 +121,8 @@ def simulate(
     Example: `unscanned simulate -o data/heads --labels head-labels --subjects 28 --per-anatomy 2`
 
     Example: `unscanned simulate -o data/wide --subjects 8 --physics wide --contrasts T1 T2`
+
+    Example: `unscanned simulate -o brains --physics wide --contrasts T1 T2 --spread.brain 1 --spread.defaced 0`
 
     Parameters
     ----------
@@ -163,6 +167,7 @@ def simulate(
             target=target,
             clean=clean,
             patients=patients,
+            spread=options.overrides(spread) or None,
             progress=progress,
         )
     terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
