@@ -21,7 +21,7 @@ ARM = "strong"
 SETTINGS: dict[str, dict[str, Any]] = {
     "prepare": {"shape": [96, 112, 96]},
     "split": {"train": 5, "validation": 1, "test": 2},
-    "training": {"epochs": 4, "steps_per_epoch": 100},
+    "training": {"epochs": 4, "steps_per_epoch": 120},
 }
 "What the demo changes of that preset: few subjects on a small grid, and as many steps as take two minutes."
 
