@@ -92,6 +92,14 @@ def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     assert (tmp_path / "out" / "t1w-t2w" / "run" / "model" / "model.safetensors").stat().st_mtime_ns == made
 
 
+def test_settings_that_the_machine_cannot_train_with_are_refused_before_any_head_is_simulated(tmp_path):
+    plan = tomllib.loads(TINY)
+    plan["settings"]["training"]["precision"] = "tf32"
+    with pytest.raises(SettingsError, match=r"training\.precision.*found tf32 on cpu"):
+        make_models.make_model("t1w-t2w", plan, tmp_path / "out", None, [], tmp_path / "shelf")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_label_maps_that_are_held_out_are_in_no_training(tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()

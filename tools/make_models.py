@@ -43,7 +43,7 @@ from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
 from unscanned.synthesis.synthesize import synthesize
-from unscanned.training.run import train
+from unscanned.training.run import check_settings, train
 from unscanned.volumes.nifti import STAMP, read_volume
 from unscanned.volumes.skull import looks_skull_stripped
 
@@ -79,6 +79,7 @@ def make_model(
     contrasts = (own["source"], own["target"])
     training_maps, test_maps = divide(labels, heads["held_out"], out / "labels") if labels else (None, None)
     settings = settings_of(plan, name, training_maps)
+    check_settings(settings)
     common = {
         "physics": "wide",
         "contrasts": contrasts,
