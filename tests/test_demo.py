@@ -37,7 +37,7 @@ def test_the_demo_stops_in_its_simulation_too_and_says_how_far_it_is(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_demo_beats_the_regression_by_a_decibel_and_shows_what_it_promises(tmp_path):
-    # One test, since it takes two minutes of a core: tests apart may each run it, on workers side by side.
+    # One test, since it takes minutes of a core: tests apart may each run it, on workers side by side.
     with start("demo", "-o", tmp_path / "out", "--seed", 1) as process:
         said, complaints = process.communicate(timeout=1100)
     out = tmp_path / "out"

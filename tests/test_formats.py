@@ -43,7 +43,14 @@ def same_weights(folder, expected):
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("arm", ["run", "chain"])
+IN_ANOTHER_ROUNDING = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="the volumes between the stages are known by their bits, and other processors round otherwise",
+)
+ARMS = pytest.mark.parametrize("arm", ["run", pytest.param("chain", marks=IN_ANOTHER_ROUNDING)])
+
+
+@ARMS
 def test_an_interrupted_run_goes_on_to_the_model_that_its_own_release_made(copy, arm):
     given = read_json(copy / arm / "settings.json")
     settings = read_settings(given, where="settings.json")
@@ -53,7 +60,7 @@ def test_an_interrupted_run_goes_on_to_the_model_that_its_own_release_made(copy,
     assert {event["event"] for event in steps} >= {"step", "validation"}
 
 
-@pytest.mark.parametrize("arm", ["run", "chain"])
+@ARMS
 def test_a_finished_run_is_called_again_without_a_change(copy, arm):
     settings = read_settings(read_json(copy / arm / "settings.json"), where="settings.json")
     model = train(copy / "dataset", copy / arm, settings).model

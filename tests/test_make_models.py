@@ -92,11 +92,13 @@ def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     assert (tmp_path / "out" / "t1w-t2w" / "run" / "model" / "model.safetensors").stat().st_mtime_ns == made
 
 
-def test_settings_that_the_machine_cannot_train_with_are_refused_before_any_head_is_simulated(tmp_path):
-    plan = tomllib.loads(TINY)
-    plan["settings"]["training"]["precision"] = "tf32"
+def test_settings_that_the_machine_cannot_train_with_are_refused_before_any_head_is_simulated(tmp_path, monkeypatch):
+    second = '[models.last]\nsource = "T1"\ntarget = "T2"\nsettings = { training = { precision = "tf32" } }\n'
+    (tmp_path / "models.toml").write_text(TINY + second)
+    monkeypatch.setattr(make_models, "FILE", tmp_path / "models.toml")
+    monkeypatch.setattr("sys.argv", ["make_models.py", str(tmp_path / "out")])
     with pytest.raises(SettingsError, match=r"training\.precision.*found tf32 on cpu"):
-        make_models.make_model("t1w-t2w", plan, tmp_path / "out", None, [], tmp_path / "shelf")
+        make_models.main()
     assert not (tmp_path / "out").exists()
 
 

@@ -79,7 +79,6 @@ def make_model(
     contrasts = (own["source"], own["target"])
     training_maps, test_maps = divide(labels, heads["held_out"], out / "labels") if labels else (None, None)
     settings = settings_of(plan, name, training_maps)
-    check_settings(settings)
     common = {
         "physics": "wide",
         "contrasts": contrasts,
@@ -233,6 +232,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=plan["models"], default=list(plan["models"]), metavar="NAME")
     parser.add_argument("--shelf", type=Path, default=SHIPPED)
     given = parser.parse_args()
+    for name in given.models:
+        check_settings(settings_of(plan, name, None))
     for name in given.models:
         print(make_model(name, plan, given.out, given.labels, given.real, given.shelf))
 

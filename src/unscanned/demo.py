@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "split": {"train": 5, "validation": 1, "test": 2},
     "training": {"epochs": 4, "steps_per_epoch": 120},
 }
-"What the demo changes of that preset: few subjects on a small grid, and as many steps as take two to three minutes."
+"What the demo changes of that preset: few subjects on a small grid, and steps that two threads take in three minutes."
 
 _COSTS = (20, 250)
 "Of the simulation and of the experiment: seconds of processor time, with one thread."

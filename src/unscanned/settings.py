@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import reduce
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from unscanned.errors import SettingsError, UnscannedError, quoted
@@ -277,14 +277,17 @@ class Augmentation(Schema):
 
 
 class Spread(Schema):
-    """What the scanner of a subject with wide physics is drawn from; the defaults are the spread of real scanners."""
+    """What the scanner of a subject with wide physics is drawn from; the defaults are the spread of real scanners.
+
+    `simulate` and `Stream` take a mapping of some of these keys.
+    """
 
     noise: tuple[float, float] = Field((0.012, 0.10), strict=False)
-    "Range of the standard deviation of the noise beside white matter; a third more in T2w and FLAIR, less in PDw, T1w."
+    "Range of the SD of the noise beside white matter, 1e-6 to 1; a third more in T2w and FLAIR, less in PDw and T1w."
     receive: tuple[float, float] = Field((0.005, 0.20), strict=False)
-    "Range of the standard deviation of the logarithm of the receive field, which is cut at twice that."
+    "Range of the standard deviation of the logarithm of the receive field, 0 to 1, which is cut at twice that."
     thickness_mm: tuple[float, float] = Field((0.8, 6.0), strict=False)
-    "Range of the thickness of slices."
+    "Range of the thickness of slices, 0.1 to 50 mm."
     volumetric: Share = 0.45
     "Share of subjects that are scanned as volumes with edges of 0.8 to 1.6 mm."
     deformation_mm: float = Field(3.5, ge=0, le=20)
@@ -294,7 +297,7 @@ class Spread(Schema):
     brain: Share = 0.35
     "Share of subjects with the brain alone."
     defaced: Share = 0.2
-    "Share of subjects without a face; those that are left are whole heads."
+    "Share of subjects without a face, or all that `brain` leaves if that is less; the others are whole heads."
     cropped: Share = 0.25
     "Share of subjects whose field of view does not hold the whole head."
     ghosts: Share = 0.3
@@ -308,13 +311,6 @@ class Spread(Schema):
         if not least <= low <= high <= most:
             raise ValueError(f"not a range: {least:g} <= low <= high <= {most:g}")
         return given
-
-    @model_validator(mode="after")
-    def _leaves_whole_heads(self) -> Self:
-        if self.brain + self.defaced > 1:
-            shares = f"brain = {self.brain:g} and defaced = {self.defaced:g}"
-            raise ValueError(f"{shares} are more than all subjects; lower one")
-        return self
 
 
 class _Drawn(Schema):

@@ -9,6 +9,7 @@ import tool
 import torch
 import training_devices as devices
 
+from unscanned.machine.precision import available
 from unscanned.settings import to_toml
 from unscanned.simulation.relaxation import NAMES
 from unscanned.simulation.tissues import LABELS
@@ -171,8 +172,13 @@ WAYS = {
 }
 
 
+NO_BFLOAT16 = pytest.mark.skipif(
+    "bfloat16" not in available(torch.device("cpu")), reason="the processor has no bfloat16"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=NO_BFLOAT16 if way == "bfloat16" else ()) for way in WAYS])
 def test_c16_two_devices_take_the_steps_of_one_in_every_way_to_train(
     tmp_path, tiny_dataset, tiny_run, settings, label_maps, on_devices, way
 ):

@@ -23,6 +23,7 @@ from unscanned.synthesis.whole_volume import map_volume
         RuntimeError("std::bad_alloc"),
         RuntimeError("CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("could not create a memory object"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_these_are_a_lack_of_memory(error):

@@ -310,9 +310,10 @@ def test_a_spread_that_cannot_be_is_refused_by_name(name, value):
         read_spread({name: value})
 
 
-def test_shares_of_more_than_all_subjects_are_refused():
-    with pytest.raises(SettingsError, match="more than all subjects"):
-        read_spread({"brain": 0.7, "defaced": 0.4})
+def test_where_all_are_extracted_brains_none_is_left_to_be_defaced(small_head):
+    spread = read_spread({"brain": 1.0})
+    assert spread.defaced > 0
+    assert {draw(small_head, subject, spread=spread).coverage for subject in range(8)} == {"brain"}
 
 
 def test_a_streamed_pair_is_prepared_and_does_not_depend_on_what_was_drawn_before(small_head):

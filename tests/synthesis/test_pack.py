@@ -38,7 +38,7 @@ def test_a_packed_model_has_half_the_bytes_and_the_error_that_was_told(model, sc
     loaded = load_model(packed.folder)
     assert {weight.dtype for weight in loaded.generators[0].parameters()} == {torch.float32}
     errors = [np.abs(loaded.synthesize(scan).array - model.synthesize(scan).array).max() for scan in scans]
-    assert packed.error == max(errors) / model.normalization.target.scale
+    assert packed.error == float(max(errors)) / model.normalization.target.scale
     assert 0 < packed.error <= LARGEST_ERROR
     facts = loaded.provenance["packed"]
     assert facts["largest_error"] == packed.error

@@ -309,8 +309,8 @@ def tissue_dice(target: Array, synthetic: Array, mask: Mask | None = None) -> fl
     """Return how far the same tissues lie at the same places: the mean Dice overlap of three classes.
 
     Each volume is segmented alone, by the two thresholds that separate its own intensities best (Otsu's method for
-    three classes): dark, middle and bright. That is no anatomy, but it needs no model and is the same for all. Where one
-    voxel is so far beyond all others that these cannot be told apart, intensities are cut at their 1st and 99th
+    three classes): dark, middle and bright. That is no anatomy, but it needs no model and is the same for all. Where
+    a voxel is so far beyond all others that these cannot be told apart, intensities are cut at their 1st and 99th
     percentile.
 
     Args and errors are those of `mae`.
@@ -356,12 +356,15 @@ def _classes(values: Array) -> npt.NDArray[np.integer]:
     from skimage.filters import threshold_multiotsu
 
     values = values.ravel()
-    for ends in (0, 100), _WITHOUT_OUTLIERS:
+    try:
+        thresholds = threshold_multiotsu(values, _CLASSES)
+    except ValueError:  # one voxel is so far beyond all others that these share a bin of the histogram
+        low, high = np.percentile(values, _WITHOUT_OUTLIERS).astype(values.dtype)
         try:
-            return np.digitize(values, threshold_multiotsu(np.clip(values, *np.percentile(values, ends)), _CLASSES))
-        except ValueError:  # one voxel is so far beyond all others that these share a bin of the histogram
-            continue
-    return np.zeros(values.shape, np.intp)  # there are no three intensities to tell apart
+            thresholds = threshold_multiotsu(np.clip(values, low, high), _CLASSES)
+        except ValueError:  # there are no three intensities to tell apart
+            return np.zeros(values.shape, np.intp)
+    return np.digitize(values, thresholds)
 
 
 def slice_mse(target: Array, synthetic: Array, mask: Mask | None = None, *, axis: int) -> npt.NDArray[np.float64]:

@@ -60,6 +60,10 @@ def machine_bytes() -> int | None:
         return found
 
 
+_OF_ONEDNN = ("could not create a memory", "could not create a primitive")
+"What oneDNN says where memory is short."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error of PyTorch, NumPy or Python means that memory does not suffice.
 
@@ -67,7 +71,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "could not create a memory")
+    words = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", *_OF_ONEDNN)
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

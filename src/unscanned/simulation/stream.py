@@ -72,8 +72,8 @@ class Stream:
         built_in: Number of heads where there are no label maps.
 
     Raises:
-        SettingsError: A contrast that cannot be simulated, source and target are the same, or a number or a
-            key of `spread` is out of range.
+        SettingsError: A contrast that cannot be simulated, source and target are the same, or a number is out
+            of range, or a key of `spread` is unknown or out of bounds.
         DatasetError: There are no label maps.
 
     Example:
@@ -114,7 +114,7 @@ class Stream:
             self.maps = list(self.labels)
             if not self.maps:
                 raise SettingsError("no label maps", where="labels", expected="at least one file")
-        self._spread = read_spread(self.spread)
+        self.spread = self._spread = read_spread(self.spread)
         self._heads: dict[int, Head] = {}
 
     @property

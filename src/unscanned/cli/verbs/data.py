@@ -122,7 +122,7 @@ def simulate(
 
     Example: `unscanned simulate -o data/wide --subjects 8 --physics wide --contrasts T1 T2`
 
-    Example: `unscanned simulate -o brains --physics wide --contrasts T1 T2 --spread.brain 1 --spread.defaced 0`
+    Example: `unscanned simulate -o brains --physics wide --contrasts T1 T2 --spread.brain 1`
 
     Parameters
     ----------
