@@ -221,6 +221,7 @@ def test_the_target_has_one_sequence_and_a_dual_echo_one_excitation():
         ("ADNI, T1", "T1", Mprage, {"tr_ms": 2300, "ti_ms": 900, "flip_deg": 9}),
         ("UK Biobank, T1", "T1", Mprage, {"tr_ms": 2000, "ti_ms": 880, "flip_deg": 8}),
         ("HCP, T1", "T1", Mprage, {"tr_ms": 2400, "ti_ms": 1000, "flip_deg": 8}),
+        ("a clinical T1 FLAIR", "T1", Flair, {"tr_ms": 2000, "ti_ms": 800}),
         ("ADNI, FLAIR", "FLAIR", Flair, {"tr_ms": 9000, "ti_ms": 2500}),
         ("UK Biobank, FLAIR", "FLAIR", Flair, {"tr_ms": 5000, "ti_ms": 1800}),
     ],
@@ -233,6 +234,17 @@ def test_protocols_of_public_datasets_lie_among_the_drawn_ones(name, contrast, k
         if type(protocol) is kind
     ]
     assert min(deviations) < 0.1, name
+
+
+def test_fluid_has_next_to_no_signal_in_one_t1w_image_of_seven():
+    white, fluid = NAMES.index("white matter"), NAMES.index("cerebrospinal fluid")
+    darkest = []
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        signal = np.abs(draw_protocols(rng, ("T1",))["T1"].signal(draw_values(rng, float(rng.choice(FIELDS_T)))))
+        darkest.append(signal[fluid] / signal[white])
+    assert np.mean(np.array(darkest) < 0.06) > 1 / 7
+    assert np.median(darkest) == pytest.approx(0.24, abs=0.02)
 
 
 def test_drawn_protocols_can_be_run_and_span_the_kinds():

@@ -109,12 +109,13 @@ class FastSpinEcho:
 
 @dataclass(frozen=True)
 class Flair:
-    """A fast spin echo after an inversion that nulls fluid.
+    """A fast spin echo after an inversion that nulls fluid; with short times it is T1w, and called T1 FLAIR or TIRM.
 
     PD (1 - 2 exp(-TI / T1) + exp(-(TR - train) / T1)) exp(-TE / T2) (1 - saturation * bound).
 
     References:
-        J. V. Hajnal et al., J. Comput. Assist. Tomogr. 16, 1992; J. N. Rydberg et al., MRM 34, 1995.
+        J. V. Hajnal et al., J. Comput. Assist. Tomogr. 16, 1992; J. N. Rydberg et al., MRM 34, 1995, and for T1w
+        images JMRI 6, 1996.
     """
 
     tr_ms: float
@@ -230,7 +231,7 @@ def draw_protocols(
     echo TE 12 and 100 ms at TR 3 s; MPRAGE TR 2300 to 2400 ms, TI 900 to 1000 ms, 8 to 9 degrees; FLAIR TR 9 to 11 s,
     TI 2.2 to 2.5 s), UK Biobank (MPRAGE TR 2000 ms, TI 880 ms, 8 degrees; FLAIR TR 5 s, TI 1.8 s), HCP (MPRAGE TR
     2400 ms, TI 1000 ms, 8 degrees), inversion-prepared gradient echoes read from the centre of k-space with a short TI,
-    and older spin and gradient echoes.
+    T1 FLAIR of clinical scanners (TR about 2 s, TI about 0.8 s, short TE), and older spin and gradient echoes.
 
     PD and T2 of one subject are the echoes of one excitation. The target's sequence is fixed (`TARGETS`), except that
     the repetition time and the train of a dual echo are the source's too: a source has one answer.
@@ -269,15 +270,19 @@ def _draw_t1(rng: np.random.Generator) -> PulseSequence:
         tr_ms = ti_ms + echoes * spacing_ms + _between(share[3], 0, 250)
         flip_deg = _between(share[5], 9, 15)
         return Mprage(tr_ms, ti_ms, _between(share[4], 2, 4), flip_deg, spacing_ms, echoes, centre=0.0)
-    if kind < 0.6:
+    if kind < 0.5:
         ti_ms = _between(share[0], 800, 1250)
         spacing_ms, echoes = _between(share[1], 5.5, 9.5), int(_between(share[2], 120, 208))
         echoes = min(echoes, int(1.9 * ti_ms / spacing_ms))
         shortest = ti_ms + (echoes - echoes // 2) * spacing_ms
         tr_ms = max(_between(share[3], 1800, 2700), shortest + 50)
         return Mprage(tr_ms, ti_ms, _between(share[4], 2, 4.5), _between(share[5], 7, 12), spacing_ms, echoes)
-    if kind < 0.8:
+    if kind < 0.65:
         return SpoiledGradientEcho(_between(share[0], 7, 30), _between(share[1], 2, 6), _between(share[2], 14, 32))
+    if kind < 0.85:
+        tr_ms, train_ms = _between(share[0], 1700, 3000), _between(share[1], 40, 120)
+        ti_ms = fluid_null_ms(tr_ms, train_ms) * _between(share[2], 0.92, 1.05)
+        return Flair(tr_ms, _between(share[3], 6, 25), ti_ms, train_ms, _between(share[4], 0.1, 0.9))
     return SingleEcho(_between(share[0], 400, 800), _between(share[1], 8, 20))
 
 
