@@ -16,7 +16,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 from pydantic.fields import FieldInfo
 
 from unscanned.errors import SettingsError, UnscannedError, quoted
@@ -276,17 +276,28 @@ class Augmentation(Schema):
     "Largest thickness of slices, in voxels, that the source is averaged to across a random axis; up to 1 leaves it."
 
 
+def _range_within(least: float, most: float) -> AfterValidator:
+    """Return the check of a lowest and a highest value."""
+
+    def is_a_range(given: tuple[float, float]) -> tuple[float, float]:
+        if not least <= given[0] <= given[1] <= most:
+            raise ValueError(f"not a range: {least:g} <= low <= high <= {most:g}")
+        return given
+
+    return AfterValidator(is_a_range)
+
+
 class Spread(Schema):
     """What the scanner of a subject with wide physics is drawn from; the defaults are the spread of real scanners.
 
     `simulate` and `Stream` take a mapping of some of these keys.
     """
 
-    noise: tuple[float, float] = Field((0.012, 0.10), strict=False)
+    noise: Annotated[tuple[float, float], _range_within(1e-6, 1)] = Field((0.012, 0.10), strict=False)
     "Range of the SD of the noise beside white matter, 1e-6 to 1; a third more in T2w and FLAIR, less in PDw and T1w."
-    receive: tuple[float, float] = Field((0.005, 0.20), strict=False)
+    receive: Annotated[tuple[float, float], _range_within(0, 1)] = Field((0.005, 0.20), strict=False)
     "Range of the standard deviation of the logarithm of the receive field, 0 to 1, which is cut at twice that."
-    thickness_mm: tuple[float, float] = Field((0.8, 6.0), strict=False)
+    thickness_mm: Annotated[tuple[float, float], _range_within(0.1, 50)] = Field((0.8, 6.0), strict=False)
     "Range of the thickness of slices, 0.1 to 50 mm."
     volumetric: Share = 0.45
     "Share of subjects that are scanned as volumes with edges of 0.8 to 1.6 mm."
@@ -302,15 +313,6 @@ class Spread(Schema):
     "Share of subjects whose field of view does not hold the whole head."
     ghosts: Share = 0.3
     "Share of images with ghosts of motion, of up to 3 % of the signal."
-
-    @field_validator("noise", "receive", "thickness_mm")
-    @classmethod
-    def _is_a_range(cls, given: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        least, most = {"noise": (1e-6, 1.0), "receive": (0.0, 1.0), "thickness_mm": (0.1, 50.0)}[str(info.field_name)]
-        low, high = given
-        if not least <= low <= high <= most:
-            raise ValueError(f"not a range: {least:g} <= low <= high <= {most:g}")
-        return given
 
 
 class _Drawn(Schema):

@@ -170,7 +170,8 @@ def simulate(
             spread=options.overrides(spread) or None,
             progress=progress,
         )
-    terminal.say(f"{subjects} subjects are in {folder}; next: unscanned check {folder}")
+    made = "1 subject is" if subjects == 1 else f"{subjects} subjects are"
+    terminal.say(f"{made} in {folder}; next: unscanned check {folder}")
 
 
 @app.command
