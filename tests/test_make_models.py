@@ -6,7 +6,7 @@ import make_models
 import pytest
 
 from unscanned.datasets.pairs import select_pairs
-from unscanned.errors import SettingsError
+from unscanned.errors import CheckpointError, SettingsError
 from unscanned.files import write_json
 from unscanned.formats.shelf import ShelfRecord
 from unscanned.settings import resolve
@@ -92,12 +92,21 @@ def test_a_model_is_trained_scored_and_put_on_the_shelf_by_one_call(tmp_path):
     assert (tmp_path / "out" / "t1w-t2w" / "run" / "model" / "model.safetensors").stat().st_mtime_ns == made
 
 
-def test_settings_that_the_machine_cannot_train_with_are_refused_before_any_head_is_simulated(tmp_path, monkeypatch):
-    second = '[models.last]\nsource = "T1"\ntarget = "T2"\nsettings = { training = { precision = "tf32" } }\n'
+@pytest.mark.parametrize(
+    ("training", "error", "message"),
+    [
+        ('precision = "tf32"', SettingsError, r"training\.precision.*found tf32 on cpu"),
+        ('start = "older/t1w-t2w"', CheckpointError, "older/t1w-t2w: not a model"),
+    ],
+)
+def test_what_cannot_be_trained_here_is_refused_before_any_head_is_simulated(
+    training, error, message, tmp_path, monkeypatch
+):
+    second = f'[models.last]\nsource = "T1"\ntarget = "T2"\nsettings = {{ training = {{ {training} }} }}\n'
     (tmp_path / "models.toml").write_text(TINY + second)
     monkeypatch.setattr(make_models, "FILE", tmp_path / "models.toml")
     monkeypatch.setattr("sys.argv", ["make_models.py", str(tmp_path / "out")])
-    with pytest.raises(SettingsError, match=r"training\.precision.*found tf32 on cpu"):
+    with pytest.raises(error, match=message):
         make_models.main()
     assert not (tmp_path / "out").exists()
 
@@ -129,7 +138,7 @@ def test_the_plan_of_the_package_can_be_trained():
     assert plan["models"]["t1w-t2w"]["failures"][0].keys() >= {"what", "scan", "axial"}
     for name in plan["models"]:
         settings = make_models.settings_of(plan, name, None)
-        own = (12, "bfloat16", 1.0) if name in ("t1w-t2w", "t2w-t1w") else (8, "float32", 0.0)
+        own = {"t1w-t2w": (6, "float32", 1.0), "t2w-t1w": (12, "bfloat16", 1.0)}.get(name, (8, "float32", 0.0))
         assert (settings.training.epochs, settings.training.precision, settings.loss.gdl) == own
         assert settings.training.patch == 48
         assert settings.change() == resolve("strong", overrides=settings.model_dump(exclude={"preset"}))

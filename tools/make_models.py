@@ -44,6 +44,7 @@ from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
 from unscanned.synthesis.synthesize import synthesize
 from unscanned.training.run import check_settings, train
+from unscanned.training.start import load_start
 from unscanned.volumes.nifti import STAMP, read_volume
 from unscanned.volumes.skull import looks_skull_stripped
 
@@ -233,7 +234,9 @@ def main() -> None:
     parser.add_argument("--shelf", type=Path, default=SHIPPED)
     given = parser.parse_args()
     for name in given.models:
-        check_settings(settings_of(plan, name, None))
+        settings = settings_of(plan, name, None)
+        check_settings(settings)
+        load_start(settings)
     for name in given.models:
         print(make_model(name, plan, given.out, given.labels, given.real, given.shelf))
 
