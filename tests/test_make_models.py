@@ -1,6 +1,7 @@
 """The tool that trains the models of the package, with a plan that takes seconds."""
 
 import tomllib
+from dataclasses import replace
 
 import make_models
 import pytest
@@ -122,6 +123,15 @@ def test_the_label_maps_that_are_held_out_are_in_no_training(tmp_path):
         assert [(path.name, path.read_text()) for path in test.iterdir()] == [("b.nii.gz", "b.nii.gz")]
     with pytest.raises(SettingsError, match=r"expected z\.nii\.gz"):
         make_models.divide(labels, ["z.nii.gz"], tmp_path / "other")
+
+
+def test_a_model_names_its_label_maps_as_from_the_folder_of_all_that_is_made(tmp_path):
+    model = load_model("pd-t2", "cpu")
+    settings = model.settings.change(simulated={"labels": str(tmp_path / "out" / "labels" / "train")})
+    made = make_models.portable(replace(model, settings=settings), tmp_path / "out")
+    assert made.settings.simulated.labels == "labels/train"
+    without = replace(model, settings=model.settings.change(simulated={"labels": None}))
+    assert make_models.portable(without, tmp_path / "out") is without
 
 
 def test_real_scans_are_scored_as_a_whole_and_by_what_they_show(shared_data, tmp_path, capsys):

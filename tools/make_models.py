@@ -23,7 +23,8 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from os.path import realpath
+from dataclasses import replace
+from os.path import realpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from unscanned.formats.evaluation import read_evaluation
 from unscanned.report.model_card import write_card
 from unscanned.settings import Settings, resolve
 from unscanned.simulation.simulate import simulate
+from unscanned.synthesis.model import Model
 from unscanned.synthesis.model_file import load_model, save_model
 from unscanned.synthesis.pack import pack
 from unscanned.synthesis.shelf import SHIPPED, shelve
@@ -89,7 +91,7 @@ def make_model(
     dataset = simulate(out / name / "heads", labels=training_maps, **heads["training"], **common)
     with Stop() as stop:
         train(dataset, out / name / "run", settings, should_stop=stop)
-    model = load_model(out / name / "run" / "model", "cpu")
+    model = portable(load_model(out / name / "run" / "model", "cpu"), out)
 
     common |= {"labels": test_maps, **heads["test"]}
     domains = {
@@ -127,6 +129,14 @@ def make_model(
     shutil.copytree(folder, shelf / name)
     shelve(shelf, name)
     return shelf / name
+
+
+def portable(model: Model, out: Path) -> Model:
+    """Return a model whose settings name its label maps as from `out`: where that lies tells nobody else anything."""
+    labels = model.settings.simulated.labels
+    if labels is None:
+        return model
+    return replace(model, settings=model.settings.change(simulated={"labels": relpath(labels, out)}))
 
 
 def show_failure(failure: Mapping[str, Any], path: Path, evaluations: Iterable[Path]) -> dict[str, str]:
